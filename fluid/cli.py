@@ -1,0 +1,125 @@
+"""Command lines: flags, and errors a user can fix as one line instead of a traceback.
+
+CONFIG = cli.config_flag()
+WORKDIR = cli.workdir_flag()
+
+def main(argv):
+  del argv
+  train(cli.read(CONFIG), WORKDIR.value)
+
+if __name__ == '__main__':
+  cli.run(main)
+"""
+
+import re
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from fluid import config
+
+
+class UserError(config.ConfigError):
+  """Something the user can fix; the message is one line naming thing and remedy."""
+
+  exit_code = 2
+
+
+def config_flag() -> flags.FlagHolder:
+  """--config=FILE.py[:argument string] with dotted overrides --config.key=value.
+
+  Asking twice gives the same flag: an entry point may import another one.
+  """
+  if "config" not in flags.FLAGS:
+    config_flags.DEFINE_config_file(
+      "config", help_string="Config file, e.g. configs/toy.py:tokens=continuous."
+    )
+  return flags.FlagHolder(flags.FLAGS, flags.FLAGS["config"])
+
+
+def workdir_flag() -> flags.FlagHolder:
+  """--workdir=DIR, the folder of one run."""
+  if "workdir" not in flags.FLAGS:
+    flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics.")
+  return flags.FlagHolder(flags.FLAGS, flags.FLAGS["workdir"])
+
+
+def require(holder: flags.FlagHolder):
+  """Value of a flag that this entry point cannot do without."""
+  if holder.value is None:
+    raise UserError(f"missing flag --{holder.name}; see --help")
+  return holder.value
+
+
+def read(holder: flags.FlagHolder) -> config.Run:
+  """The config flag -> the dataclass of the whole run."""
+  return config.from_config_dict(require(holder))
+
+
+def run(main, argv: list[str] | None = None) -> None:
+  """absl's app.run(main), where user errors are one line and an exit code (2)."""
+
+  def guarded(args):
+    # absl raises the default to INFO, which floods the terminal with library logs.
+    if flags.FLAGS["verbosity"].using_default_value:
+      logging.set_verbosity(logging.WARNING)
+    try:
+      return main(args)
+    except (config.ConfigError, FileNotFoundError) as e:
+      return _report(e)
+
+  def parse(args):
+    try:
+      rest = flags.FLAGS(args)
+      if len(rest) > 1:
+        raise UserError(f"argument '{rest[1]}' is not a flag; see --help")
+      if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+        _readable(flags.FLAGS.config)
+      return rest
+    except Exception as e:
+      # config_flags lets KeyError, TypeError and whatever get_config raises through.
+      sys.exit(_report(_cause(e, args)))
+
+  app.run(guarded, argv=argv, flags_parser=parse)
+
+
+def _readable(loaded) -> None:
+  # A config file that does not load becomes an object that raises when it is used.
+  error = getattr(type(loaded), "_ReportError", None)
+  if error:
+    error(loaded)
+
+
+def _cause(error: BaseException, args: list[str]) -> BaseException:
+  """An error of flag parsing -> one that says what is wrong in the user's terms."""
+  chain = [error]
+  while chain[-1].__cause__ or chain[-1].__context__:
+    chain.append(chain[-1].__cause__ or chain[-1].__context__)
+  for e in reversed(chain):
+    if isinstance(e, config.ConfigError) and "Traceback" not in str(e):
+      return e
+  missing = re.search(r"No such file or directory: '(.*?)'", str(error))
+  if missing:
+    return UserError(f"config file not found: {missing[1]}")
+  if isinstance(error, KeyError | AttributeError | TypeError):
+    # config_flags names the last part of an override; name the whole of it.
+    quoted = re.search(r"'([^']+)'", str(error))
+    for arg in args if quoted else ():
+      name = arg.split("=")[0].lstrip("-")
+      if name.startswith("config.") and quoted[1] in name.split("."):
+        near = re.search(r'Did you mean "(\w+)"', str(error))
+        hint = f"; did you mean '{near[1]}'?" if near else ""
+        return UserError(f"unknown config key '{name[len('config.') :]}'{hint}")
+  if "Traceback" in str(error) or not isinstance(error, flags.Error):
+    root = chain[-1]
+    return UserError(f"{type(root).__name__} while reading the config: {root}")
+  return error
+
+
+def _report(error: BaseException) -> int:
+  message = str(error)
+  if isinstance(error, FileNotFoundError) and error.filename:
+    message = f"{error.strerror}: {error.filename}"
+  print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
+  return getattr(error, "exit_code", 2)
