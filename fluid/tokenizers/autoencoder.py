@@ -1,0 +1,176 @@
+"""The convolutional encoder and decoder that the VAE and the VQ model share.
+
+Layer for layer the autoencoder of latent diffusion (taming-transformers; also SD VAE
+and LlamaGen's VQGAN), and parameter names follow theirs with dots as underscores within
+a module (`encoder.down.0.block.1.conv1` is `encoder/down_0_block_1/conv1`), so that
+published weights need only a renaming. Two departures, both off for published weights:
+`stem` folds pixels into channels at both ends, which makes small models many times
+faster; and narrow layers have fewer than 32 groups, where a group of one or two
+channels would normalise colour away.
+
+B batch, H W height and width, C channels.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fluid import config as config_lib
+
+
+def _norm(channels: int, name: str) -> nn.Module:
+  return nn.GroupNorm(math.gcd(32, channels // 4), epsilon=1e-6, name=name)
+
+
+def _conv(channels: int, name: str, kernel: int = 3, stride: int = 1) -> nn.Module:
+  # SAME with stride 2 pads below and right only, as the original's (0, 1, 0, 1).
+  return nn.Conv(channels, (kernel, kernel), (stride, stride), "SAME", name=name)
+
+
+def unshuffle(x, block: int):
+  """[B, H, W, C] -> [B, H/k, W/k, k k C]."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h // block, block, w // block, block, c)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // block, w // block, -1)
+
+
+def shuffle(x, block: int):
+  """Inverse of `unshuffle`."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h, w, block, block, c // block**2)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * block, w * block, -1)
+
+
+class ResBlock(nn.Module):
+  """GroupNorm, SiLU, conv, twice; a 1x1 shortcut where the width changes."""
+
+  channels: int
+
+  @nn.compact
+  def __call__(self, x):
+    h = _conv(self.channels, "conv1")(nn.silu(_norm(x.shape[-1], "norm1")(x)))
+    h = _conv(self.channels, "conv2")(nn.silu(_norm(self.channels, "norm2")(h)))
+    if x.shape[-1] != self.channels:
+      x = _conv(self.channels, "nin_shortcut", 1)(x)
+    return x + h
+
+
+class AttnBlock(nn.Module):
+  """Single-head self-attention over all positions."""
+
+  @nn.compact
+  def __call__(self, x):
+    b, h, w, c = x.shape
+    y = _norm(c, "norm")(x)
+    q, k, v = (_conv(c, n, 1)(y).reshape(b, h * w, 1, c) for n in "qkv")
+    y = jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
+    return x + _conv(c, "proj_out", 1)(y)
+
+
+class _Half(nn.Module):
+  """What encoder and decoder share."""
+
+  config: config_lib.Tokenizer
+  out: int
+
+  def mid(self, x):
+    x = ResBlock(x.shape[-1], name="mid_block_1")(x)
+    if self.config.attention != "none":
+      x = AttnBlock(name="mid_attn_1")(x)
+    return ResBlock(x.shape[-1], name="mid_block_2")(x)
+
+  def level(self, x, name: str, level: int, blocks: int):
+    c = self.config
+    deepest = level == len(c.multipliers) - 1
+    for i in range(blocks):
+      x = ResBlock(c.width * c.multipliers[level], name=f"{name}_block_{i}")(x)
+      if deepest and c.attention == "deep":
+        x = AttnBlock(name=f"{name}_attn_{i}")(x)
+    return x
+
+  def head(self, x):
+    return _conv(self.out, "conv_out")(nn.silu(_norm(x.shape[-1], "norm_out")(x)))
+
+
+class Encoder(_Half):
+  """[B, H, W, 3] -> [B, H/f, W/f, out]."""
+
+  @nn.compact
+  def __call__(self, x):
+    c = self.config
+    x = _conv(c.width, "conv_in")(unshuffle(x, c.stem))
+    for i, _ in enumerate(c.multipliers):
+      x = self.level(x, f"down_{i}", i, c.blocks)
+      if i < len(c.multipliers) - 1:
+        x = _conv(x.shape[-1], f"down_{i}_downsample_conv", 3, 2)(x)
+    return self.head(self.mid(x))
+
+
+class Decoder(_Half):
+  """[B, h, w, z] -> [B, H, W, 3]; `out` is 3."""
+
+  @nn.compact
+  def __call__(self, x):
+    c = self.config
+    x = self.mid(_conv(c.width * c.multipliers[-1], "conv_in")(x))
+    for i in reversed(range(len(c.multipliers))):
+      x = self.level(x, f"up_{i}", i, c.blocks + 1)
+      if i:
+        x = x.repeat(2, axis=1).repeat(2, axis=2)
+        x = _conv(x.shape[-1], f"up_{i}_upsample_conv")(x)
+    return shuffle(self.head(x), c.stem)
+
+
+class Autoencoder(nn.Module):
+  """Encoder and decoder with the 1x1 convolutions around the latent.
+
+  Attributes:
+    moments: channels the encoder gives per latent channel (2: mean and log variance).
+  """
+
+  config: config_lib.Tokenizer
+  moments: int = 1
+
+  def setup(self):
+    c = self.config
+    z = c.z_channels or c.channels
+    self.encoder = Encoder(c, self.moments * z)
+    self.decoder = Decoder(c, 3 * c.stem**2)
+    self.quant_conv = _conv(self.moments * c.channels, None, 1)
+    self.post_quant_conv = _conv(z, None, 1)
+
+  def encode(self, images):
+    """[B, H, W, 3] -> [B, h, w, moments * channels]."""
+    return self.quant_conv(self.encoder(images))
+
+  def decode(self, latents):
+    """[B, h, w, channels] -> [B, H, W, 3], not clipped."""
+    return self.decoder(self.post_quant_conv(latents))
+
+  def __call__(self, images):
+    return self.decode(self.encode(images)[..., : self.config.channels])
+
+
+def reconstruction_loss(recon: Any, images: Any, config: config_lib.Tokenizer):
+  """Mean over the batch of L1, L2 and edges; [B, H, W, 3] each -> scalar.
+
+  The edge term is the L1 distance of horizontal and vertical differences at full, half
+  and quarter resolution: it asks for crisp borders where L1 and L2 alone accept blur.
+  There is no perceptual or adversarial term.
+  """
+  error = recon - images
+  loss = jnp.abs(error).mean() + config.l2_weight * jnp.square(error).mean()
+  if not config.edge_weight:
+    return loss
+  edges = 0.0
+  for scale in range(3):
+    # Differences are linear: those of the error are the error of the differences.
+    edges += jnp.abs(error[:, 1:] - error[:, :-1]).mean()
+    edges += jnp.abs(error[:, :, 1:] - error[:, :, :-1]).mean()
+    if scale < 2:
+      b, h, w, c = error.shape
+      error = error.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+  return loss + config.edge_weight * edges

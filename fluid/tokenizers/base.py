@@ -1,0 +1,134 @@
+"""What every tokenizer is: images in [-1, 1] to tokens and back.
+
+B batch, H W image, h w latent grid, C latent channels, p patch, L tokens per image.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from fluid import config as config_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSpec:
+  """The token space that heads, orders and caches are built for.
+
+  Attributes:
+    kind: 'discrete' (ids below `vocab`) or 'continuous' (vectors of `channels`).
+    length: tokens per image.
+    grid: (rows, columns) of the tokens; raster order is row by row.
+  """
+
+  kind: str
+  length: int
+  grid: tuple[int, int]
+  vocab: int = 0
+  channels: int = 0
+
+  def to_dict(self) -> dict[str, Any]:
+    return dataclasses.asdict(self) | {"grid": list(self.grid)}
+
+  @classmethod
+  def from_dict(cls, values: dict[str, Any]) -> "TokenSpec":
+    return cls(**(values | {"grid": tuple(values["grid"])}))
+
+
+class Tokenizer:
+  """Weights bound to the pure functions of one kind.
+
+  Subclasses define the pure functions `init`, `encode_with`, `decode_with` (and
+  `moments_with`), whose first argument is `variables`. The bound methods are jitted,
+  compile once per batch size, and may be called inside another jit.
+
+  Attributes:
+    config, image_size: what the functions are made from.
+    variables: nested dict of arrays; uncommitted, so valid under any mesh and none.
+  """
+
+  def __init__(
+    self, config: config_lib.Tokenizer, image_size: int, variables: Any = None
+  ):
+    check(config, image_size)
+    self.config = config
+    self.image_size = image_size
+    self.variables = jax.device_put(variables)
+    self._jit = functools.cache(lambda name: jax.jit(getattr(self, name)))
+
+  @property
+  def grid(self) -> int:
+    """Latents per side, before they are grouped into tokens."""
+    return self.image_size // factor(self.config)
+
+  @property
+  def spec(self) -> TokenSpec:
+    raise NotImplementedError
+
+  def encode(self, images: jax.Array) -> jax.Array:
+    """[B, H, W, 3] in [-1, 1] -> tokens ([B, L] int32 or [B, L, C] float32)."""
+    return self._jit("encode_with")(self.variables, images)
+
+  def decode(self, tokens: jax.Array) -> jax.Array:
+    """Tokens -> [B, H, W, 3] float32 in [-1, 1]."""
+    return self._jit("decode_with")(self.variables, tokens)
+
+  def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[B, H, W, 3] -> posterior mean and std of the tokens, [B, L, C] each."""
+    if self.spec.kind != "continuous":
+      raise config_lib.ConfigError(
+        f"a '{self.config.kind}' tokenizer has no moments; use encode"
+      )
+    return self._jit("moments_with")(self.variables, images)
+
+
+def factor(config: config_lib.Tokenizer) -> int:
+  """Pixels per latent and side."""
+  return config.stem * 2 ** (len(config.multipliers) - 1)
+
+
+def check(config: config_lib.Tokenizer, image_size: int) -> None:
+  """Refuses settings that only a reshape deep inside would refuse."""
+  patch = config.patch if config.kind == "vae" else 1
+  side = factor(config) * patch
+  if image_size % side:
+    raise config_lib.ConfigError(
+      f"config key 'data.image_size' ({image_size}) must be a multiple of {side}, the "
+      "pixels per token side (tokenizer.stem x halvings x tokenizer.patch)"
+    )
+  if config.width % 4:
+    raise config_lib.ConfigError(
+      f"config key 'tokenizer.width' ({config.width}) must be a multiple of 4"
+    )
+
+
+def patchify(latents, patch: int):
+  """[B, h, w, C] -> tokens [B, (h/p)(w/p), C p p], channel-major as MAR's patchify."""
+  b, h, w, c = latents.shape
+  x = latents.reshape(b, h // patch, patch, w // patch, patch, c)
+  x = x.transpose(0, 1, 3, 5, 2, 4)  # [B, h/p, w/p, C, p, p]
+  return x.reshape(b, (h // patch) * (w // patch), c * patch * patch)
+
+
+def unpatchify(tokens, patch: int, grid: tuple[int, int]):
+  """Inverse of `patchify`; grid: (h/p, w/p)."""
+  b, _, c = tokens.shape
+  h, w = grid
+  x = tokens.reshape(b, h, w, c // patch**2, patch, patch)
+  x = x.transpose(0, 1, 4, 2, 5, 3)  # [B, h/p, p, w/p, p, C]
+  return x.reshape(b, h * patch, w * patch, c // patch**2)
+
+
+def in_batches(fn, inputs: np.ndarray, batch: int):
+  """Applies `fn` to fixed batches of [N, ...], the last padded: one compilation.
+
+  Returns what `fn` returns (an array or a tree of arrays), as numpy, N rows.
+  """
+  outs = []
+  for start in range(0, len(inputs), batch):
+    part = inputs[start : start + batch]
+    pad = [(0, batch - len(part))] + [(0, 0)] * (inputs.ndim - 1)
+    outs.append(jax.tree.map(np.asarray, fn(np.pad(part, pad))))
+  return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(inputs)], *outs)

@@ -1,0 +1,102 @@
+"""A tokenizer's folder: config.json and weights.safetensors, each written whole."""
+
+import hashlib
+import json
+import os
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from fluid import config as config_lib
+from fluid.tokenizers import base
+
+
+def write_atomic(path: str, content: bytes) -> None:
+  """A reader sees the old file or the new one, never a part."""
+  part = f"{path}.part"
+  with open(part, "wb") as f:
+    f.write(content)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(part, path)
+
+
+def write_json(path: str, value: Any) -> None:
+  write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def save(path: str, tokenizer: base.Tokenizer, metrics: dict[str, Any]) -> None:
+  """Writes weights, then the config that vouches for them by size and hash."""
+  os.makedirs(path, exist_ok=True)
+  flat = {k: np.asarray(v) for k, v in _flatten(tokenizer.variables).items()}
+  weights = safetensors.numpy.save(flat)
+  write_atomic(os.path.join(path, "weights.safetensors"), weights)
+  content = {
+    "tokenizer": config_lib.to_dict(tokenizer.config),
+    "image_size": tokenizer.image_size,
+    "spec": tokenizer.spec.to_dict(),
+    "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    "metrics": metrics,
+  }
+  if tokenizer.spec.kind == "continuous":  # For the reader; the weights hold them too.
+    content |= {k: v.tolist() for k, v in flat.items() if k.startswith("latent.")}
+  write_json(os.path.join(path, "config.json"), content)
+
+
+def read_config(path: str) -> dict[str, Any]:
+  """PATH/config.json; missing or unreadable -> ConfigError."""
+  if not path:
+    raise config_lib.ConfigError(
+      "config key 'tokenizer.path' is empty: name the folder of a trained tokenizer "
+      "(python -m fluid.tokenizers.train writes one)"
+    )
+  try:
+    with open(os.path.join(path, "config.json"), encoding="utf-8") as f:
+      content = json.load(f)
+    content["tokenizer"], content["image_size"], content["weights_sha256"]
+  except OSError as e:
+    raise config_lib.ConfigError(
+      f"no tokenizer in {path}: train one there with python -m fluid.tokenizers.train"
+    ) from e
+  except (ValueError, KeyError, TypeError) as e:
+    raise config_lib.ConfigError(f"{_damaged(path, 'config.json')} ({e})") from e
+  return content
+
+
+def read_weights(path: str, sha256: str, like: Any) -> Any:
+  """Nested dict of numpy arrays with the names and shapes of the tree `like`."""
+  try:
+    with open(os.path.join(path, "weights.safetensors"), "rb") as f:
+      content = f.read()
+  except OSError as e:
+    raise config_lib.ConfigError(
+      f"{path} has no weights.safetensors: remove the folder and train again"
+    ) from e
+  if hashlib.sha256(content).hexdigest() != sha256:
+    raise config_lib.ConfigError(_damaged(path, "weights.safetensors"))
+  flat = safetensors.numpy.load(content)
+  expected = _flatten(like)
+  for name in sorted(set(flat) ^ set(expected)):
+    side = "lacks" if name in expected else "has an unexpected"
+    raise config_lib.ConfigError(f"weights in {path} do not fit: it {side} {name}")
+  for name, value in expected.items():
+    if flat[name].shape != value.shape:
+      raise config_lib.ConfigError(
+        f"weights in {path} do not fit: {name} has shape {flat[name].shape}, its "
+        f"config asks for {value.shape}"
+      )
+  return jax.tree_util.tree_map_with_path(lambda p, _: flat[_name(p)], like)
+
+
+def _damaged(path: str, name: str) -> str:
+  return f"{name} in {path} is damaged: remove the folder and train or convert again"
+
+
+def _name(path) -> str:
+  return ".".join(p.key for p in path)
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+  return {_name(p): v for p, v in jax.tree_util.tree_leaves_with_path(tree)}
