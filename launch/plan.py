@@ -1,0 +1,200 @@
+"""A sweep file -> the stages it takes: tokenizers, caches of tokens, runs.
+
+A sweep file defines `sweep()`, which yields `dict(name=..., config=..., overrides=...)`
+for each run: `config` is what `--config` takes (`configs/toy.py:tokens=continuous`) and
+`overrides` maps dotted keys to values. What a run needs first is read off its config:
+runs with the same tokenizer and data share one tokenizer and one cache. Never imports
+jax.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fluid.config import ConfigError, Run, from_config_dict, to_dict
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = {
+  "tokenizer": "fluid.tokenizers.train",
+  "data": "fluid.prepare",
+  "run": "fluid.train",
+}
+TOKENS = {"diffusion": "continuous", "categorical": "discrete"}
+# Keys that may differ between a finished run and the plan: where things lie, how often
+# they are looked at, and how work is split over devices.
+_MAY_DIFFER = (
+  "tokenizer.path", "data.cache", "data.workers", "text.path", "mesh.", "accum",
+  "evals.", "sample.", "log_every", "eval_every", "checkpoint_every", "keep",
+  "profile_steps", "tensorboard", "steps",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One command of the sweep and the folder it fills.
+
+  Attributes:
+    kind: key of MODULES.
+    name: of the folder below tokenizers/, data/ or runs/.
+    folder: what the command writes; `done.json` in it means finished.
+    config, overrides: as in the sweep file, with the paths of `needs` added.
+    needs: ids of the stages that come first.
+    run: the resolved config.
+  """
+
+  kind: str
+  name: str
+  folder: Path
+  config: str
+  overrides: dict[str, Any]
+  needs: tuple[str, ...]
+  run: Run
+
+  @property
+  def id(self) -> str:
+    return f"{self.kind}/{self.name}"
+
+  @property
+  def cell(self) -> str:
+    return f"{TOKENS[self.run.model.head]}-{self.run.model.order}"
+
+  def finished(self) -> bool:
+    """Whether the folder says so (for a run: for as many steps as planned now)."""
+    try:
+      done = json.loads((self.folder / "done.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+      return False
+    return self.kind != "run" or done.get("step", self.run.steps) >= self.run.steps
+
+  def mismatch(self) -> str:
+    """Names the first key in which a run already in `folder` differs; '' if none."""
+    try:
+      old = flatten(json.loads((self.folder / "config.json").read_text()))
+    except (FileNotFoundError, json.JSONDecodeError):
+      return ""
+    if self.kind != "run":
+      return ""
+    for key, now in flatten(to_dict(self.run)).items():
+      if not key.startswith(_MAY_DIFFER) and key in old and old[key] != now:
+        return f"{key} was {old[key]!r}, now {now!r}"
+    return ""
+
+
+def command(stage: Stage) -> list[str]:
+  """The argv that carries out a stage."""
+  argv = [sys.executable, "-m", MODULES[stage.kind], f"--config={stage.config}"]
+  argv += [f"--config.{key}={value}" for key, value in stage.overrides.items()]
+  if stage.kind == "run":
+    argv.append(f"--workdir={stage.folder}")
+  return argv
+
+
+def plan(sweep_file: str | Path, workdir: str | Path) -> list[Stage]:
+  """All stages of a sweep, each after those it needs.
+
+  Raises:
+    ConfigError: a sweep file or a point of it cannot be used.
+  """
+  workdir = Path(workdir).resolve()
+  stages: dict[str, Stage] = {}
+  for point in load_points(sweep_file):
+    for stage in _stages(point, workdir):
+      if stage.kind == "run" and stage.id in stages:
+        raise ConfigError(f"{sweep_file} yields two runs named '{stage.name}'")
+      stages.setdefault(stage.id, stage)
+  return list(stages.values())
+
+
+def load_points(sweep_file: str | Path) -> list[dict]:
+  """The points a sweep file yields."""
+  module = _load_module(sweep_file)
+  if not hasattr(module, "sweep"):
+    raise ConfigError(f"{sweep_file} has no function sweep()")
+  points = list(module.sweep())
+  for point in points:
+    if unknown := set(point) - {"name", "config", "overrides"}:
+      raise ConfigError(
+        f"{sweep_file} yields a point with unknown key {unknown.pop()!r}"
+      )
+    if missing := {"name", "config"} - set(point):
+      raise ConfigError(f"{sweep_file} yields a point without {missing.pop()!r}")
+  if not points:
+    raise ConfigError(f"{sweep_file} yields no runs")
+  return points
+
+
+def resolve(config: str, overrides: dict[str, Any]) -> Run:
+  """'path.py:argument' and dotted overrides -> Run."""
+  path, _, argument = config.partition(":")
+  module = _load_module(path)
+  tree = module.get_config(argument) if argument else module.get_config()
+  try:
+    tree.update_from_flattened_dict(overrides)
+  except (KeyError, TypeError, ValueError) as e:
+    raise ConfigError(f"cannot override {config}: {e}") from e
+  return from_config_dict(tree)
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+  """Nested dict -> dotted keys."""
+  out = {}
+  for key, value in tree.items():
+    if isinstance(value, dict) and value:
+      out |= flatten(value, f"{prefix}{key}.")
+    else:
+      out[prefix + key] = value
+  return out
+
+
+def _stages(point: dict, workdir: Path) -> Iterator[Stage]:
+  config, overrides = point["config"], dict(point.get("overrides", {}))
+  run = resolve(config, overrides)
+  needs = ()
+  images = _without(run.data, "cache", "workers")
+  if not run.tokenizer.path and not run.data.cache:
+    key = {"tokenizer": _without(run.tokenizer, "path"), "data": images}
+    name = f"{run.tokenizer.kind}-{_digest(key)}"
+    overrides["tokenizer.path"] = str(workdir / "tokenizers" / name)
+    yield _stage("tokenizer", name, workdir, config, overrides, needs, run)
+    needs = (f"tokenizer/{name}",)
+  if not run.data.cache:
+    key = {
+      "tokenizer": overrides.get("tokenizer.path") or run.tokenizer.path,
+      "data": images,
+      "text": _without(run.text, "width"),
+    }
+    key["tokenizer"] = Path(key["tokenizer"]).name
+    name = f"{run.data.source}-{run.tokenizer.kind}-{_digest(key)}"
+    overrides["data.cache"] = str(workdir / "data" / name)
+    yield _stage("data", name, workdir, config, overrides, needs, run)
+    needs += (f"data/{name}",)
+  yield _stage("run", point["name"], workdir, config, overrides, needs, run)
+
+
+def _stage(kind, name, workdir, config, overrides, needs, run) -> Stage:
+  folder = workdir / {"tokenizer": "tokenizers", "data": "data", "run": "runs"}[kind]
+  return Stage(kind, name, folder / name, config, dict(overrides), needs, run)
+
+
+def _without(section, *keys: str) -> dict:
+  return {k: v for k, v in to_dict(section).items() if k not in keys}
+
+
+def _digest(tree: dict) -> str:
+  return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _load_module(path: str | Path):
+  path = Path(path)
+  found = path if path.exists() else ROOT / path
+  if not found.is_file():
+    raise ConfigError(f"no such file: {path}")
+  spec = importlib.util.spec_from_file_location(f"_sweep_{found.stem}", found)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module

@@ -1,0 +1,152 @@
+"""What a sweep shows: one live table, or plain lines where there is no terminal."""
+
+import json
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+PLAIN_SECONDS = 30.0  # between two progress lines of a running stage
+_TAIL = 65_536  # bytes of metrics.jsonl that surely hold the newest training record
+_COLOURS = {
+  "finished": "green", "running": "cyan", "failed": "bold red", "blocked": "red",
+  "interrupted": "yellow", "waiting": "dim",
+}  # fmt: skip
+
+
+def progress(stage) -> dict[str, float]:
+  """Newest step, loss, images/s and seconds left of a run, as far as it wrote them."""
+  if stage.kind != "run":
+    return {}
+  out = {}
+  for record in reversed(_tail(stage.folder / "metrics.jsonl")):
+    for name, key in (("loss", "train/loss"), ("images_per_s", "images_per_s")):
+      if key in record:
+        out.setdefault(name, record[key])
+        out.setdefault("step", record["step"])
+  if out.get("images_per_s"):
+    images = (stage.run.steps - out["step"]) * stage.run.batch
+    out["eta"] = images / out["images_per_s"]
+  return out
+
+
+def _tail(path: Path) -> list[dict]:
+  try:
+    with open(path, "rb") as f:
+      f.seek(max(0, path.stat().st_size - _TAIL))
+      lines = f.read().decode(errors="replace").splitlines()
+  except FileNotFoundError:
+    return []
+  records = []
+  for line in lines:
+    try:
+      records.append(json.loads(line))
+    except json.JSONDecodeError:  # the cut-off first line, or one being written
+      continue
+  return [r for r in records if isinstance(r, dict) and "step" in r]
+
+
+def clock(seconds: float) -> str:
+  """1:02:03"""
+  minutes, s = divmod(int(seconds), 60)
+  h, m = divmod(minutes, 60)
+  return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"
+
+
+class Screen:
+  """Shows the entries of a sweep; `progress(stage)` supplies the numbers of a run."""
+
+  def __init__(self, progress=lambda stage: {}, *, plain: bool = False, console=None):
+    self._progress = progress
+    self._console = console or Console()
+    self._live = None
+    if self._console.is_terminal and not plain:
+      self._live = Live(console=self._console, auto_refresh=False)
+    self._shown: dict[str, tuple[str, float]] = {}
+    self._refreshed = 0.0
+
+  def __enter__(self):
+    if self._live:
+      self._live.__enter__()
+    return self
+
+  def __exit__(self, *error):
+    if self._live:
+      self._live.__exit__(*error)
+
+  def update(self, entries, *, final: bool = False):
+    """Shows how things stand now; with `final`, also which stages failed and why."""
+    entries = list(entries)
+    if self._live:
+      if final or time.monotonic() - self._refreshed > 1:
+        self._refreshed = time.monotonic()
+        self._live.update(self._table(entries), refresh=True)
+    else:
+      for entry in entries:
+        self._line(entry)
+    if final:
+      self._summary(entries)
+
+  def _table(self, entries) -> Table:
+    table = Table(title=f"{_done(entries)} stages finished", title_justify="left")
+    table.add_column("stage", overflow="fold")
+    table.add_column("status")
+    for name in ("step", "loss", "images/s", "ETA", "time"):
+      table.add_column(name, justify="right")
+    for entry in entries:
+      p = self._numbers(entry)
+      table.add_row(
+        entry.stage.id.removeprefix("run/"),
+        f"[{_COLOURS[entry.status]}]{entry.status}[/]",
+        f"{p['step']}/{entry.stage.run.steps}" if "step" in p else "",
+        f"{p['loss']:.4f}" if "loss" in p else "",
+        f"{p['images_per_s']:.0f}" if "images_per_s" in p else "",
+        clock(p["eta"]) if "eta" in p and entry.status == "running" else "",
+        clock(_seconds(entry)) if _seconds(entry) else "",
+      )
+    return table
+
+  def _line(self, entry):
+    now = time.monotonic()
+    status, shown = self._shown.get(entry.stage.id, ("waiting", now))
+    changed = entry.status != status
+    due = entry.status == "running" and now - shown > PLAIN_SECONDS
+    if not changed and not due:
+      return
+    self._shown[entry.stage.id] = entry.status, now
+    p = self._numbers(entry)
+    words = [f"{entry.stage.id}: {entry.status}"]
+    if entry.skipped:
+      words.append("(before)")
+    elif entry.status != "running" or due:
+      words.append(f"after {clock(_seconds(entry))}")
+    if "step" in p:
+      words.append(f"step {p['step']}/{entry.stage.run.steps}")
+    if "loss" in p:
+      words.append(f"loss {p['loss']:.4f}")
+    if "images_per_s" in p:
+      words.append(f"{p['images_per_s']:.0f} images/s")
+    if "eta" in p and entry.status == "running":
+      words.append(f"ETA {clock(p['eta'])}")
+    print(" ".join(words), file=self._console.file, flush=True)
+
+  def _numbers(self, entry) -> dict:
+    return {} if entry.status in ("waiting", "blocked") else self._progress(entry.stage)
+
+  def _summary(self, entries):
+    bad = [e for e in entries if e.status in ("failed", "blocked", "interrupted")]
+    lines = [f"{_done(entries)} stages finished"]
+    lines += [f"{e.status}: {e.stage.id}: {e.note}" for e in bad]
+    print("\n".join(lines), file=self._console.file, flush=True)
+
+
+def _done(entries) -> str:
+  return f"{sum(e.status == 'finished' for e in entries)} of {len(entries)}"
+
+
+def _seconds(entry) -> float:
+  if entry.status == "running":
+    return time.time() - entry.started
+  return entry.seconds

@@ -1,0 +1,254 @@
+"""launch.sweep on fake stages: what is run, skipped, resumed, and said at the end."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fluid.config import ConfigError
+from launch import backends, sweep
+from launch.plan import command, plan
+from launch.progress import Screen, progress
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """
+from ml_collections import ConfigDict
+from fluid import config as c
+
+def get_config(arg=''):
+  head, order = arg.split(',')
+  run = c.Run(model=c.Model(head=head, order=order, size='s'), steps=4, batch=2,
+              tokenizer=c.Tokenizer(kind='vq' if head == 'categorical' else 'vae'))
+  return ConfigDict(c.to_dict(run))
+"""
+# A stage that counts its starts, writes what it is told to and ends as it is told to.
+FAKE = """
+import json, os, pathlib, sys, time
+folder, mode = pathlib.Path(sys.argv[1]), sys.argv[2]
+folder.mkdir(parents=True, exist_ok=True)
+starts = folder / 'starts'
+n = int(starts.read_text()) + 1 if starts.exists() else 1
+starts.write_text(str(n))
+if mode == 'fail':
+  print('error: no luck'); sys.exit(3)
+if mode == 'hang' and n == 1:
+  time.sleep(60)
+line = {'step': 4, 'train/loss': .5, 'images_per_s': 9}
+(folder / 'metrics.jsonl').write_text(json.dumps(line) + '\\n')
+(folder / 'done.json').write_text(json.dumps({'step': 4}))
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+  """A sweep of two discrete runs and a continuous one."""
+  (tmp_path / "toy.py").write_text(CONFIG)
+  points = [
+    ("dr1", "categorical,random", {}),
+    ("dr2", "categorical,random", {"optim.lr": 0.5}),
+    ("cr1", "diffusion,random", {"model.layers": 3}),
+  ]
+  body = "\n".join(
+    f"  yield dict(name={n!r}, config='{tmp_path}/toy.py:{a}', overrides={o!r})"
+    for n, a, o in points
+  )
+  (tmp_path / "study.py").write_text(f"def sweep():\n{body}\n")
+  return tmp_path / "study.py"
+
+
+@pytest.fixture
+def execute(study, tmp_path):
+  """Runs the study with fake stages; returns (exit status, printed text)."""
+  (tmp_path / "fake.py").write_text(FAKE)
+  signals = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+  def run(modes=None, only="", jobs=1):
+    workdir = tmp_path / "w"
+    workdir.mkdir(exist_ok=True)
+    stages = plan(study, workdir)
+    stages = sweep.choose(stages, only) if only else stages
+    out = io.StringIO()
+    console = Console(file=out)
+
+    def build(stage):
+      mode = (modes or {}).get(stage.id.split("-")[0], "ok")
+      return [sys.executable, str(tmp_path / "fake.py"), str(stage.folder), mode]
+
+    code = sweep.Sweep(
+      stages, workdir, backends.make("local", jobs=jobs), build=build,
+      screen=Screen(progress, console=console), poll_seconds=0.02,
+    ).run()  # fmt: skip
+    return code, out.getvalue()
+
+  yield run
+  for number, handler in signals.items():
+    signal.signal(number, handler)
+
+
+def statuses(tmp_path):
+  records = json.loads((tmp_path / "w/sweep.json").read_text())
+  return {f"{r['kind']}/{r['name'].split('-')[0]}": r["status"] for r in records}
+
+
+def starts(tmp_path):
+  return {
+    p.parent.name.split("-")[0]: int(p.read_text())
+    for p in (tmp_path / "w/runs").glob("*/starts")
+  }
+
+
+def test_plan_shares_tokenizers_and_caches(study, tmp_path):
+  stages = plan(study, tmp_path / "w")
+  assert [s.kind for s in stages] == [
+    "tokenizer", "data", "run", "run", "tokenizer", "data", "run",
+  ]  # fmt: skip
+  tokenizer, data, first, second, *_, last = stages
+  assert first.needs == second.needs == (tokenizer.id, data.id)
+  assert not set(last.needs) & set(first.needs)
+  assert last.run.model.layers == 3 and second.run.optim.lr == 0.5
+  argv = command(second)
+  assert argv[1:3] == ["-m", "fluid.train"]
+  assert f"--config.tokenizer.path={tokenizer.folder}" in argv
+  assert f"--config.data.cache={data.folder}" in argv
+  assert "--config.optim.lr=0.5" in argv and f"--workdir={second.folder}" in argv
+  assert not any("data.cache" in a for a in command(tokenizer))
+
+
+def test_a_seed_shares_the_tokenizer_but_not_another_image_size(study, tmp_path):
+  text = study.read_text()
+  study.write_text(
+    text.replace("'optim.lr': 0.5", "'seed': 7").replace(
+      "'diffusion,random'", "'categorical,random'"
+    )
+  )
+  same = {s.id for s in plan(study, tmp_path)}
+  study.write_text(text.replace("'optim.lr': 0.5", "'data.image_size': 64"))
+  other = {s.id for s in plan(study, tmp_path)}
+  assert sum(i.startswith("tokenizer/vq") for i in same) == 1
+  assert sum(i.startswith("tokenizer/vq") for i in other) == 2
+
+
+def test_runs_everything_then_skips_the_finished(execute, tmp_path):
+  code, text = execute()
+  assert code == 0 and set(statuses(tmp_path).values()) == {"finished"}
+  assert "7 of 7 stages finished" in text and "loss 0.5000" in text
+  assert "9 images/s" in text
+  code, text = execute()
+  assert code == 0 and starts(tmp_path) == {"dr1": 1, "dr2": 1, "cr1": 1}
+  assert "run/cr1: finished (before)" in text
+
+
+def test_goes_on_past_a_failure_and_says_so(execute, tmp_path):
+  code, text = execute({"run/dr1": "fail"})
+  assert code == 1
+  assert statuses(tmp_path)["run/dr1"] == "failed"
+  assert statuses(tmp_path)["run/dr2"] == statuses(tmp_path)["run/cr1"] == "finished"
+  assert "failed: run/dr1: exit status 3: error: no luck" in text
+  code, _ = execute()
+  assert code == 0 and starts(tmp_path) == {"dr1": 2, "dr2": 1, "cr1": 1}
+
+
+def test_runs_behind_a_failed_tokenizer_are_blocked(execute, tmp_path):
+  code, text = execute({"tokenizer/vq": "fail"}, jobs=2)
+  assert code == 1 and starts(tmp_path) == {"cr1": 1}
+  assert statuses(tmp_path)["run/dr2"] == "blocked"
+  assert "blocked: run/dr2: needs data/shapes-vq-" in text or (
+    "blocked: run/dr2: needs tokenizer/vq-" in text
+  )
+
+
+def test_only_takes_what_the_chosen_runs_need(execute, tmp_path, study):
+  code, _ = execute(only="cr*")
+  assert code == 0 and starts(tmp_path) == {"cr1": 1}
+  assert not list((tmp_path / "w/tokenizers").glob("vq*"))
+  with pytest.raises(ConfigError, match="matches no run; runs: dr1, dr2, cr1"):
+    sweep.choose(plan(study, tmp_path), "zz*")
+
+
+def test_an_early_end_with_status_0_is_not_finished(execute, tmp_path, study):
+  execute()
+  study.write_text(study.read_text().replace("'model.layers': 3", "'steps': 8"))
+  code, text = execute()
+  assert code == 1 and "run/cr1: stopped before its last step" in text
+
+
+def test_a_finished_run_of_another_config_is_named(execute, tmp_path):
+  execute()
+  folder = tmp_path / "w/runs/cr1"
+  (folder / "config.json").write_text(json.dumps({"model": {"layers": 9}}))
+  code, text = execute()
+  assert code == 1
+  assert "run/cr1: finished with another config: model.layers was 9, now 3" in text
+
+
+def test_sigterm_reaches_the_child_and_the_next_call_resumes(study, tmp_path, execute):
+  (tmp_path / "fake.py").write_text(FAKE)
+  script = textwrap.dedent(f"""
+    import sys
+    from pathlib import Path
+    from launch import backends, sweep
+    from launch.plan import plan
+    w = Path({str(tmp_path / "w")!r}); w.mkdir()
+    stages = plan({str(study)!r}, w)
+    build = lambda s: [sys.executable, {str(tmp_path / "fake.py")!r}, str(s.folder),
+                       'hang' if s.name == 'dr2' else 'ok']
+    sys.exit(sweep.Sweep(stages, w, backends.make('local', jobs=1), build=build).run())
+  """)
+  process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+  marker = tmp_path / "w/runs/dr2/starts"
+  end = time.monotonic() + 30
+  while not marker.exists() and time.monotonic() < end:
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=30) == 128 + signal.SIGTERM
+  assert statuses(tmp_path)["run/dr2"] == "interrupted"
+  assert statuses(tmp_path)["run/cr1"] == "waiting"
+  code, _ = execute()
+  assert code == 0 and starts(tmp_path) == {"dr1": 1, "dr2": 2, "cr1": 1}
+
+
+def test_dry_run_prints_commands_and_writes_nothing(study, tmp_path, capsys):
+  argv = ["--config", str(study), "--workdir", str(tmp_path / "w"), "--dry-run"]
+  assert sweep.main(argv) == 0
+  out = capsys.readouterr().out
+  assert out.count("fluid.train") == 3 and out.count("fluid.tokenizers.train") == 2
+  assert "# run/dr1 (to do)" in out and not (tmp_path / "w").exists()
+
+
+def test_two_sweeps_do_not_share_a_workdir(study, tmp_path):
+  (tmp_path / "w").mkdir()
+  held = sweep.lock(tmp_path / "w")
+  with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
+    sweep.lock(tmp_path / "w")
+  os.close(held)
+  os.close(sweep.lock(tmp_path / "w"))
+
+
+@pytest.mark.parametrize(
+  "old, new, message",
+  [
+    ("'optim.lr'", "'optim.lrr'", "optim.lrr"),
+    ("'optim.lr': 0.5", "'optim.lr': 'x'", "cannot override|optim.lr"),
+    ("'dr2'", "'dr1'", "two runs named 'dr1'"),
+    ("overrides", "override", "unknown key 'override'"),
+    ("toy.py", "absent.py", "no such file"),
+    ("def sweep", "def sweeps", "no function sweep"),
+  ],
+)
+def test_a_wrong_sweep_file_is_refused(study, tmp_path, old, new, message):
+  study.write_text(study.read_text().replace(old, new))
+  with pytest.raises(ConfigError, match=message):
+    plan(study, tmp_path / "w")
+
+
+def test_the_launcher_does_not_import_jax():
+  code = "import sys, launch.sweep; sys.exit('jax' in sys.modules)"
+  assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
