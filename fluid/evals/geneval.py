@@ -1,0 +1,227 @@
+"""GenEval: does an image show the objects, counts, colours and places of its prompt?
+
+The rules, thresholds and reason strings are those of the reference evaluator
+(djghosh13/geneval); the detector and the colour classifier are protocols, so real
+detectors, detections read from a file and the detector of procedural images feed the
+same code.
+
+Legend: N images, H, W pixels, P prompts, K images of each.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+TAGS = (
+  "single_object",
+  "two_object",
+  "counting",
+  "colors",
+  "position",
+  "color_attr",
+)
+COLORS = (
+  "red",
+  "orange",
+  "yellow",
+  "green",
+  "blue",
+  "purple",
+  "pink",
+  "brown",
+  "black",
+  "white",
+)
+THRESHOLD = 0.3
+COUNTING_THRESHOLD = 0.9
+MAX_OBJECTS = 16
+POSITION_THRESHOLD = 0.1
+
+# One detection is [x1, y1, x2, y2, score, colour]: corners in pixels, a score in [0, 1]
+# and a colour name, or None where a ColorClassifier has yet to look.
+Detection = Sequence[Any]
+Objects = dict[str, list[Detection]]
+
+
+class Detector(Protocol):
+  """Finds objects: images [N, H, W, 3] uint8 -> per image, class -> detections."""
+
+  def __call__(self, images: np.ndarray) -> list[Objects]: ...
+
+
+class ColorClassifier(Protocol):
+  """Colours of the boxes [x1, y1, x2, y2] of one class in an image [H, W, 3] uint8."""
+
+  def __call__(
+    self, image: np.ndarray, boxes: Sequence[Sequence[float]], name: str
+  ) -> list[str]: ...
+
+
+def add_colors(image: np.ndarray, objects: Objects, classify: ColorClassifier):
+  """Detections of one image -> the same with every missing colour filled in."""
+  out = {}
+  for name, found in objects.items():
+    blank = [d for d in found if d[5] is None]
+    colors = iter(classify(image, [d[:4] for d in blank], name) if blank else ())
+    out[name] = [[*d[:5], next(colors) if d[5] is None else d[5]] for d in found]
+  return out
+
+
+def score(objects: Objects, metadata: dict) -> tuple[bool, str]:
+  """Verdict on one image.
+
+  Args:
+    objects: class -> detections, of any confidence and in any order.
+    metadata: a line of GenEval's evaluation_metadata.jsonl: tag, include, exclude.
+
+  Returns:
+    Whether every clause of `include` and none of `exclude` holds, and why not, one
+    line for each clause that fails.
+  """
+  objects = _confident(objects, metadata["tag"])
+  reasons = []
+  groups: list[list[Detection] | None] = []  # per clause: the boxes that met it
+  for clause in metadata.get("include", []):
+    found = objects.get(clause["class"], [])[: clause["count"]]
+    reason = _unmet(clause, found, groups)
+    groups.append(None if reason else found)
+    if reason:
+      reasons.append(reason)
+  for clause in metadata.get("exclude", []):
+    name, count = clause["class"], len(objects.get(clause["class"], []))
+    if count >= clause["count"]:
+      reasons.append(f"expected {name}<{clause['count']}, found {count}")
+  return not reasons, "\n".join(reasons)
+
+
+def _confident(objects: Objects, tag: str) -> Objects:
+  """Detections above the tag's threshold, the best MAX_OBJECTS a class, best first."""
+  threshold = np.float32(COUNTING_THRESHOLD if tag == "counting" else THRESHOLD)
+  out = {}
+  for name, found in objects.items():
+    # float32 and reversed argsort: ties and scores at the threshold fall as they do in
+    # the reference.
+    scores = np.array([d[4] for d in found], np.float32)
+    order = [i for i in np.argsort(scores)[::-1] if scores[i] > threshold]
+    out[name] = [found[i] for i in order[:MAX_OBJECTS]]
+  return out
+
+
+def _unmet(clause: dict, found: list[Detection], groups: list) -> str:
+  """Why `found`, the most confident boxes of its class, fail a clause; '' if not."""
+  name, count = clause["class"], clause["count"]
+  if len(found) < count:
+    return f"expected {name}>={count}, found {len(found)}"
+  color = clause.get("color")
+  if color is not None:
+    colors = [d[5] for d in found]
+    if colors.count(color) < count:
+      seen = ", ".join(f"{colors.count(c)} {c}" for c in COLORS if c in colors)
+      return (
+        f"expected {color} {name}>={count}, found {colors.count(color)} {color}; and "
+        + seen
+      )
+  if "position" in clause:
+    relation, index = clause["position"]
+    if groups[index] is None:
+      return f"no target for {name} to be {relation}"
+    for box in found:
+      for target in groups[index]:
+        relations = relative_position(box, target)
+        if relation not in relations:
+          return (
+            f"expected {name} {relation} target, found {' and '.join(relations)} target"
+          )
+  return ""
+
+
+def relative_position(a: Detection, b: Detection) -> list[str]:
+  """Where box `a` lies as seen from box `b`: none, one or two relations.
+
+  The offset of the centres is shrunk by a tenth of both boxes' sizes, so that boxes
+  that nearly coincide have no relation; it is compared with the unshrunk distance.
+  """
+  boxes = np.array([a[:4], b[:4]], np.float32).reshape(2, 2, 2)
+  center_a, center_b = boxes.mean(1)
+  size_a, size_b = np.abs(boxes[:, 1] - boxes[:, 0])
+  offset = center_a - center_b
+  shrunk = np.abs(offset) - POSITION_THRESHOLD * (size_a + size_b)
+  shrunk = np.maximum(shrunk, 0) * np.sign(offset)
+  if np.all(np.abs(shrunk) < 1e-3):
+    return []
+  dx, dy = shrunk / np.linalg.norm(offset)
+  holds = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5}
+  holds["below"] = dy > 0.5
+  return [relation for relation, true in holds.items() if true]
+
+
+def summarize(
+  results: Iterable[dict], *, samples: int = 1000, seed: int = 0
+) -> dict[str, float]:
+  """Scores per tag and overall, with a 95 % interval.
+
+  Args:
+    results: one dict an image: 'tag', 'prompt' (any hashable; images of one prompt
+      share it) and 'correct'.
+    samples: bootstrap draws of prompts, within each tag.
+    seed: of the bootstrap.
+
+  Returns:
+    tag -> share of correct images; 'overall', the mean of the tags (not of the
+    images); 'overall_lo' and 'overall_hi', its interval.
+  """
+  prompts: dict[str, dict] = {}
+  for r in results:
+    by_prompt = prompts.setdefault(r["tag"], {})
+    by_prompt.setdefault(r["prompt"], []).append(bool(r["correct"]))
+  if not prompts:
+    raise ValueError("geneval: no results to summarize")
+  rng = np.random.default_rng(seed)
+  means, draws = {}, []
+  for tag in sorted(prompts, key=lambda t: (*TAGS, t).index(t)):
+    right = np.array([sum(v) for v in prompts[tag].values()], np.float64)
+    total = np.array([len(v) for v in prompts[tag].values()], np.float64)
+    means[tag] = float(right.sum() / total.sum())
+    picks = rng.integers(len(right), size=(samples, len(right)))
+    draws.append(right[picks].sum(1) / total[picks].sum(1))
+  low, high = np.quantile(np.mean(draws, 0), (0.025, 0.975))
+  overall = float(np.mean(list(means.values())))
+  return {
+    **means,
+    "overall": overall,
+    "overall_lo": float(low),
+    "overall_hi": float(high),
+  }
+
+
+def write_detections(path, objects: Iterable[Objects]) -> None:
+  """One line of JSON an image: class -> [[x1, y1, x2, y2, score, colour], ...]."""
+  with open(path, "w") as f:
+    for found in objects:
+      plain = {
+        k: [[*map(float, d[:5]), d[5]] for d in boxes] for k, boxes in found.items()
+      }
+      f.write(json.dumps(plain) + "\n")
+
+
+def read_detections(path) -> list[Objects]:
+  """What write_detections wrote, or another detector's output in that form."""
+  with open(path) as f:
+    return [json.loads(line) for line in f if line.strip()]
+
+
+def write_layout(out, metadata: Sequence[dict], images: np.ndarray) -> None:
+  """Writes images [P, K, H, W, 3] uint8 where the reference evaluator looks for them.
+
+  OUT/00000/metadata.jsonl and OUT/00000/samples/0000.png, one folder a prompt.
+  """
+  for i, (line, group) in enumerate(zip(metadata, images, strict=True)):
+    folder = pathlib.Path(out) / f"{i:05d}"
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    (folder / "metadata.jsonl").write_text(json.dumps(line) + "\n")
+    for k, image in enumerate(group):
+      Image.fromarray(np.asarray(image)).save(folder / "samples" / f"{k:04d}.png")
