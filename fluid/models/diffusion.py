@@ -1,0 +1,162 @@
+"""Gaussian diffusion of single tokens: schedule, losses, reverse process.
+
+Model-free: every function takes the network's output. Follows Nichol and Dhariwal
+(arXiv 2102.09672) as used by MAR: cosine schedule, noise prediction, variance learned
+as an interpolation between its two bounds, ancestral sampling on respaced steps.
+
+C token channels; x, noise and eps [..., C]; t [...], integer steps of this schedule.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fluid.sharding import spec
+
+
+def cosine_betas(steps: int) -> np.ndarray:
+  """Betas [steps] of the cosine schedule, capped at 0.999, float64."""
+  bar = lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+  return np.array([
+      min(1 - bar((i + 1) / steps) / bar(i / steps), 0.999) for i in range(steps)
+  ])
+
+
+def respaced_steps(steps: int, n: int) -> np.ndarray:
+  """`n` of `steps` training steps, evenly spread, first and last included."""
+  stride = 1.0 if n == 1 else (steps - 1) / (n - 1)
+  return np.round(np.cumsum([0.0] + [stride] * (n - 1))).astype(int)
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+  """A noise schedule; `used` names the training steps a respaced schedule keeps.
+
+  Attributes:
+    steps: length of the training schedule.
+    used: ascending training steps of this schedule (empty: all).
+  """
+
+  steps: int = 1000
+  used: tuple[int, ...] = ()
+
+  def respace(self, n: int) -> 'Diffusion':
+    """The schedule of `n` reverse steps (1 <= n <= steps)."""
+    if not 1 <= n <= self.steps:
+      raise ValueError(f'diffusion steps must be in [1, {self.steps}], not {n}')
+    return dataclasses.replace(
+        self, used=tuple(int(i) for i in respaced_steps(self.steps, n)))
+
+  @functools.cached_property
+  def tables(self) -> dict[str, np.ndarray]:
+    """Float32 tables over this schedule's steps, computed in float64."""
+    bar = np.cumprod(1 - cosine_betas(self.steps))
+    used = np.array(self.used) if self.used else np.arange(self.steps)
+    bar = bar[used]
+    prev = np.append(1.0, bar[:-1])
+    beta = 1 - bar / prev
+    variance = beta * (1 - prev) / (1 - bar)
+    # At the first step the posterior is a point: its log is replaced by the next one's.
+    log_variance = np.log(np.append(variance[1:2], variance[1:])
+                          if len(used) > 1 else beta)
+    tables = dict(
+        timestep=used,
+        sqrt_bar=np.sqrt(bar),
+        sqrt_one_minus_bar=np.sqrt(1 - bar),
+        sqrt_recip_bar=np.sqrt(1 / bar),
+        sqrt_recip_bar_minus_one=np.sqrt(1 / bar - 1),
+        mean_x0=beta * np.sqrt(prev) / (1 - bar),
+        mean_xt=(1 - prev) * np.sqrt(1 - beta) / (1 - bar),
+        log_variance=log_variance,
+        log_beta=np.log(beta),
+    )
+    return {k: v.astype(np.float32) for k, v in tables.items()}
+
+  def __len__(self) -> int:
+    return len(self.used) or self.steps
+
+  def at(self, name: str, t: jax.Array) -> jax.Array:
+    """Table entry at t [...] -> [..., 1], to broadcast over channels."""
+    table = jnp.asarray(self.tables[name])
+    sharding = spec('batch', *[None] * (t.ndim - 1)) if t.ndim else None
+    return table.at[t].get(out_sharding=sharding)[..., None]
+
+  def noised(self, x0, t, noise):
+    """q(x_t | x_0)."""
+    return (self.at('sqrt_bar', t) * x0 + self.at('sqrt_one_minus_bar', t) * noise)
+
+  def posterior(self, output, x_t, t):
+    """Network output [..., 2C] = (eps, variance fraction) -> mean, log variance."""
+    eps, fraction = jnp.split(output, 2, -1)
+    x0 = (self.at('sqrt_recip_bar', t) * x_t
+          - self.at('sqrt_recip_bar_minus_one', t) * eps)
+    mean = self.at('mean_x0', t) * x0 + self.at('mean_xt', t) * x_t
+    low, high = self.at('log_variance', t), self.at('log_beta', t)
+    fraction = (fraction + 1) / 2  # The network's [-1, 1] spans the two bounds.
+    return mean, fraction * high + (1 - fraction) * low
+
+  def losses(self, output, x0, x_t, t, noise):
+    """Mean squared error on eps and variational bound, each [...], averaged over C.
+
+    The bound (bits per channel) reaches the variance only: its eps is held constant.
+    """
+    eps, fraction = jnp.split(output, 2, -1)
+    mse = jnp.square(noise - eps).mean(-1)
+    frozen = jnp.concatenate([jax.lax.stop_gradient(eps), fraction], -1)
+    mean, log_var = self.posterior(frozen, x_t, t)
+    true_mean = self.at('mean_x0', t) * x0 + self.at('mean_xt', t) * x_t
+    true_log_var = self.at('log_variance', t)
+    kl = 0.5 * (log_var - true_log_var + jnp.exp(true_log_var - log_var)
+                + jnp.square(true_mean - mean) * jnp.exp(-log_var) - 1)
+    nll = -_discretized_log_likelihood(x0, mean, 0.5 * log_var)
+    vb = jnp.where(t == 0, nll.mean(-1), kl.mean(-1)) / math.log(2)
+    return mse, vb
+
+  def step(self, output, x_t, t, noise, temperature=1.0):
+    """One ancestral step x_t -> x_{t-1}; `temperature` scales the noise added."""
+    mean, log_var = self.posterior(output, x_t, t)
+    added = jnp.exp(0.5 * log_var) * noise * temperature
+    return mean + jnp.where((t > 0)[..., None], added, 0)
+
+  def sample(self, network, x, noise, temperature=1.0):
+    """Runs the whole reverse process.
+
+    Args:
+      network: (x_t [..., C], i) -> [..., 2C]; i is a scalar step of this schedule, its
+        training step is tables['timestep'][i].
+      x: first noise [..., C].
+      noise: i -> noise of that step, like x.
+      temperature: scales the noise added in each step.
+    """
+    def body(x, i):
+      t = jnp.full(x.shape[:-1], i)
+      return self.step(network(x, i), x, t, noise(i), temperature), None
+    return jax.lax.scan(body, x, jnp.arange(len(self) - 1, -1, -1))[0]
+
+
+def _discretized_log_likelihood(x, mean, log_std):
+  """Log-likelihood of x under a Gaussian binned to 256 levels of [-1, 1].
+
+  The reference keeps this term of pixel diffusion at t = 0 for latents as well.
+  """
+  cdf = lambda u: 0.5 * (
+      1 + jnp.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)))
+  scale = jnp.exp(-log_std)
+  upper = cdf((x - mean + 1 / 255) * scale)
+  lower = cdf((x - mean - 1 / 255) * scale)
+  log = lambda p: jnp.log(jnp.maximum(p, 1e-12))
+  middle = log(upper - lower)
+  return jnp.where(x < -0.999, log(upper),
+                   jnp.where(x > 0.999, log(1 - lower), middle))
+
+
+def timestep_features(t: jax.Array, width: int = 256) -> jax.Array:
+  """Sinusoids of training steps t [...] -> [..., width], cosines first (as DiT)."""
+  half = width // 2
+  freqs = jnp.exp(-math.log(10_000) * jnp.arange(half) / half)
+  angles = t.astype(jnp.float32)[..., None] * freqs
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)

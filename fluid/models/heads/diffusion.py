@@ -1,0 +1,154 @@
+"""Diffusion head: continuous tokens, a denoising MLP conditioned on the trunk.
+
+Li et al. (arXiv 2406.11838): SimpleMLPAdaLN and its DiffLoss.
+
+B batch, L tokens, D trunk width, C token channels, W head width, R noise draws a token.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fluid import config
+from fluid.models import layers
+from fluid.models.diffusion import Diffusion, timestep_features
+from fluid.tokenizers.base import TokenSpec
+
+_ZEROS = nn.initializers.zeros
+_SMALL = nn.initializers.normal(0.02)
+
+
+def _modulate(x, shift, scale):
+  return x * (1 + scale) + shift
+
+
+class ResBlock(nn.Module):
+  """LayerNorm -> shift and scale -> Linear, SiLU, Linear -> gated residual."""
+
+  width: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+    """x [..., W], y [..., W]: SiLU of the condition (broadcastable) -> [..., W]."""
+    w = self.width
+    shift, scale, gate = jnp.split(layers.Linear(
+        (w,), (3 * w,), ('embed', None), init=_ZEROS, name='modulation')(y), 3, -1)
+    h = _modulate(layers.Norm(name='norm')(x), shift, scale)
+    h = layers.Linear((w,), (w,), ('embed', 'mlp'), name='up')(h)
+    h = layers.Linear((w,), (w,), ('mlp', 'embed'), name='down')(nn.silu(h))
+    return x + gate * h
+
+
+class Denoiser(nn.Module):
+  """The network: (x_t, t, z) -> (eps, variance fraction).
+
+  Modulation and output layers start at zero.
+  """
+
+  depth: int
+  width: int
+  channels: int
+  cond_width: int
+
+  def setup(self):
+    w = self.width
+    self.input = layers.Linear((self.channels,), (w,), (None, 'embed'))
+    self.time_up = layers.Linear((256,), (w,), (None, 'embed'), init=_SMALL)
+    self.time_down = layers.Linear((w,), (w,), ('embed', None), init=_SMALL)
+    self.cond = layers.Linear((self.cond_width,), (w,), ('embed', None))
+    self.blocks = [ResBlock(w) for _ in range(self.depth)]
+    self.norm = layers.Norm(affine=False)
+    self.modulation = layers.Linear((w,), (2 * w,), ('embed', None), init=_ZEROS)
+    self.output = layers.Linear(
+        (w,), (2 * self.channels,), ('embed', None), init=_ZEROS)
+
+  def time(self, t: jax.Array, dtype) -> jax.Array:
+    """Training steps [...] -> [..., W]."""
+    return self.time_down(nn.silu(self.time_up(timestep_features(t).astype(dtype))))
+
+  def condition(self, z: jax.Array) -> jax.Array:
+    """Trunk outputs [..., D] -> [..., W]; the same for every step of a token."""
+    return self.cond(z)
+
+  def denoise(self, x: jax.Array, y: jax.Array) -> jax.Array:
+    """x [..., C], y [..., W]: time + condition -> [..., 2C], float32."""
+    y = nn.silu(y)
+    x = self.input(x.astype(y.dtype))
+    for block in self.blocks:
+      x = block(x, y)
+    shift, scale = jnp.split(self.modulation(y), 2, -1)
+    x = self.output(_modulate(self.norm(x), shift, scale))
+    return x.astype(jnp.float32)
+
+  def __call__(self, x, t, z):
+    """x [..., C], t [...], z [..., D] -> [..., 2C]."""
+    return self.denoise(x, self.time(t, z.dtype) + self.condition(z))
+
+
+class DiffusionHead(nn.Module):
+  """Continuous tokens at both ends: embeds them, predicts them by diffusion."""
+
+  cfg: config.Model
+  spec: TokenSpec
+
+  def setup(self):
+    c = self.cfg
+    self.tokens = layers.Linear(
+        (self.spec.channels,), (c.width,), (None, 'embed'), init=_SMALL)
+    self.net = Denoiser(
+        c.head_layers, c.head_width or c.width, self.spec.channels, c.width)
+
+  def embed(self, tokens: jax.Array) -> jax.Array:
+    """[B, L, C] -> [B, L, D]."""
+    return self.tokens(tokens.astype(self.cfg.dtype))
+
+  def loss(self, z: jax.Array, target: jax.Array, keys: jax.Array) -> dict:
+    """z [B, L, D], target [B, L, C], keys [B] -> loss [B, L]; mse, vb, t [B, L, R].
+
+    Every token is denoised R = head_batch_mul times, with other steps and noise.
+    """
+    diffusion = Diffusion(self.cfg.diffusion_steps)
+    shape = (*target.shape[1:2], self.cfg.head_batch_mul)
+
+    def draw(key):
+      key_t, key_noise = jax.random.split(key)
+      return (jax.random.randint(key_t, shape, 0, len(diffusion)),
+              jax.random.normal(key_noise, (*shape, target.shape[-1])))
+
+    t, noise = jax.vmap(draw)(keys)  # [B, L, R], [B, L, R, C]
+    x0 = target.astype(jnp.float32)[:, :, None]
+    x_t = diffusion.noised(x0, t, noise)
+    y = self.net.time(t, z.dtype) + self.net.condition(z)[:, :, None]
+    output = self.net.denoise(x_t, y)
+    mse, vb = diffusion.losses(output, x0, x_t, t, noise)
+    return {'loss': (mse + vb).mean(-1), 'mse': mse, 'vb': vb, 't': t}
+
+  def sample(self, z, keys, *, z_uncond=None, guidance=1.0, temperature=1.0, steps=100):
+    """z and z_uncond [B, M, D], keys [B, M] -> tokens [B, M, C].
+
+    Guidance acts on eps, u + w (c - u), with one noise for both; the variance is the
+    conditional one. `steps` reverse steps.
+    """
+    diffusion = Diffusion(self.cfg.diffusion_steps).respace(steps)
+    both = z if z_uncond is None else jnp.stack([z, z_uncond])
+    cond = self.net.condition(both)
+    times = self.net.time(jnp.asarray(diffusion.tables['timestep']), z.dtype)
+    shape = (self.spec.channels,)
+    normal = jax.vmap(jax.vmap(lambda k: jax.random.normal(k, shape)))
+    fold = lambda i: jax.vmap(jax.vmap(lambda k: jax.random.fold_in(k, i)))(keys)
+
+    def network(x, i):
+      y = cond + times[i]
+      return guide(self.net.denoise(jnp.broadcast_to(x, (*y.shape[:-1], *shape)), y),
+                   z_uncond is not None, guidance)
+
+    return diffusion.sample(
+        network, normal(fold(len(diffusion))), lambda i: normal(fold(i)), temperature)
+
+
+def guide(output, guided: bool, guidance):
+  """Output [(2,) ..., 2C], conditional first -> [..., 2C] with guided eps."""
+  if not guided:
+    return output
+  (c, variance), (u, _) = (jnp.split(o, 2, -1) for o in output)
+  return jnp.concatenate([u + guidance * (c - u), variance], -1)

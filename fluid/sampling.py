@@ -1,0 +1,167 @@
+"""Sampling: text -> tokens -> images, one compiled program for any prompts.
+
+B batch, L image tokens, T text tokens, M tokens of one step, D width, C channels.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fluid import config
+from fluid.models import Net
+from fluid.models import transformer
+from fluid.sharding import batch_spec
+
+
+@dataclasses.dataclass
+class _Decoder:
+  """A net with parameters and text inside: what an order's sampler calls (orders.Net).
+
+  With guidance every trunk call has 2B rows: the prompts, then the null text.
+  """
+
+  net: Net
+  params: dict
+  cfg: config.Sample
+  keys: jax.Array  # [B]
+  cache: dict  # projected text of every layer
+  text_mask: jax.Array  # [(2)B, T]
+
+  @classmethod
+  def create(cls, net, params, text, text_mask, keys, cfg):
+    drop = jnp.zeros(text.shape[0], bool)
+    if cfg.guidance != 1:
+      text, text_mask = (jnp.concatenate([a, a]) for a in (text, text_mask))
+      drop = jnp.concatenate([drop, ~drop])
+    text, text_mask = net.apply(params, 'encode_text', text, text_mask, drop)
+    cache = transformer.text_cache(params['trunk'], text, net.model.heads)
+    return cls(net, params, cfg, keys, cache, text_mask)
+
+  @property
+  def length(self) -> int:
+    return self.net.tokens.length
+
+  def _rows(self, x):
+    return jnp.concatenate([x, x]) if self.cfg.guidance != 1 else x
+
+  def blank(self):
+    return self.net.example(self.keys.shape[0])['tokens']
+
+  def fill_in(self, tokens, unknown):
+    return self.net.apply(self.params, 'fill_in', self._rows(tokens),
+                          self._rows(unknown), self.cache, self.text_mask)
+
+  def start(self):
+    m, rows = self.net.model, self.text_mask.shape[0]
+    cache = self.cache | transformer.empty_cache(
+        m.layers, rows, self.length, m.heads, m.width, m.dtype)
+    return cache, self.net.apply(self.params, 'start', rows)
+
+  def decode(self, cache, x, position):
+    return self.net.apply(
+        self.params, 'decode', x, position, cache, self.text_mask)
+
+  def embed(self, tokens):
+    return self.net.apply(self.params, 'embed', self._rows(tokens))
+
+  def draw(self, z, positions, decoded):
+    cfg, z_uncond, w = self.cfg, None, 1.0
+    if cfg.guidance != 1:
+      z, z_uncond = jnp.split(z, 2)
+      grown = decoded / self.length if cfg.guidance_schedule == 'linear' else 1.0
+      w = 1 + (cfg.guidance - 1) * grown
+    # A token's randomness belongs to its example and position, not to the schedule.
+    keys = jax.vmap(lambda k, ps: jax.vmap(
+        lambda p: jax.random.fold_in(k, p))(ps))(self.keys, positions)
+    return self.net.apply(self.params, 'draw', z, keys, z_uncond, w, cfg.temperature,
+                          cfg.diffusion_steps)
+
+
+def generate(net: Net, params, text, text_mask, keys, cfg: config.Sample) -> jax.Array:
+  """Draws tokens for texts.
+
+  Args:
+    net, params: the model.
+    text, text_mask: [B, T].
+    keys: [B]; an example's tokens depend on its own key and text alone.
+    cfg: static.
+
+  Returns:
+    Tokens [B, L] int32 or [B, L, C] float32.
+  """
+  return net.order.sample(
+      _Decoder.create(net, params, text, text_mask, keys, cfg), cfg.steps)
+
+
+@functools.partial(jax.jit, static_argnames=('net', 'cfg'))
+def _generate(params, text, text_mask, keys, *, net, cfg):
+  run = functools.partial(generate, net, cfg=cfg)
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty:  # The compiler lays out sampling; only its result is pinned.
+    run = jax.sharding.auto_axes(
+        run, axes=mesh.axis_names, out_sharding=batch_spec())
+  return run(params, text, text_mask, keys)
+
+
+class Sampler:
+  """Prompts -> images, in batches of one static size.
+
+  Args:
+    net: the model.
+    tokenizer: decodes tokens to images.
+    vocabulary: encodes prompts; refuses unknown words and prompts too long.
+    cfg: defaults of what `__call__` can override.
+  """
+
+  def __init__(self, net, tokenizer, vocabulary, cfg: config.Sample = config.Sample()):
+    self.net, self.tokenizer, self.vocabulary = net, tokenizer, vocabulary
+    self.cfg = cfg
+
+  def tokens(self, params, prompts: list[str], *, key, **overrides) -> np.ndarray:
+    """Prompts (N) -> tokens [N, L(, C)]; arguments as for `__call__`."""
+    if unknown := set(overrides) - {f.name for f in dataclasses.fields(self.cfg)}:
+      raise config.ConfigError(f"unknown sampling option '{unknown.pop()}'")
+    cfg = dataclasses.replace(self.cfg, **overrides)
+    ids, mask = self.vocabulary.encode(list(prompts), self.net.text.length)
+    n, b = len(ids), cfg.batch
+    fill = lambda a: np.concatenate([a, np.repeat(a[-1:], -n % b, 0)])
+    ids, mask, number = fill(ids), fill(mask), np.arange(n + -n % b)
+    out = []
+    for i in range(0, n, b):
+      rows = slice(i, i + b)
+      keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(number[rows])
+      out.append(np.asarray(_generate(
+          params, ids[rows], mask[rows], keys, net=self.net, cfg=cfg)))
+    return np.concatenate(out)[:n]
+
+  def __call__(self, params, prompts: list[str], *, key, **overrides) -> np.ndarray:
+    """Draws one image a prompt.
+
+    Args:
+      params: of the net.
+      prompts: N strings; repeat one to draw it again.
+      key: the i-th image depends on key, i and its prompt, not on the batch size.
+      **overrides: fields of config.Sample, e.g. guidance=2.0.
+
+    Returns:
+      uint8 images [N, H, W, 3].
+    """
+    if not prompts:
+      raise config.ConfigError('no prompts given')
+    tokens = self.tokens(params, prompts, key=key, **overrides)
+    b = overrides.get('batch', self.cfg.batch)
+    images = []
+    for i in range(0, len(tokens), b):
+      chunk = tokens[i:i + b]
+      padded = np.concatenate([chunk, np.repeat(chunk[-1:], b - len(chunk), 0)])
+      images.append(np.asarray(self.tokenizer.decode(padded))[:len(chunk)])
+    return to_uint8(np.concatenate(images))
+
+
+def to_uint8(images) -> np.ndarray:
+  """Images in [-1, 1] -> uint8, rounded to nearest."""
+  x = (np.asarray(images, np.float32) + 1) * 127.5
+  return np.clip(np.round(x), 0, 255).astype(np.uint8)

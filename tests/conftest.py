@@ -1,0 +1,22 @@
+"""Eight simulated devices for every test, and the reference numbers where they are."""
+
+import os
+import pathlib
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+import pytest
+
+jax.config.update('jax_num_cpu_devices', 8)
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='session')
+def fixtures():
+  """Folder of reference numbers; a clone without it skips, saying so."""
+  path = pathlib.Path(os.environ.get('FLUID_FIXTURES', ROOT / '../shared/fixtures'))
+  if not path.is_dir():
+    pytest.skip(f'no reference numbers at {path} (set FLUID_FIXTURES)')
+  return path
