@@ -1,0 +1,18 @@
+"""The paper's 2x2 grid on procedural images: four cells x five sizes."""
+
+import itertools
+
+SIZES = ("toy1", "toy2", "toy3", "toy4", "toy5")
+
+
+def sweep():
+  """Smallest first, all four cells of a size together: early rows are comparable."""
+  for size in SIZES:
+    for tokens, order in itertools.product(
+      ("continuous", "discrete"), ("random", "raster")
+    ):
+      yield dict(
+        name=f"{tokens}-{order}-{size}",
+        config=f"configs/toy.py:tokens={tokens},order={order},size={size}",
+        overrides={},
+      )
