@@ -104,13 +104,14 @@ def _cause(error: BaseException, args: list[str]) -> BaseException:
     return UserError(f"config file not found: {missing[1]}")
   if isinstance(error, KeyError | AttributeError | TypeError):
     # config_flags names the last part of an override; name the whole of it.
-    quoted = re.search(r"'([^']+)'", str(error))
-    for arg in args if quoted else ():
-      name = arg.split("=")[0].lstrip("-")
-      if name.startswith("config.") and quoted[1] in name.split("."):
-        near = re.search(r'Did you mean "(\w+)"', str(error))
+    text = str(error.args[0]) if error.args else ""
+    first = re.search(r"\w+", text)
+    for arg in args:
+      name = arg.split("=")[0].lstrip("-").removeprefix("config.")
+      if name in text or first and first[0] in name.split("."):
+        near = re.search(r'Did you mean "(\w+)"', text)
         hint = f"; did you mean '{near[1]}'?" if near else ""
-        return UserError(f"unknown config key '{name[len('config.') :]}'{hint}")
+        return UserError(f"unknown config key '{name}'{hint}")
   if "Traceback" in str(error) or not isinstance(error, flags.Error):
     root = chain[-1]
     return UserError(f"{type(root).__name__} while reading the config: {root}")

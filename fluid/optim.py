@@ -1,0 +1,131 @@
+"""AdamW: learning rate schedule, decay by parameter path, clipping, EMA, accumulation.
+
+B batch, A microbatches.
+"""
+
+import re
+from collections.abc import Callable
+
+import einops
+import jax
+import jax.numpy as jnp
+import optax
+
+from fluid import config
+
+# (path of a parameter, whether its weights decay). Exactly one rule fits each path.
+# Scanned layers carry a leading axis, so the number of axes cannot tell a kernel.
+# Nothing decays in the denoiser, as in MAR; tables do not, as a step sees few rows.
+DECAY = (
+  (r"(trunk|aligner)/.*(self|cross|mlp)/\w+/w", True),
+  (r"(aligner/proj|head/tokens|head/output)/w", True),
+  (r"(fill|pos|pos_out|aligner/(table|null|pos)|head/(table|bias))/w", False),
+  (r"(?!head/net/).*/(b|bias|scale)", False),
+  (r"head/net/.*", False),
+)
+
+
+def paths(tree) -> dict[str, jax.Array]:
+  """Nested dict -> flat dict of 'a/b/c' -> leaf."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {"/".join(str(getattr(k, "key", k)) for k in path): v for path, v in flat}
+
+
+def decay_mask(params):
+  """Tree of bools: does weight decay apply to this parameter?
+
+  Raises:
+    ValueError: a parameter fits no rule or more than one; it needs a rule in DECAY.
+  """
+
+  def leaf(name):
+    hits = [decay for pattern, decay in DECAY if re.fullmatch(pattern, name)]
+    if len(hits) != 1:
+      raise ValueError(
+        f"parameter '{name}' fits {len(hits)} rules of optim.DECAY, not 1"
+      )
+    return hits[0]
+
+  return jax.tree.unflatten(jax.tree.structure(params), map(leaf, paths(params)))
+
+
+def schedule(cfg: config.Optim, steps: int) -> Callable:
+  """Updates done so far -> learning rate of the next update.
+
+  The warm-up is linear and reaches lr with update number `warmup`; the first update
+  already has lr / warmup. 'cosine' ends at 0; 'wsd' falls linearly to 0 over the last
+  decay_fraction of the steps.
+  """
+
+  def lr(step):
+    t = jnp.asarray(step, jnp.float32)
+    warm = jnp.minimum((t + 1) / max(cfg.warmup, 1), 1.0)
+    if cfg.schedule == "cosine":
+      done = jnp.clip((t - cfg.warmup) / max(steps - cfg.warmup, 1), 0.0, 1.0)
+      shape = 0.5 * (1 + jnp.cos(jnp.pi * done))
+    elif cfg.schedule == "wsd":
+      shape = jnp.clip((steps - t) / max(cfg.decay_fraction * steps, 1e-9), 0.0, 1.0)
+    else:
+      shape = 1.0
+    return cfg.lr * warm * shape
+
+  return lr
+
+
+def make_optimizer(cfg: config.Optim, steps: int) -> optax.GradientTransformation:
+  """Clip by global norm (0: off), then AdamW."""
+  clip = optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity()
+  return optax.chain(
+    clip,
+    optax.adamw(
+      schedule(cfg, steps),
+      b1=cfg.b1,
+      b2=cfg.b2,
+      weight_decay=cfg.weight_decay,
+      mask=decay_mask,
+    ),
+  )
+
+
+def update_ema(ema, params, decay: float):
+  """decay * ema + (1 - decay) * params, by leaf."""
+  return optax.incremental_update(params, ema, 1 - decay)
+
+
+def mean_grad(loss_fn, params, batch: dict, accum: int = 1) -> tuple[dict, dict]:
+  """Gradient of a mean over the batch, in `accum` microbatches.
+
+  Args:
+    loss_fn: (params, batch) -> dict of name -> Mean with 'loss' among them.
+    batch: arrays [B, ...], B a multiple of accum.
+
+  Returns:
+    The dict of Means over the whole batch and the gradient of Means['loss'].value.
+    Sums are accumulated and divided once, so microbatches with different counts (masked
+    tokens, padding rows) weigh what they weigh in the unsplit batch.
+  """
+
+  def total(params, batch):
+    means = loss_fn(params, batch)
+    return means["loss"].sum, means
+
+  grad = jax.grad(total, has_aux=True)
+  if accum == 1:
+    grads, means = grad(params, batch)
+  else:
+    # '(b a)': each device splits its own rows; '(a b)' would move them between devices.
+    split = {
+      k: einops.rearrange(v, "(b a) ... -> a b ...", a=accum) for k, v in batch.items()
+    }
+
+    def add(carry, microbatch):
+      return jax.tree.map(jnp.add, carry, grad(params, microbatch)), None
+
+    shapes = jax.eval_shape(grad, params, {k: v[0] for k, v in split.items()})
+    zeros = (
+      jax.tree.map(jnp.zeros_like, params),
+      jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[1]),
+    )
+    (grads, means), _ = jax.lax.scan(add, zeros, split)
+  count = jnp.maximum(means["loss"].count, 1e-30)
+  return means, jax.tree.map(lambda g: g / count, grads)
