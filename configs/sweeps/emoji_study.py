@@ -9,6 +9,6 @@ def sweep():
   ):
     yield dict(
       name=f"{tokens}-{order}",
-      config=f"configs/toy.py:data=emoji,tokens={tokens},order={order},size=toy3",
+      config=f"configs/toy.py:data=emoji,tokens={tokens},order={order},size=m",
       overrides={},
     )

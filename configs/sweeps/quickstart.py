@@ -2,7 +2,7 @@
 
 import itertools
 
-SIZES = ("toy1", "toy3")
+SIZES = ("xs", "m")
 
 
 def sweep():

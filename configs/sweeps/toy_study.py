@@ -2,7 +2,7 @@
 
 import itertools
 
-SIZES = ("toy1", "toy2", "toy3", "toy4", "toy5")
+SIZES = ("xs", "s", "m", "l", "xl")
 
 
 def sweep():
