@@ -8,7 +8,7 @@ A source is a random-access set of one split ('train', 'val' and what it adds):
 
 `source[i]` depends on nothing but (seed, split, i). An id is below 2**31 and names one
 example over all splits; meta is JSON-able and goes to the evaluation. A source may have
-`caption(i)`, which must equal source[i]['caption'], where that is cheaper than an image.
+`caption(i)` == source[i]['caption'], where that is cheaper than the image.
 
 A new source is one file and one row of SOURCES.
 """

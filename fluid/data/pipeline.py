@@ -8,10 +8,10 @@ B global batch, L tokens, C channels, T text tokens.
 """
 
 import os
-from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from fluid.config import ConfigError
 from fluid.data.records import Records
@@ -21,8 +21,8 @@ class Batches:
   """Batch number -> this shard's rows of that batch (a grain random-access source).
 
   Shard s of k takes rows [s B/k, (s+1) B/k) of every batch. Batches run across epochs;
-  each epoch is a new permutation. Without `train`: in order, posterior means for
-  tokens, the last batch filled with rows whose mask is False.
+  each epoch is a new permutation if `shuffle`. Finite `epochs` (an evaluation): tokens
+  are posterior means, and the last batch is filled with rows whose mask is False.
   """
 
   def __init__(
@@ -33,7 +33,6 @@ class Batches:
     seed: int,
     epochs: int | None,
     shuffle: bool,
-    train: bool,
     shard: tuple[int, int],
     text_length: int,
   ):
@@ -45,7 +44,8 @@ class Batches:
       )
     if not len(records):
       raise ConfigError(f"no records in {records.cache}")
-    self.records, self.batch, self.seed, self.train = records, batch, seed, train
+    self.records, self.batch, self.seed = records, batch, seed
+    self.sample = epochs is None
     self.text_length = text_length
     self.rows = range(index * batch // count, (index + 1) * batch // count)
     order = grain.MapDataset.range(len(records))
@@ -54,9 +54,7 @@ class Batches:
     self.order = order.repeat(epochs)
 
   def __len__(self) -> int:
-    # A partial batch is padded for evaluation, dropped in training.
-    n = len(self.order)
-    return n // self.batch if self.train else -(-n // self.batch)
+    return -(-len(self.order) // self.batch)
 
   def __getitem__(self, number: int) -> dict[str, np.ndarray]:
     first = number * self.batch + self.rows.start
@@ -69,7 +67,7 @@ class Batches:
       out["tokens"] = out["tokens"].astype(np.int32)
     else:
       out["tokens"] = mean.astype(np.float32)
-      if self.train:
+      if self.sample:
         noise = normal(self.seed, first, len(indices), mean[0].size)
         out["tokens"] += std * noise.reshape(mean.shape)
     out["text"] = _fit(out["text"], self.text_length)
@@ -83,10 +81,9 @@ def make_loader(
   split: str,
   *,
   batch: int,
-  seed: int = 0,
+  seed: int,
+  shuffle: bool,
   epochs: int | None = None,
-  shuffle: bool = True,
-  train: bool = True,
   shard_index: int = 0,
   shard_count: int = 1,
   text_length: int | None = None,
@@ -98,9 +95,10 @@ def make_loader(
   Args:
     batch: B over all shards; a batch yielded here has B / shard_count rows.
     seed: of the order and of the noise that samples continuous tokens.
-    epochs: None repeats for ever.
-    train: sample tokens as mean + std * noise and drop the last partial batch; else
-      take the mean and fill the last batch with rows whose mask is False.
+    shuffle: draw each epoch in an order of its own.
+    epochs: None is a training stream: endless, continuous tokens are sampled as
+      mean + std * noise. A number is an evaluation: tokens are the mean, and the last
+      batch is filled with rows whose mask is False.
     text_length: T (None: the cache's). Shorter is refused, it would cut prompts.
     workers: processes that read; 0 reads in a thread. Their iterator state differs in
       form, so a run keeps its number of workers.
@@ -127,16 +125,22 @@ def make_loader(
     seed=seed,
     epochs=epochs,
     shuffle=shuffle,
-    train=train,
     shard=(shard_index, shard_count),
     text_length=text_length,
   )
   dataset = grain.MapDataset.source(batches).to_iter_dataset(
     grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
   )
-  if workers:
-    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-  return dataset
+  return in_processes(dataset, workers)
+
+
+def in_processes(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
+  """Moves reading to worker processes, if there are to be any."""
+  if not workers:
+    return dataset
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # Grain reads flags; a notebook has parsed none.
+  return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
 
 
 def normal(seed: int, first: int, rows: int, size: int) -> np.ndarray:

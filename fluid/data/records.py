@@ -64,6 +64,14 @@ def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> None:
   _publish(part, path)
 
 
+def read_shard(path: pathlib.Path) -> list[bytes]:
+  """All records of one file; a damaged one -> RecordError."""
+  try:
+    return array_record_module.ArrayRecordReader(str(path), options=_READER).read_all()
+  except RuntimeError as e:
+    raise _damaged(path, e) from e
+
+
 def write_metadata(cache: str | os.PathLike, metadata: dict[str, Any]) -> None:
   path = pathlib.Path(cache) / METADATA
   part = path.with_name(path.name + ".part")
@@ -131,7 +139,7 @@ class Records:
       size = path.stat().st_size if path.is_file() else None
       if size != shard["bytes"]:
         found = "is missing" if size is None else f"has {size} bytes"
-        raise self._damaged(path, f"{found}, {shard['bytes']} were written")
+        raise _damaged(path, f"{found}, {shard['bytes']} were written")
 
   def __len__(self) -> int:
     return int(self._starts[-1])
@@ -155,11 +163,6 @@ class Records:
     if self._columns is not None:
       return {name: column[indices] for name, column in self._columns.items()}
     return self._stack(self._read(indices))
-
-  def verify(self) -> None:
-    """Reads and decodes every record."""
-    for start, stop in zip(self._starts[:-1], self._starts[1:]):
-      self._read(range(start, stop))
 
   def _stack(self, examples: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     text = np.zeros((len(examples), self.text_length), np.int32)
@@ -193,14 +196,15 @@ class Records:
           out[row] = unpack(record)
       # The reader's own errors are RuntimeError and IndexError, msgpack's ValueError.
       except (RuntimeError, IndexError, ValueError, KeyError) as e:
-        raise self._damaged(path, str(e).split(";")[0]) from e
+        raise _damaged(path, e) from e
     return out
-
-  def _damaged(self, path: pathlib.Path, reason: str) -> RecordError:
-    return RecordError(
-      f"record file {path} is damaged ({reason}): remove it and run python -m "
-      f"fluid.prepare --config.data.cache={self.cache}, which writes it again"
-    )
 
   def __getstate__(self):
     return self.__dict__ | {"_readers": {}, "_columns": None}
+
+
+def _damaged(path: pathlib.Path, reason: Exception | str) -> RecordError:
+  return RecordError(
+    f"record file {path} is damaged ({str(reason).split(';')[0]}): remove it and run "
+    f"python -m fluid.prepare --config.data.cache={path.parent}, which writes it again"
+  )

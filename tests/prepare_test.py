@@ -1,0 +1,191 @@
+"""fluid.prepare: the same bytes however often it is stopped, nothing mixed or lost.
+
+The tokenizer here is a few lines of arithmetic: what is tested is the cache.
+"""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fluid import config, prepare, text
+from fluid.data import make_source, pipeline, records
+from fluid.tokenizers.base import TokenSpec
+
+TRAIN, VAL, BATCH = 300, 10, 4  # 128 records a shard.
+
+
+class Tokenizer:
+  """Mean colour of the four quarters; `calls` counts batches, `fail_at` stops one."""
+
+  image_size = 16
+
+  def __init__(self, kind="continuous", fail_at=None):
+    args = {"channels": 3} if kind == "continuous" else {"vocab": 64}
+    self.spec = TokenSpec(kind=kind, length=4, grid=(2, 2), **args)
+    self.calls, self.fail_at = 0, fail_at
+    self._means = jax.jit(lambda x: x.reshape(-1, 2, 8, 2, 8, 3).mean((2, 4)))
+
+  def moments(self, images):
+    assert images.shape == (BATCH, 16, 16, 3) and np.abs(images).max() <= 1
+    if self.calls == self.fail_at:
+      raise KeyboardInterrupt
+    self.calls += 1
+    mean = self._means(images).reshape(-1, 4, 3)
+    return mean, jnp.full_like(mean, 0.1)
+
+  def encode(self, images):
+    mean = self.moments(images)[0].mean(-1)
+    return jnp.floor((mean + 1) * 31.5).astype(jnp.int32)
+
+
+def make_run(cache, **data):
+  data = {"image_size": 16, "num_train": TRAIN, "num_val": VAL, **data}
+  return config.Run(
+    data=config.Data(cache=str(cache), **data),
+    text=config.Text(vocab_size=120, length=40),
+  )
+
+
+def write(cache, tokenizer=None, **data):
+  lines = []
+  run = make_run(cache, **data)
+  tokenizer = tokenizer or Tokenizer()
+  metadata = prepare.prepare(run, tokenizer=tokenizer, batch=BATCH, log=lines.append)
+  return metadata, lines
+
+
+def content(cache):
+  return {f.name: f.read_bytes() for f in sorted(cache.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  cache = tmp_path_factory.mktemp("prepare") / "cache"
+  metadata, lines = write(cache)
+  return cache, metadata, lines
+
+
+def test_metadata_and_files(whole):
+  cache, metadata, lines = whole
+  assert metadata == json.loads((cache / "metadata.json").read_text())
+  assert metadata["tokens"] == Tokenizer().spec.to_dict()
+  assert metadata["text"]["vocab_size"] == text.Vocabulary(cache / "text.model").size
+  assert metadata["splits"]["train"]["count"] == TRAIN
+  assert [s["records"] for s in metadata["splits"]["train"]["shards"]] == [128, 128, 44]
+  assert not list(cache.glob("*.part"))
+  assert any("prepare train: 300/300" in line and "s left" in line for line in lines)
+
+
+def test_records_are_the_source_through_the_tokenizer(whole):
+  cache, _, _ = whole
+  data = make_run(cache).data
+  vocabulary = text.load(config.Text(), str(cache))
+  for split, indices in (("train", (0, 127, 128, 299)), ("val", (9,))):
+    source, read = make_source(data, split), records.Records(cache, split)
+    for i in indices:
+      expected, got = source[i], read[i]
+      for name in ("id", "caption", "meta"):
+        assert got[name] == json.loads(json.dumps(expected[name]))
+      image = expected["image"].astype(np.float32) / 127.5 - 1
+      quarters = image.reshape(2, 8, 2, 8, 3).mean((1, 3)).reshape(4, 3)
+      np.testing.assert_allclose(got["mean"], quarters, atol=1e-3)
+      assert vocabulary.decode([got["text_ids"]]) == [expected["caption"].lower()]
+
+
+def test_batches_come_out(whole):
+  cache, _, _ = whole
+  batch = next(
+    iter(pipeline.make_loader(cache, "train", batch=8, seed=0, shuffle=True))
+  )
+  assert batch["tokens"].shape == (8, 4, 3) and batch["text"].shape == (8, 40)
+
+
+@pytest.mark.parametrize("fail_at", [0, 10, 33, 64, 76])
+def test_stopped_and_started_again_gives_the_same_bytes(whole, tmp_path, fail_at):
+  cache = tmp_path / "cache"
+  with pytest.raises(KeyboardInterrupt):
+    write(cache, Tokenizer(fail_at=fail_at))
+  with pytest.raises(records.RecordError, match="fluid.prepare"):
+    records.Records(cache, "val")
+  again = Tokenizer()
+  write(cache, again)
+  assert content(cache) == content(whole[0])
+  # 32 batches a shard: what was complete is not encoded again.
+  assert again.calls == 78 - min(fail_at // 32 * 32, 78) - (fail_at > 75) * 11
+
+
+def test_done_is_done(whole):
+  before, tokenizer = content(whole[0]), Tokenizer(fail_at=0)
+  assert write(whole[0], tokenizer)[0] == whole[1]
+  assert content(whole[0]) == before
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+def test_a_lost_shard_is_written_again(whole, tmp_path, truncate):
+  cache = tmp_path / "cache"
+  write(cache)
+  lost = records.shard_path(cache, "train", 1)
+  lost.write_bytes(lost.read_bytes()[:1000]) if truncate else lost.unlink()
+  again = Tokenizer()
+  write(cache, again)
+  assert again.calls == 32
+  assert content(cache) == content(whole[0])
+
+
+@pytest.mark.parametrize(
+  "change, key",
+  [
+    ({"seed": 1}, "data.seed is 0 there, 1 here"),
+    ({"num_train": 299}, "data.num_train"),
+    ({"source_args": {"tags": ("counting",)}}, "data.source_args"),
+  ],
+)
+def test_another_config_is_refused(whole, change, key):
+  before = content(whole[0])
+  with pytest.raises(config.ConfigError, match=f"another config .{key}.*data.cache"):
+    write(whole[0], **change)
+  assert content(whole[0]) == before
+
+
+def test_another_tokenizer_is_refused(whole):
+  with pytest.raises(config.ConfigError, match="another config .tokenizer"):
+    write(whole[0], Tokenizer("discrete"))
+
+
+def test_discrete_tokens(tmp_path):
+  write(tmp_path / "c", Tokenizer("discrete"), num_train=20)
+  example = records.Records(tmp_path / "c", "train")[3]
+  assert example["tokens"].dtype == np.uint16 and example["tokens"].shape == (4,)
+
+
+def test_given_vocabulary_and_overlong_captions(whole, tmp_path):
+  run = make_run(tmp_path / "c", num_train=20)
+  path = str(whole[0] / "text.model")
+  run = dataclasses.replace(run, text=config.Text(path=path, length=4))
+  metadata = prepare.prepare(run, tokenizer=Tokenizer(), batch=BATCH, log=str)
+  assert metadata["splits"]["train"]["cut_captions"] > 10
+  copied = text.load(config.Text(), run.data.cache)
+  assert copied.known == text.Vocabulary(path).known
+  assert all(
+    len(e["text_ids"]) <= 4 for e in [records.Records(run.data.cache, "val")[0]]
+  )
+
+
+def test_wrong_configs_are_one_clear_line(tmp_path):
+  def refused(match, tokenizer=None, **data):
+    with pytest.raises(config.ConfigError, match=match) as error:
+      write(data.pop("cache", tmp_path / "c"), tokenizer, **data)
+    assert "\n" not in str(error.value)
+
+  refused("data.cache", cache="")
+  refused("data.image_size.* 32.* 16", image_size=32)
+  refused("data.source.*choose from shapes", source="shape")
+  refused("data.source_args.tag'.*tags", source_args={"tag": "x"})
+  assert not (tmp_path / "c").exists()
+  bad = Tokenizer()
+  bad.moments = lambda images: (np.full((BATCH, 4, 3), np.nan), np.ones((BATCH, 4, 3)))
+  refused("non-finite tokens for example id", bad, cache=tmp_path / "nan")

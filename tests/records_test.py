@@ -1,0 +1,148 @@
+"""fluid.data.records: what goes in comes out; damage is named with file and remedy."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fluid import config
+from fluid.data import records
+
+
+def make_cache(path, n=20, per_shard=8, *, split="train", continuous=True, length=6):
+  """A small cache; example i has id 10 + i and arrays that depend on i."""
+  path.mkdir(exist_ok=True)
+  shards = []
+  for start in range(0, n, per_shard):
+    file = records.shard_path(path, split, start // per_shard)
+    rows = [
+      make_example(i, continuous) for i in range(start, min(start + per_shard, n))
+    ]
+    records.write_shard(file, [records.pack(r) for r in rows])
+    size = file.stat().st_size
+    shards.append({"name": file.name, "records": len(rows), "bytes": size})
+  metadata = {"splits": {}, "text": {"length": length}}
+  if (path / records.METADATA).is_file():
+    metadata = records.read_metadata(path)
+  metadata["splits"][split] = {"count": n, "shards": shards}
+  records.write_metadata(path, metadata)
+  return path
+
+
+def make_example(i, continuous=True):
+  rng = np.random.default_rng(i)
+  example = {"id": 10 + i, "caption": f"caption {i}", "meta": {"tag": "x", "n": [i]}}
+  example["text_ids"] = [3 + i] * (i % 5) + [1]
+  if continuous:
+    example["mean"] = rng.normal(size=(4, 2)).astype(np.float16)
+    example["std"] = np.full((4, 2), 0.5, np.float16)
+  else:
+    example["tokens"] = rng.integers(0, 500, 4).astype(np.uint16)
+  return example
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+  st.integers(0, 2**31 - 1),
+  st.text(),
+  st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.booleans()),
+)
+def test_any_caption_and_meta_survive(id_, caption, meta):
+  example = make_example(0) | {"id": id_, "caption": caption, "meta": meta}
+  try:
+    packed = records.pack(example)
+  except UnicodeEncodeError:  # A lone surrogate is no text.
+    return
+  out = records.unpack(packed)
+  assert (out["id"], out["caption"]) == (id_, caption)
+  np.testing.assert_array_equal(out["mean"], example["mean"])
+
+
+def test_examples_survive_the_files(tmp_path):
+  read = records.Records(make_cache(tmp_path / "c"), "train")
+  assert len(read) == 20 and len(read.shards) == 3
+  for i in (0, 7, 8, 19):
+    expected = make_example(i)
+    example = read[i]
+    for name in ("mean", "std"):
+      np.testing.assert_array_equal(example.pop(name), expected.pop(name))
+    assert example == expected
+  with pytest.raises(IndexError):
+    read[20]
+
+
+@pytest.mark.parametrize("continuous", [True, False])
+def test_memory_and_files_gather_the_same(tmp_path, continuous):
+  cache = make_cache(tmp_path / "c", continuous=continuous)
+  order = np.array([19, 0, 8, 8, 3])
+  held = pickle.loads(pickle.dumps(records.Records(cache, "train"))).gather(order)
+  read = records.Records(cache, "train", memory=0).gather(order)
+  assert held.keys() == read.keys()
+  for name in held:
+    np.testing.assert_array_equal(held[name], read[name])
+  np.testing.assert_array_equal(held["id"], 10 + order)
+  assert held["text"][0].tolist() == [22, 22, 22, 22, 1, 0]
+  assert held["text_mask"][0].tolist() == [True] * 5 + [False]
+  name = "mean" if continuous else "tokens"
+  np.testing.assert_array_equal(held[name][2], make_example(8, continuous)[name])
+
+
+def test_a_shard_that_fails_midway_has_no_name(tmp_path):
+  def rows():
+    yield b"one"
+    raise RuntimeError("stop")
+
+  path = records.shard_path(tmp_path, "train", 0)
+  with pytest.raises(RuntimeError, match="stop"):
+    records.write_shard(path, rows())
+  assert not path.exists()
+
+
+def damage_remove(file):
+  file.unlink()
+
+
+def damage_truncate(file):
+  file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def damage_flip(file):
+  content = bytearray(file.read_bytes())
+  where = content.find(b"caption 9")
+  if where < 0:  # Compressed: any byte after the header of the file.
+    where = 200
+  content[where] ^= 1
+  file.write_bytes(content)
+
+
+def damage_garbage(file):
+  file.write_bytes(b"\xff" * file.stat().st_size)
+
+
+@pytest.mark.parametrize(
+  "damage", [damage_remove, damage_truncate, damage_flip, damage_garbage]
+)
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+def test_damage_names_file_and_remedy(tmp_path, damage, memory):
+  cache = make_cache(tmp_path / "c")
+  file = records.shard_path(cache, "train", 1)
+  damage(file)
+  with pytest.raises(records.RecordError) as error:
+    records.Records(cache, "train", memory=memory).gather(np.arange(20))
+  message = str(error.value)
+  assert str(file) in message and "fluid.prepare" in message and "\n" not in message
+
+
+def test_missing_caches_are_named(tmp_path):
+  with pytest.raises(records.RecordError, match="data.cache"):
+    records.Records("", "train")
+  with pytest.raises(config.ConfigError, match="no cached tokens in.*fluid.prepare"):
+    records.Records(tmp_path / "nothing", "train")
+  cache = make_cache(tmp_path / "c")
+  with pytest.raises(records.RecordError, match="split 'val'.*complete: train"):
+    records.Records(cache, "val")
+  (cache / records.METADATA).write_text('{"splits"')
+  with pytest.raises(records.RecordError, match="metadata.json is damaged"):
+    records.Records(cache, "train")
