@@ -21,6 +21,16 @@ class CheckpointError(config.ConfigError):
   """A checkpoint that is missing, damaged, or of another model."""
 
 
+def _manager(folder, **options) -> ocp.CheckpointManager:
+  arrays = ("params", "ema", "optimizer")
+  return ocp.CheckpointManager(
+    folder,
+    options=ocp.CheckpointManagerOptions(**options),
+    item_handlers={k: ocp.StandardCheckpointHandler() for k in arrays}
+    | {"data": ocp.JsonCheckpointHandler()},
+  )
+
+
 class Checkpoints:
   """The checkpoints of one run: asynchronous save, restore onto any mesh.
 
@@ -30,11 +40,8 @@ class Checkpoints:
 
   def __init__(self, workdir, *, keep: int = 3):
     self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
-    self._manager = ocp.CheckpointManager(
-      self.folder,
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True
-      ),
+    self._manager = _manager(
+      self.folder, max_to_keep=keep, cleanup_tmp_directories=True
     )
 
   def save(self, state: TrainState, data: dict, step: int) -> None:
@@ -167,8 +174,7 @@ def restore_params(
   folder = pathlib.Path(workdir).absolute() / "checkpoints"
   if not folder.is_dir():
     raise CheckpointError(f"no checkpoint in {workdir}: {folder} does not exist")
-  options = ocp.CheckpointManagerOptions(read_only=True)
-  with ocp.CheckpointManager(folder, options=options) as manager:
+  with _manager(folder, create=False) as manager:
     steps = sorted(manager.all_steps())
     if not steps or (step is not None and step not in steps):
       wanted = "checkpoint" if step is None else f"checkpoint of step {step}"

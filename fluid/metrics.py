@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from fluid import config
+
 
 @struct.dataclass
 class Mean:
@@ -129,13 +131,89 @@ class Timer:
     return seconds, share
 
 
-def progress(
-  step: int, steps: int, loss: float, images_per_s: float, mfu: float, batch: int
-) -> str:
-  """One line for a human: step, loss, images/s, MFU, time to go."""
-  left = int((steps - step) * batch / images_per_s)
-  eta = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
-  return (
-    f"step {step}/{steps}  loss {loss:.4f}  {images_per_s:.1f} images/s  "
-    f"MFU {mfu:.1%}  ETA {eta}"
-  )
+class NonFiniteError(config.ConfigError):
+  """Loss or gradient is not a number any more; the last good checkpoint is kept."""
+
+  exit_code = 3
+
+
+class Log:
+  """What a training loop tells: JSONL, TensorBoard and a line for a human.
+
+  The metrics of a step are read after the next step was dispatched, so the devices
+  never wait for the host.
+
+  Attributes:
+    timer: exclude evaluation and checkpoints, count waiting for input.
+    images_per_s: mean over this process's steps after the first; None before that.
+  """
+
+  def __init__(self, cfg: config.Run, workdir, *, step, flops, peak, clock=None):
+    """`flops` per image forward, `peak` FLOP/s of all devices, `step` done already."""
+    self._cfg, self._rate = cfg, 3 * flops / peak
+    self._writer = Writer(workdir, step=step, tensorboard=cfg.tensorboard)
+    self._say = print if jax.process_index() == 0 else lambda *_, **__: None
+    self._pending = None
+    self._first = self._lap = step
+    self._images, self._seconds = 0, 0.0
+    self.timer = Timer(clock or time.perf_counter)
+
+  @property
+  def images_per_s(self) -> float | None:
+    return round(self._images / self._seconds, 3) if self._images else None
+
+  def step(self, step: int, values: dict[str, jax.Array]) -> None:
+    """Takes the metrics of a step just dispatched, reports those of the one before."""
+    self.flush()
+    self._pending = step, values
+    if step == self._first + 1:
+      jax.block_until_ready(values)
+      seconds, _ = self.timer.lap()
+      self._lap = step
+      self._say(f"first step: {seconds:.1f} s with compilation", flush=True)
+
+  def flush(self) -> None:
+    """Reports the last step taken; raises NonFiniteError if it is not finite."""
+    if self._pending is None:
+      return
+    step, values = self._pending
+    self._pending = None
+    values = {k: float(v) for k, v in jax.device_get(values).items()}
+    bad = [k for k, v in values.items() if not math.isfinite(v)]
+    if bad:
+      raise NonFiniteError(
+        f"{bad[0]} is {values[bad[0]]} at step {step}; the last good checkpoint is kept"
+      )
+    every, last = self._cfg.log_every, self._cfg.steps
+    if not (step == last or (every and step % every == 0)):
+      return
+    if step > self._lap:  # Without a whole step there is no rate (right after start).
+      seconds, wait = self.timer.lap()
+      images = (step - self._lap) * self._cfg.batch
+      self._lap = step
+      self._images, self._seconds = self._images + images, self._seconds + seconds
+      rate = images / seconds
+      values |= {"images_per_s": rate, "mfu": rate * self._rate, "input_wait": wait}
+      left = int((last - step) * self._cfg.batch / rate)
+      self._say(
+        f"step {step}/{last}  loss {values['train/loss']:.4f}  {rate:.1f} images/s  "
+        f"MFU {rate * self._rate:.1%}  "
+        f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}",
+        flush=True,
+      )
+    self._writer.write(step, values)
+
+  def results(self, step: int, values: dict) -> None:
+    """Writes what evaluators found."""
+    self._writer.write(step, values)
+    self._say(
+      f"step {step}  "
+      + "  ".join(
+        f"{k} {v if isinstance(v, str) else format(float(v), '.4g')}"
+        for k, v in values.items()
+      ),
+      flush=True,
+    )
+
+  def close(self) -> None:
+    self._writer.close()

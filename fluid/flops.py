@@ -1,0 +1,203 @@
+"""Parameters and FLOPs by component, and what the devices could do at best.
+
+    python -m fluid.flops [--size S]
+
+Components: core (trunk), aligner (text side), head, embeddings (tables, positions,
+token projections), and frozen: text_encoder, tokenizer. 'total' is what is trained.
+Analytic, because XLA counts a scanned body once.
+
+L image tokens, T text tokens, D width, E text width, F MLP width, C token channels,
+W head width, V vocabulary, R noise draws a token. A matmul of [m, k] by [k, n] has
+2 m k n FLOPs; norms, softmax and activations are not counted.
+"""
+
+import functools
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from fluid import cli, config, models, tokenizers
+
+TRAINED = ("core", "aligner", "head", "embeddings")
+
+# Dense bfloat16 FLOP/s of one jax device, from the vendors' datasheets; the first name
+# found in device_kind counts. A TPU7x chip (2307e12) shows up as two devices.
+PEAKS = {
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5e": 197e12,
+  "TPU v5": 459e12,
+  "TPU v6": 918e12,
+  "TPU7x": 1153.5e12,
+  "H200": 989e12,
+  "H100 PCIe": 756e12,
+  "H100": 989e12,
+  "A100": 312e12,
+}
+
+
+def _linear(i, o):
+  return i * o + o
+
+
+def _block(d, f, cross):
+  attention = 4 * _linear(d, d)
+  norms = 2 * d * (3 if cross else 2)
+  return attention * (2 if cross else 1) + _linear(d, f) + _linear(f, d) + norms
+
+
+def parameters(net: models.Net) -> dict[str, int]:
+  """Trained parameters by component and their total."""
+  m, t, e = net.model, net.tokens, net.text
+  d, f = m.width, m.mlp_ratio * m.width
+  embeddings = d + 2 * t.length * d + 2 * d  # fill, two positions, input norm
+  embeddings += net.vocab * e.width + e.width + e.length * d  # text, null, positions
+  if t.kind == "continuous":
+    w, c = m.head_width or d, t.channels
+    embeddings += _linear(c, d)
+    block = _linear(w, 3 * w) + 2 * _linear(w, w) + 2 * w
+    head = m.head_layers * block + _linear(w, 2 * w) + _linear(w, 2 * c)
+    head += _linear(c, w) + _linear(256, w) + _linear(w, w) + _linear(d, w)
+  else:
+    embeddings += t.vocab * d
+    head = t.vocab + (0 if m.tie_embeddings else t.vocab * d)
+  out = {
+    "core": m.layers * _block(d, f, True) + 2 * d,
+    "aligner": _linear(e.width, d) + m.aligner_layers * _block(d, f, False) + 2 * d,
+    "head": head,
+    "embeddings": embeddings,
+  }
+  return out | {"total": sum(out.values())}
+
+
+def forward(net: models.Net) -> dict[str, int]:
+  """FLOPs of one training forward pass of one image, by component and in total.
+
+  Attention counts every pair, also of causal attention, as that is what is computed.
+  """
+  m, t, e = net.model, net.tokens, net.text
+  d, f, n, k = m.width, m.mlp_ratio * m.width, t.length, e.length
+  mlp = 4 * d * f
+  self_attention = lambda s: s * 8 * d * d + 4 * s * s * d
+  cross = n * 4 * d * d + k * 4 * d * d + 4 * n * k * d
+  if t.kind == "continuous":
+    w, c = m.head_width or d, t.channels
+    draw = 2 * c * w + m.head_layers * 10 * w * w + 4 * w * w + 4 * w * c
+    draw += 2 * 256 * w + 2 * w * w
+    head = n * (2 * d * w + m.head_batch_mul * draw)
+  else:
+    head = n * 2 * d * t.vocab
+  out = {
+    "core": m.layers * (self_attention(n) + cross + n * mlp),
+    "aligner": k * 2 * e.width * d + m.aligner_layers * (self_attention(k) + k * mlp),
+    "head": head,
+    "embeddings": n * 2 * t.channels * d,
+  }
+  return out | {"total": sum(out.values())}
+
+
+def traced(fn, *args) -> int:
+  """FLOPs of the matmuls and convolutions of fn(*args), counted in its jaxpr."""
+  return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _count(jaxpr) -> int:
+  total = 0
+  for eqn in jaxpr.eqns:
+    out = math.prod(eqn.outvars[0].aval.shape) if eqn.outvars else 0
+    if eqn.primitive.name == "dot_general":
+      (contract, _), _ = eqn.params["dimension_numbers"]
+      total += 2 * out * math.prod(eqn.invars[0].aval.shape[i] for i in contract)
+    elif eqn.primitive.name == "conv_general_dilated":
+      kernel = eqn.invars[1].aval.shape
+      features = eqn.params["dimension_numbers"].rhs_spec[0]
+      total += 2 * out * math.prod(kernel) // kernel[features]
+    times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+    total += times * sum(_count(j) for j in jax.core.jaxprs_in_params(eqn.params))
+  return total
+
+
+def describe(net: models.Net, run: config.Run) -> dict[str, dict[str, int]]:
+  """-> 'params' and 'forward_flops_per_image', each by component.
+
+  The tokenizer's FLOPs are those of encoding an image; a cached data set pays them
+  once, so they are not in the total. A learned text encoder has nothing frozen.
+  """
+  tokenizer = tokenizers.build(run.tokenizer, run.data.image_size)
+  variables = jax.eval_shape(tokenizer.init, jax.random.key(0))
+  image = jax.ShapeDtypeStruct((1, *[run.data.image_size] * 2, 3), jnp.float32)
+  frozen = {
+    "params": sum(a.size for a in jax.tree.leaves(variables)),
+    "forward_flops_per_image": traced(tokenizer.encode_with, variables, image),
+  }
+  trained = {"params": parameters(net), "forward_flops_per_image": forward(net)}
+  return {
+    k: v | {"text_encoder": 0, "tokenizer": frozen[k]} for k, v in trained.items()
+  }
+
+
+def peak(devices) -> float:
+  """FLOP/s of all devices at best, for MFU; NaN if they are not in the table.
+
+  A CPU has no datasheet: its matmul rate is measured. Simulated devices share it.
+  """
+  if devices[0].platform == "cpu":
+    return _cpu_peak() * len({d.process_index for d in devices})
+  kind = devices[0].device_kind
+  return next((v for k, v in PEAKS.items() if k in kind), math.nan) * len(devices)
+
+
+@functools.cache
+def _cpu_peak(size: int = 1024, repeats: int = 5) -> float:
+  a = jax.device_put(jnp.ones((size, size)), jax.local_devices()[0])
+  multiply = jax.jit(lambda a: a @ a)
+  multiply(a).block_until_ready()
+  best = math.inf
+  for _ in range(repeats):
+    start = time.perf_counter()
+    multiply(a).block_until_ready()
+    best = min(best, time.perf_counter() - start)
+  return 2 * size**3 / best
+
+
+def table(rows: dict[str, dict[str, int]], unit: float, suffix: str) -> str:
+  """Row name -> component -> count, as text in units of `unit`."""
+  names = [*TRAINED, "total", "text_encoder", "tokenizer"]
+  lines = [f"{suffix:20}" + "".join(f"{n:>13}" for n in names)]
+  for name, row in rows.items():
+    lines.append(f"{name:20}" + "".join(f"{row[n] / unit:13,.3f}" for n in names))
+  return "\n".join(lines)
+
+
+def main(argv) -> None:
+  """Prints both tables for one size or the whole ladder."""
+  del argv
+  from configs import fluid as paper
+  from configs import sizes, toy
+
+  known = [*sizes.PAPER, *sizes.TOY]
+  size = flags.FLAGS.size
+  if size and size not in known:
+    raise cli.UserError(f"unknown size '{size}'; choose from {', '.join(known)}")
+  described = {}
+  for name in [size] if size else known:
+    module = paper if name in sizes.PAPER else toy
+    for kind in ("continuous", "discrete"):
+      run = config.from_config_dict(module.get_config(f"tokens={kind},size={name}"))
+      spec = tokenizers.build(run.tokenizer, run.data.image_size).spec
+      net = models.build(run.model, spec, run.text, run.text.vocab_size)
+      described[f"{name} {kind}"] = describe(net, run)
+  for key, unit, title in (
+    ("params", 1e6, "parameters [M]"),
+    ("forward_flops_per_image", 1e9, "forward GFLOP/image"),
+  ):
+    print(table({k: v[key] for k, v in described.items()}, unit, title), end="\n\n")
+  print("A training step has 3x the forward FLOPs; tokenizer: to encode an image.")
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("size", None, "A size of configs/sizes.py; default: all.")
+  cli.run(main)
