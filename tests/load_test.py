@@ -1,0 +1,117 @@
+"""analysis.load: run directories, committed results and files -> tables."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import analysis
+from analysis import load as load_function
+from tests import synthetic
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def study(tmp_path):
+  return synthetic.write_study(
+    tmp_path / "w", sizes=("xs", "l"), failed=("discrete-raster-l",),
+    unfinished=("continuous-raster-xs",),
+  )  # fmt: skip
+
+
+def test_one_row_per_run_with_components_and_compute(study):
+  runs = analysis.load(study).set_index("run")
+  assert len(runs) == 8
+  row = runs.loc["continuous-random-l"]
+  assert (row.cell, row.tokens, row.order) == (
+    "continuous-random", "continuous", "random",
+  )  # fmt: skip
+  assert row.N == pytest.approx(1e6) and row.N_tokenizer == 777
+  assert row.N == row.N_core + row.N_aligner + row.N_head + row.N_embeddings
+  assert row.D == 100 * 8 * 64
+  assert row.flops_per_image == pytest.approx(2e6 * 64)  # the tokenizer is not trained
+  assert row["compute"] == pytest.approx(3 * 2e6 * 64 * 8 * 100)
+  assert row["val/loss"] == pytest.approx(synthetic.loss("continuous", 1e6))
+  assert row["sample/seconds_per_image"] == 0.25 and row.train_images_per_s == 123
+  assert row.seed == 3 and len(row.config_hash) == 12
+
+
+def test_statuses_of_failed_and_interrupted_runs(study):
+  runs = analysis.load(study).set_index("run")
+  assert runs.loc["discrete-raster-l", "status"] == "failed"
+  assert "no luck" in runs.loc["discrete-raster-l", "note"]
+  assert np.isnan(runs.loc["discrete-raster-l", "val/loss"])
+  assert runs.loc["continuous-raster-xs", "status"] == "interrupted"
+  assert runs.loc["continuous-raster-xs", "step"] == 50
+  assert "vae-1" not in runs.index
+
+
+def test_one_row_per_evaluated_step(study):
+  evals = analysis.load(study, "eval")
+  one = evals[evals.run == "discrete-random-xs"]
+  assert list(one.step) == [50, 100]
+  assert one["compute"].iloc[1] == 2 * one["compute"].iloc[0]
+  assert list(one["val/loss"].round(6)) == [
+    round(synthetic.loss("discrete", 1e5) * f, 6) for f in (1.1, 1.0)
+  ]
+  assert one["time"].iloc[0] == 0
+  assert len(evals[evals.run == "continuous-raster-xs"]) == 1
+
+
+def test_a_step_logged_twice_counts_once_and_the_later_wins(tmp_path):
+  synthetic.write_run(tmp_path / "r", "discrete", "random", "xs")
+  with open(tmp_path / "r/metrics.jsonl", "a") as f:
+    f.write('\n{"step": 100, "val/loss": 0.125}\n')
+  evals = analysis.load(tmp_path / "r", "eval")
+  assert list(evals.step) == [50, 100] and evals["val/loss"].iloc[1] == 0.125
+  assert analysis.load(tmp_path / "r")["val/loss"].item() == 0.125
+
+
+def test_committed_json_reads_back_the_same(study, tmp_path):
+  load_module = sys.modules["analysis.load"]
+  load_module.save_json(study, tmp_path / "json")
+  for rows in ("run", "eval"):
+    before = analysis.load(study, rows).drop(columns="command")
+    after = analysis.load(tmp_path / "json", rows)[
+      [c for c in before if before[c].notna().any()]
+    ]
+    before = before[after.columns]
+    pd.testing.assert_frame_equal(before, after, check_dtype=False)
+
+
+def test_csv_and_jsonl(tmp_path):
+  table = pd.DataFrame({"N": [1, 2], "val/loss": [0.5, 0.25]})
+  table.to_csv(tmp_path / "a.csv", index=False)
+  table.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+  pd.testing.assert_frame_equal(analysis.load(tmp_path / "a.csv"), table)
+  pd.testing.assert_frame_equal(analysis.load(tmp_path / "a.jsonl"), table)
+
+
+def test_command_line_writes_csv_and_names_what_is_missing(study, tmp_path):
+  def call(*args):
+    command = [sys.executable, "-m", "analysis.load", *args]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+  good = call("--workdir", str(study), "--csv", str(tmp_path / "t.csv"))
+  assert good.returncode == 0 and good.stderr == ""
+  assert len(pd.read_csv(tmp_path / "t.csv")) == 8
+  bad = call("--workdir", str(tmp_path / "absent"))
+  assert bad.returncode == 2
+  assert bad.stderr.startswith("error: no such file or folder") and (
+    bad.stderr.count("\n") == 1
+  )
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(ValueError, match="holds no runs"):
+    load_function(tmp_path / "empty")
+
+
+def test_importing_analysis_does_not_import_jax():
+  code = (
+    "import sys, analysis, analysis.report; "
+    "sys.exit(any(m in sys.modules for m in ('jax', 'tensorflow', 'fluid')))"
+  )
+  assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
