@@ -6,7 +6,7 @@ colour form an object, and its alpha mask, brought to a common centre and area, 
 correlated with masks of every class over rotations and blurs. Blurred or noisy images
 (samples of a model) keep their alpha masks, only softer.
 
-S: working side in pixels; C: colours; T: template side; M: templates; h, w: a patch.
+S: working side in pixels; T: template side; M: templates; h, w: a patch.
 """
 
 import functools
@@ -17,7 +17,7 @@ from scipy import ndimage
 from fluid import config
 from fluid.data import captions, sprites
 
-# Images are reduced (box mean) to at most this side: nothing is gained above it.
+# Larger images are reduced (box mean) to about this side: nothing is gained above it.
 WORKING_SIZE = 64
 # Background pixels: brightness and spread of the channels.
 BRIGHTNESS, SPREAD = (135, 212), 55
@@ -27,8 +27,12 @@ TEMPLATE, REACH = 24, 1.15
 BLURS = (0.04, 0.09, 0.14)
 # Correlation with the best template -> score. Intact objects lie above the last but
 # one knot even when blurred and noisy; fragments and merged objects below.
-SCORE = ((0.80, 0.90, 0.95, 1.0), (0.0, 0.4, 0.92, 1.0))
+SCORE = ((0.78, 0.88, 0.93, 1.0), (0.0, 0.4, 0.92, 1.0))
 MIN_AREA = 12  # pixels of an image 32 wide; the smallest object has 24
+MAX_SHARE = 0.4  # of the image; the largest object has 0.22
+RESIDUAL = 70  # distance of a pixel from the mixtures of its colour and background
+# A colour may be this pale (alpha of its body); fainter bodies lose score, to none.
+PALE, FAINT = 0.75, 0.6
 
 
 def _axis_weights(center: float, scale: float, n: int) -> np.ndarray:
@@ -73,12 +77,12 @@ class ShapesDetector:
   """
 
   def __init__(self, image_size: int):
-    self.factor = max(1, image_size // WORKING_SIZE)
-    if image_size < 16 or image_size % self.factor:
+    if image_size < 16:
       raise config.ConfigError(
-        f"the shapes detector cannot take images of {image_size} pixels; use 16 to 64 "
-        "or a multiple of 64"
+        f"the shapes detector needs images of at least 16 pixels, not {image_size}"
       )
+    limit = max(1, image_size // WORKING_SIZE)
+    self.factor = max(f for f in range(1, limit + 1) if image_size % f == 0)
     self.image_size = image_size
     self.size = image_size // self.factor
     self.unit = self.size / 32  # pixels per pixel of a 32-pixel image
@@ -102,30 +106,31 @@ class ShapesDetector:
   def _detect(self, image):
     s, f = self.size, self.factor
     pixels = image.reshape(s, f, s, f, 3).mean((1, 3), dtype=np.float32).reshape(-1, 3)
-    offset = pixels - self._background(pixels)  # [S*S, 3]
-    toward = self.palette - (pixels - offset)[:, None]  # [S*S, C, 3]
-    power = np.einsum("pck,pck->pc", toward, toward)
-    alpha = np.einsum("pk,pck->pc", offset, toward) / power  # [S*S, C]
+    ground = self._background(pixels)
+    offset = pixels - ground  # [S*S, 3]
     # A pixel belongs to the core of the nearest colour, background included.
-    error = ((pixels[:, None] - self.palette) ** 2).sum(-1)
-    nearest = np.where(error.min(1) < (offset**2).sum(1), error.argmin(1), -1)
-    nearest, alpha = nearest.reshape(s, s), alpha.reshape(s, s, -1)
-    offset = offset.reshape(s, s, 3)
-    toward = toward.reshape(s, s, -1, 3)
+    error = (self.palette**2).sum(1) - 2 * pixels @ self.palette.T  # less pixels^2
+    ground_error = ((ground - 2 * pixels) * ground).sum(1)
+    nearest = np.where(error.min(1) < ground_error, error.argmin(1), -1)
+    nearest = nearest.reshape(s, s)
 
     found, free = {}, np.ones((s, s), bool)
     # Strong contrasts first: half-covered pixels at the rim of a black object look
     # grey, so black claims them before grey is looked for.
-    for c in np.argsort(-power.mean(0)):
+    for c in np.argsort(-((self.palette - ground.mean(0)) ** 2).sum(1)):
       core = nearest == c
       if core.sum() < 0.4 * MIN_AREA * self.unit**2:
         continue
       near = free & ndimage.binary_dilation(core, iterations=self.rim)
-      a = np.clip(alpha[..., c], 0, 1)
-      rest = np.linalg.norm(offset - a[..., None] * toward[..., c, :], axis=-1)
-      a = np.where(near & (rest < 70), a, 0)
-      free &= a < 0.15
-      for name, detection in self._objects(a, core):
+      toward = self.palette[c] - ground
+      alpha = (offset * toward).sum(1) / (toward**2).sum(1)
+      # A pale copy of the colour is the same object: its body has alpha 1.
+      level = np.clip(np.quantile(alpha[core.ravel()], 0.6), PALE, 1)
+      alpha = np.clip(alpha / level, 0, 1)
+      rest = np.linalg.norm(offset - (level * alpha)[:, None] * toward, axis=1)
+      alpha = np.where(near & (rest < RESIDUAL).reshape(s, s), alpha.reshape(s, s), 0)
+      free &= alpha < 0.15
+      for name, detection in self._objects(alpha, core):
         found.setdefault(name, []).append([*detection, self.names[c]])
     return found
 
@@ -155,7 +160,9 @@ class ShapesDetector:
     for i, window in enumerate(ndimage.find_objects(parts), 1):
       part = parts[window] == i
       area = part.sum()
-      if area < MIN_AREA * self.unit**2 or (core[window] & part).sum() < 0.3 * area:
+      if not MIN_AREA * self.unit**2 < area < MAX_SHARE * alpha.size:
+        continue
+      if (core[window] & part).sum() < 0.3 * area:
         continue
       y1, x1 = (max(w.start - 1, 0) for w in window)
       y2, x2 = (w.stop + 1 for w in window)
@@ -163,7 +170,9 @@ class ShapesDetector:
       own = ndimage.binary_dilation(parts[y1:y2, x1:x2] == i, np.ones((3, 3)))
       similarity = vectors @ normalize(alpha[y1:y2, x1:x2] * own)
       best = int(similarity.argmax())
-      score = float(np.interp(similarity[best], *SCORE))
+      body = np.quantile(alpha[window][part], 0.6)
+      solid = np.interp(body, (FAINT, 0.8), (0, 1))
+      score = float(np.interp(similarity[best], *SCORE) * solid)
       if score > 0.05:
         corners = [window[1].start, window[0].start, window[1].stop, window[0].stop]
         box = [float(v * self.factor) for v in corners]
