@@ -115,10 +115,10 @@ def kid_subsets(
       f"KID subsets of {size} images cannot be drawn from {len(x)} and {len(y)}"
     )
   rng = np.random.RandomState(seed)
-  within = lambda k: (k.sum(1) - np.diagonal(k)).sum() / (size * (size - 1))
+  pairs = lambda k: (k.sum(1) - np.diagonal(k)).sum()
   values = []
   for _ in range(subsets):
     a, b = (z[rng.choice(len(z), size, replace=False)] for z in (x, y))
-    between = kernel(a, b).sum(0).sum() / size**2
-    values.append(within(kernel(a, a)) + within(kernel(b, b)) - 2 * between)
+    within = (pairs(kernel(a, a)) + pairs(kernel(b, b))) / (size * (size - 1))
+    values.append(within - 2 * kernel(a, b).sum(0).sum() / size**2)
   return float(np.mean(values)), float(np.std(values))

@@ -1,0 +1,102 @@
+"""A trained model in a notebook: `fluid.load(workdir).sample(prompts) -> images`."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fluid import checkpoint, config, models, sampling, sharding, text, tokenizers
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """A checkpoint with all that turns prompts into images.
+
+  Attributes:
+    config: of the run.
+    net, params: the model; `params` are the weights asked for.
+    step: updates done.
+    weights: 'ema' or 'raw'.
+    tokenizer, vocabulary: of the run.
+    mesh: devices that hold the parameters (None: the default device).
+  """
+
+  config: config.Run
+  net: models.Net
+  params: Any
+  step: int
+  weights: str
+  tokenizer: tokenizers.Tokenizer
+  vocabulary: Any
+  mesh: jax.sharding.Mesh | None = None
+
+  def sample(self, prompts: str | Sequence[str], *, key=None, **options) -> np.ndarray:
+    """Draws one image a prompt.
+
+    Args:
+      prompts: texts (or one); repeat a text to draw it again.
+      key: typed PRNG key or seed (None: seed 0); the i-th image depends on it, i and
+        the i-th prompt alone.
+      **options: fields of fluid.config.Sample, e.g. guidance=2.0, temperature=0.9.
+
+    Returns:
+      uint8 [N, H, W, 3].
+
+    Raises:
+      ConfigError: words outside the vocabulary, a prompt too long, an unknown option.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if key is None or isinstance(key, int):
+      key = jax.random.key(key or 0)
+    sampler = sampling.Sampler(
+      self.net, self.tokenizer, self.vocabulary, self.config.sample
+    )
+    if self.mesh is None:
+      return sampler(self.params, prompts, key=key, **options)
+    with jax.set_mesh(self.mesh):
+      return sampler(self.params, prompts, key=key, **options)
+
+
+def load(
+  workdir, weights: str = "ema", step: int | None = None, *, mesh=None
+) -> Loaded:
+  """Reads a run's checkpoint.
+
+  Args:
+    workdir: folder of the run.
+    weights: 'ema' or 'raw'.
+    step: a saved step (None: the newest).
+    mesh: devices to lay the parameters out over (None: all on the default device).
+
+  Raises:
+    ConfigError: no run, no such checkpoint, or a tokenizer or vocabulary missing.
+  """
+  run = read_config(workdir)
+  if mesh is None:  # Says what is missing before anything large is read.
+    params, step = checkpoint.restore_params(workdir, weights, step)
+  tokenizer = tokenizers.load(run.tokenizer.path)
+  vocabulary = text.load(run.text, run.data.cache)
+  net = models.build(run.model, tokenizer.spec, run.text, vocabulary.size)
+  if mesh is not None:
+    with jax.set_mesh(mesh):
+      like = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
+    like = sharding.concrete(like, mesh)
+    params, step = checkpoint.restore_params(workdir, weights, step, like=like)
+  return Loaded(run, net, params, step, weights, tokenizer, vocabulary, mesh)
+
+
+def read_config(workdir) -> config.Run:
+  """The config a run was started with; ConfigError where there is no run."""
+  path = pathlib.Path(workdir) / "config.json"
+  if not path.is_file():
+    raise config.ConfigError(
+      f"no run in {workdir}: {path} does not exist; name the --workdir of a training"
+    )
+  try:
+    return config.from_config_dict(json.loads(path.read_text()))
+  except json.JSONDecodeError as e:
+    raise config.ConfigError(f"{path} is damaged ({e}); restore it") from e

@@ -1,0 +1,78 @@
+"""Grids of samples, written as PNG beside their prompts.
+
+Legend: N images, H, W pixels.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from fluid.evals import samples
+
+
+def grid(images: np.ndarray, columns: int = 0, gap: int = 2) -> np.ndarray:
+  """uint8 [N, H, W, 3] -> one uint8 image, row by row (0 columns: about square)."""
+  n, h, w, _ = images.shape
+  columns = columns or math.ceil(math.sqrt(n))
+  rows = math.ceil(n / columns)
+  shape = (rows * (h + gap) - gap, columns * (w + gap) - gap, 3)
+  out = np.full(shape, 255, np.uint8)
+  for i, image in enumerate(images):
+    y, x = i // columns * (h + gap), i % columns * (w + gap)
+    out[y : y + h, x : x + w] = image
+  return out
+
+
+class Images:
+  """Writes WORKDIR/samples/step_########[_raw].png and prompts.json.
+
+  Args:
+    prompts: texts, or where to take n from: 'val' (captions of that split) or
+      'geneval' (evenly from evals.geneval, sharing the images that it draws).
+    n: images.
+    seed: of the noise.
+    sample: overrides of config.sample.
+  """
+
+  def __init__(
+    self,
+    net,
+    context,
+    *,
+    prompts: str | Sequence[str] = "val",
+    n: int = 16,
+    seed: int = 0,
+    sample: dict | None = None,
+  ):
+    self.net, self.context, self.seed, self.sample = net, context, seed, sample or {}
+    self.prompts, self.pick = prompts, None
+    if isinstance(prompts, str):
+      settings = {"n": n, "first": 0} if prompts == "val" else {}
+      lines = samples.metadata(context, prompts, **settings)
+      self.prompts = [line["prompt"] for line in lines]
+      self.pick = np.linspace(0, len(lines) - 1, min(n, len(lines))).round().astype(int)
+
+  def run(
+    self, params, step: int, weights: str = "ema"
+  ) -> Iterator[tuple[str, float | str]]:
+    """Writes the grid; yields nothing but the time that drawing took."""
+    images, timing = samples.draw(
+      self.net,
+      self.context,
+      params,
+      step,
+      self.prompts,
+      seed=self.seed,
+      **self.sample,
+    )
+    pick = range(len(images)) if self.pick is None else self.pick
+    folder = self.context.workdir / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{step:08d}{'_raw' * (weights == 'raw')}.png"
+    Image.fromarray(grid(images[np.asarray(pick)])).save(path)
+    named = [self.prompts[i] for i in pick]
+    (folder / "prompts.json").write_text(json.dumps(named, indent=1) + "\n")
+    yield from timing.items()

@@ -1,0 +1,131 @@
+"""Validation loss with common random numbers: what scaling laws are fitted to.
+
+Order, masks, timesteps and noise of an example follow from its id, so they are the same
+for every model size, checkpoint, batch size and mesh, and losses can be compared.
+
+Legend: B batch, L tokens, R noise draws of a token in one pass, E examples.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fluid import config, rng, sharding
+
+BINS = 10
+
+
+class Loss:
+  """Masked mean of the per-token loss over a split.
+
+  Args:
+    split: of the cached data.
+    examples: how many of them (0: all).
+    batch: per pass, over all devices (0: run.batch).
+    draws: random draws an example; more lower the noise that masks and steps add.
+    seed: of those draws. Not the run's: runs of different seeds share them.
+  """
+
+  def __init__(
+    self,
+    net,
+    context,
+    *,
+    split: str = "val",
+    examples: int = 0,
+    batch: int = 0,
+    draws: int = 1,
+    seed: int = 0,
+  ):
+    self.net, self.context = net, context
+    self.split, self.examples, self.draws = split, examples, draws
+    self.batch = batch or context.run.batch
+    self.key = rng.stream(seed, "val")
+    sharding.check_batch(self.batch, context.mesh)
+    if examples < 0 or draws < 1:
+      raise config.ConfigError("evals.loss needs examples >= 0 and draws >= 1")
+    # Results are replicated, so that every process can read them.
+    place = jax.NamedSharding(context.mesh, jax.P())
+    self._sums = jax.jit(
+      functools.partial(example_sums, net), out_shardings=place, static_argnames="draws"
+    )
+
+  def run(
+    self, params, step: int, weights: str = "ema"
+  ) -> Iterator[tuple[str, float | str]]:
+    """Yields val/loss, its standard error and count, and what the head adds."""
+    del step, weights
+    rows, seen = [], 0
+    with jax.set_mesh(self.context.mesh):
+      for batch in self.context.loader(self.split, self.batch):
+        batch = dict(batch)
+        if self.examples:
+          # This process's rows of the global batch; those past the limit are padding.
+          first = seen + jax.process_index() * len(batch["mask"])
+          index = first + np.arange(len(batch["mask"]))
+          batch["mask"] = batch["mask"] & (index < self.examples)
+        batch = sharding.shard_batch(batch, self.context.mesh)
+        # Arrays stay on the device until all batches are dispatched.
+        rows.append(self._sums(params, batch, self.key, draws=self.draws))
+        seen += self.batch
+        if self.examples and seen >= self.examples:
+          break
+    if not rows:
+      raise config.ConfigError(f"evals.loss: split '{self.split}' has no examples")
+    rows = jax.tree.map(lambda *a: np.concatenate(a), *jax.device_get(rows))
+    yield from summarize(rows, self.split)
+
+
+def example_sums(net, params, batch, key, *, draws: int = 1) -> dict[str, jax.Array]:
+  """Sums over the tokens of each example, and over draws.
+
+  Returns:
+    'loss', 'count' [B]; 'accuracy' [B] where the head has one; 'bin_sum', 'bin_count'
+    [B, 10]: mse by timestep, where it has that. Zero for padding rows.
+  """
+  total = None
+  for draw in range(draws):
+    own = key if draw == 0 else jax.random.fold_in(key, draw)
+    out = net.loss(params, batch, rng.example_keys(own, batch["id"]), train=False)
+    mask = out["mask"] & batch["mask"][:, None]  # [B, L]
+    # A padding row may hold anything; 0 * NaN must not reach the sum.
+    masked = lambda x, m=mask: jnp.where(m, x.astype(jnp.float32), 0)
+    sums = {"loss": masked(out["loss"]).sum(1), "count": mask.sum(1)}
+    if "accuracy" in out:
+      sums["accuracy"] = masked(out["accuracy"]).sum(1)
+    if "mse" in out:
+      index = out["t"] * BINS // net.model.diffusion_steps  # [B, L, R]
+      hit = (index[..., None] == jnp.arange(BINS)) & mask[..., None, None]
+      sums["bin_sum"] = jnp.where(hit, out["mse"][..., None], 0).sum((1, 2))
+      sums["bin_count"] = hit.sum((1, 2))
+    total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+  return total
+
+
+def summarize(rows: dict[str, np.ndarray], split: str) -> Iterator[tuple[str, float]]:
+  """Per-example sums -> named values, in float64.
+
+  The standard error is that of a ratio estimator: examples are the independent units,
+  and they predict different numbers of tokens.
+  """
+  rows = {k: v.astype(np.float64) for k, v in rows.items()}
+  real = rows["count"] > 0
+  loss, count = rows["loss"][real], rows["count"][real]
+  tokens, n = count.sum(), len(count)
+  mean = loss.sum() / max(tokens, 1)
+  yield f"{split}/loss", mean
+  if n > 1:
+    spread = ((loss - mean * count) ** 2).sum() * n / (n - 1)
+    yield f"{split}/loss_sem", math.sqrt(spread) / tokens
+  yield f"{split}/loss_count", n
+  if "accuracy" in rows:
+    yield f"{split}/accuracy", rows["accuracy"].sum() / max(tokens, 1)
+  if "bin_sum" in rows:
+    sums, counts = rows["bin_sum"].sum(0), rows["bin_count"].sum(0)
+    for i in range(BINS):
+      if counts[i]:
+        yield f"{split}/mse_bin{i}", sums[i] / counts[i]

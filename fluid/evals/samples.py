@@ -1,0 +1,256 @@
+"""Evaluators of sampled images, which share the images they draw.
+
+GenEval prompts are balanced over tags, and so are the images of the shapes set: where
+`distribution` is told to use the same prompts, no image is drawn twice.
+
+Legend: N images, P prompts, K images of each, D features.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from fluid import config, rng
+from fluid.data import caption, make_source, shapes
+from fluid.evals import distribution, geneval
+from fluid.evals import features as feature_nets
+from fluid.evals.detectors import DETECTORS
+from fluid.sampling import Sampler, to_uint8
+from fluid.tokenizers import in_batches
+
+TOKENIZER_BATCH = 64
+
+
+class _Lenient:
+  """A vocabulary that takes any caption of a data set, as the cached texts do."""
+
+  def __init__(self, vocabulary):
+    self.encode = functools.partial(vocabulary.encode, on_unknown="keep", on_long="cut")
+
+
+def draw(
+  net, context, params, step: int, prompts: Sequence[str], *, seed: int = 0, **overrides
+) -> tuple[np.ndarray, dict[str, float]]:
+  """One image a prompt, uint8 [N, H, W, 3]; the last ones drawn are kept for others.
+
+  Returns:
+    The images, and sample/seconds_per_image and sample/images of the drawing (without
+    compilation; empty where the images were there already).
+  """
+  try:
+    cfg = dataclasses.replace(context.run.sample, **overrides)
+  except TypeError as e:
+    raise config.ConfigError(f"evals: unknown sampling option ({e})") from e
+  leaf = jax.tree.leaves(params)[0]  # Kept, so that its id names these parameters.
+  request = (step, id(leaf), tuple(prompts), seed, cfg)
+  if request in context.drawn:
+    return context.drawn[request][1], {}
+  for old in [k for k in context.drawn if k[0] != step]:
+    del context.drawn[old]
+  sampler = Sampler(net, context.tokenizer, _Lenient(context.vocabulary), cfg)
+  key = rng.stream(seed, "samples")
+  with jax.set_mesh(context.mesh):
+    if cfg not in context.compiled:  # One batch: the clock shall not see XLA compile.
+      sampler(params, prompts[:1], key=key)
+      context.compiled.add(cfg)
+    start = time.perf_counter()
+    images = sampler(params, list(prompts), key=key)
+  seconds = time.perf_counter() - start
+  context.drawn[request] = (leaf, images)
+  # The last batch is filled up: its rows took their time as well.
+  rows = -(-len(prompts) // cfg.batch) * cfg.batch
+  return images, {
+    "sample/seconds_per_image": seconds / rows,
+    "sample/images": len(images),
+  }
+
+
+def metadata(
+  context, which: str, *, n: int = 0, first: int = 0, heldout: bool = False
+) -> list[dict]:
+  """Lines of metadata, each with a 'prompt'.
+
+  Args:
+    which: 'val': captions first..first+n of the data source; 'geneval': the prompts of
+      config.evals.geneval; 'shapes': n a tag; else a file of GenEval's metadata.
+    heldout: of 'shapes': colour-shape pairs that training does not show.
+  """
+  if which == "val":
+    source = make_source(context.run.data, "val")
+    stop = min(first + n, len(source))
+    return [{"prompt": caption(source, i)} for i in range(first, stop)]
+  if which == "geneval":
+    if "geneval" not in context.run.evals:
+      raise config.ConfigError(
+        "prompts 'geneval' are those of config.evals.geneval, which is not there"
+      )
+    return GenEval(None, context, **_without_every(context, "geneval")).lines
+  if which == "shapes":
+    return shapes.geneval_prompts(n, heldout=heldout)
+  path = pathlib.Path(which)
+  if not path.is_file():
+    raise config.ConfigError(
+      f"no prompts '{which}': name 'shapes' or a file of GenEval metadata lines"
+    )
+  return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def _without_every(context, name):
+  drop = ("every", "raw")
+  return {k: v for k, v in context.run.evals[name].items() if k not in drop}
+
+
+class GenEval:
+  """Share of images that show what their prompt says, per tag and overall.
+
+  Args:
+    prompts: 'shapes', or a file of GenEval's metadata lines.
+    n: prompts a tag (of 'shapes').
+    k: images a prompt.
+    heldout: prompts a tag with colour-shape pairs not seen in training (of 'shapes').
+    detector: entry of fluid.evals.detectors.DETECTORS.
+    seed: of the noise.
+    sample: overrides of config.sample.
+    layout: write prompts and images to WORKDIR/geneval for the reference evaluator.
+  """
+
+  def __init__(
+    self,
+    net,
+    context,
+    *,
+    prompts: str = "shapes",
+    n: int = 16,
+    k: int = 2,
+    heldout: int = 0,
+    detector: str = "shapes",
+    seed: int = 0,
+    sample: dict | None = None,
+    layout: bool = False,
+  ):
+    if detector not in DETECTORS:
+      raise config.ConfigError(
+        f"unknown detector '{detector}'; choose from {', '.join(DETECTORS)}"
+      )
+    self.net, self.context, self.seed, self.sample = net, context, seed, sample or {}
+    self.detect = DETECTORS[detector](context.run.data.image_size)
+    self.layout, self.k = layout, k
+    lines = [("geneval", line) for line in metadata(context, prompts, n=n)]
+    if heldout:
+      unseen = metadata(context, "shapes", n=heldout, heldout=True)
+      lines += [("geneval_heldout", line) for line in unseen]
+    self.groups = [group for group, _ in lines for _ in range(k)]
+    self.lines = [line for _, line in lines for _ in range(k)]
+
+  def run(
+    self, params, step: int, weights: str = "ema"
+  ) -> Iterator[tuple[str, float | str]]:
+    """Yields geneval/{tag}, geneval/overall and its interval; the same of heldout."""
+    texts = [line["prompt"] for line in self.lines]
+    images, timing = draw(
+      self.net, self.context, params, step, texts, seed=self.seed, **self.sample
+    )
+    results = {}
+    found = self.detect(images)
+    for group, line, objects in zip(self.groups, self.lines, found):
+      correct, _ = geneval.score(objects, line)
+      row = {"tag": line["tag"], "prompt": line["prompt"], "correct": correct}
+      results.setdefault(group, []).append(row)
+    for group, rows in results.items():
+      for name, value in geneval.summarize(rows).items():
+        yield f"{group}/{name}", value
+    if self.layout:
+      out = self.context.workdir / "geneval" / f"step_{step:08d}-{weights}"
+      shaped = images.reshape(-1, self.k, *images.shape[1:])
+      geneval.write_layout(out, self.lines[:: self.k], shaped)
+    yield from timing.items()
+
+
+class Distribution:
+  """KID and Frechet distance between sampled and real validation images.
+
+  Real images are the first of the split and captions come after them: an image and a
+  sample for its own caption are no independent pair, which the estimate of KID assumes.
+
+  Args:
+    n: samples (of prompts 'val').
+    real: real images (0: as many as samples).
+    prompts: 'val', or 'geneval' to use the images that evals.geneval draws.
+    features: entry of fluid.evals.features.FEATURES.
+    tokenizer: also yield kid_tokenizer, the KID of decode(encode(x)) for other real
+      images: what no model of these tokens can be expected to beat.
+    seed: of the noise.
+    sample: overrides of config.sample.
+  """
+
+  def __init__(
+    self,
+    net,
+    context,
+    *,
+    n: int = 512,
+    real: int = 0,
+    prompts: str = "val",
+    features: str = "EffNet",
+    tokenizer: bool = True,
+    seed: int = 0,
+    sample: dict | None = None,
+  ):
+    self.net, self.context, self.seed, self.sample = net, context, seed, sample or {}
+    self.source = make_source(context.run.data, "val")
+    self.real = min(real or n, len(self.source) // 2)
+    lines = metadata(context, prompts, n=n, first=self.real)
+    self.prompts = [line["prompt"] for line in lines]
+    self.features = feature_nets.load(features)
+    self.tokenizer = tokenizer
+
+  def run(
+    self, params, step: int, weights: str = "ema"
+  ) -> Iterator[tuple[str, float | str]]:
+    """Yields kid, kid_lo, kid_hi, fd, their numbers of images, and features."""
+    images, timing = draw(
+      self.net, self.context, params, step, self.prompts, seed=self.seed, **self.sample
+    )
+    with jax.set_mesh(self.context.mesh):
+      x = feature_nets.extract(self.features, images)
+      y = self._cached("real", lambda: self._images(0, self.real))
+      yield "kid", distribution.kid(x, y)
+      yield from zip(("kid_lo", "kid_hi"), distribution.kid_interval(x, y))
+      stats = [distribution.Statistics().add(z) for z in (x, y)]
+      yield "fd", distribution.frechet_distance(*stats)
+      yield from (("kid_images", len(x)), ("kid_real", len(y)))
+      yield "features", self.features.name
+      if self.tokenizer:
+        stop = min(2 * self.real, len(self.source))
+        again = self._cached("tokenizer", lambda: self._decoded(self.real, stop))
+        yield "kid_tokenizer", distribution.kid(again, y)
+    yield from timing.items()
+
+  def _images(self, start, stop):
+    return np.stack([self.source[i]["image"] for i in range(start, stop)])
+
+  def _decoded(self, start, stop):
+    tokenizer = self.context.tokenizer
+    again = lambda x: tokenizer.decode(tokenizer.encode(x))
+    images = self._images(start, stop).astype(np.float32) / 127.5 - 1
+    return to_uint8(in_batches(again, images, TOKENIZER_BATCH))
+
+  def _cached(self, name, images):
+    """Features of fixed images, kept in the data cache under what they depend on."""
+    run = self.context.run
+    data = {k: v for k, v in config.to_dict(run.data).items() if k != "cache"}
+    made_from = [name, self.features.name, self.real, data]
+    made_from += [run.tokenizer.path] if name == "tokenizer" else []
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    file = f"{self.features.name}-{name}-{self.real}-{digest[:12]}.npy"
+    path = pathlib.Path(run.data.cache) / "features" / file
+    return feature_nets.cached(
+      path, lambda: feature_nets.extract(self.features, images())
+    )

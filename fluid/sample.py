@@ -1,0 +1,99 @@
+"""Prompts to images.
+
+  python -m fluid.sample --workdir DIR --prompt "a red circle left of a blue square" \\
+    --n 4 --out DIR2
+
+writes DIR2/00000_00.png and so on (prompt, image), grid.png (a row a prompt) and
+samples.json.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+from absl import flags
+from PIL import Image
+
+from fluid import api, cli
+from fluid.evals.images import grid
+
+OPTIONS = ("guidance", "temperature", "steps", "diffusion_steps", "batch")
+
+
+def sample(
+  loaded: api.Loaded, prompts: list[str], out, *, n: int = 4, seed: int = 0, **options
+) -> pathlib.Path:
+  """Draws n images of each prompt and writes them under `out`.
+
+  Args:
+    loaded: from fluid.load.
+    prompts: texts.
+    out: folder, made if it is not there.
+    n: images a prompt.
+    seed: of the noise.
+    **options: overrides of fluid.config.Sample.
+
+  Returns:
+    Path of the grid.
+  """
+  repeated = [p for p in prompts for _ in range(n)]
+  images = loaded.sample(repeated, key=jax.random.key(seed), **options)
+  out = pathlib.Path(out)
+  out.mkdir(parents=True, exist_ok=True)
+  files = [f"{i:05d}_{k:02d}.png" for i in range(len(prompts)) for k in range(n)]
+  for name, image in zip(files, images):
+    Image.fromarray(image).save(out / name)
+  Image.fromarray(grid(images, columns=n)).save(out / "grid.png")
+  settings = dataclasses.asdict(dataclasses.replace(loaded.config.sample, **options))
+  described = {
+    "images": [{"file": f, "prompt": p} for f, p in zip(files, repeated)],
+    "step": loaded.step,
+    "weights": loaded.weights,
+    "seed": seed,
+    "sample": settings,
+  }
+  (out / "samples.json").write_text(json.dumps(described, indent=1) + "\n")
+  return out / "grid.png"
+
+
+def read_prompts(path: str) -> list[str]:
+  """One prompt a line; empty lines are left out."""
+  lines = pathlib.Path(path).read_text().splitlines()
+  return [line.strip() for line in lines if line.strip()]
+
+
+def main(argv) -> None:
+  """Entry point."""
+  del argv
+  args = flags.FLAGS
+  prompts = list(args.prompt or ()) + (
+    read_prompts(args.prompts) if args.prompts else []
+  )
+  if not prompts:
+    raise cli.UserError("no prompts: give --prompt (as often as you like) or --prompts")
+  if args.n < 1:
+    raise cli.UserError(f"flag --n must be at least 1, not {args.n}")
+  out = cli.require(OUT)
+  loaded = api.load(cli.require(WORKDIR), args.weights, args.step)
+  options = {k: args[k].value for k in OPTIONS if args[k].value is not None}
+  path = sample(loaded, prompts, out, n=args.n, seed=args.seed, **options)
+  print(f"{len(prompts) * args.n} images of step {loaded.step} in {path.parent}")
+
+
+if __name__ == "__main__":
+  WORKDIR = cli.workdir_flag()
+  flags.DEFINE_multi_string("prompt", None, "Text; may be given several times.")
+  flags.DEFINE_string("prompts", None, "File with one prompt a line.")
+  flags.DEFINE_integer("n", 4, "Images a prompt.")
+  OUT = flags.DEFINE_string("out", None, "Folder for the images.")
+  flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
+  flags.DEFINE_integer("step", None, "Checkpoint (default: the newest).")
+  flags.DEFINE_integer("seed", 0, "Of the noise.")
+  for name in ("guidance", "temperature"):
+    flags.DEFINE_float(name, None, "Overrides the run's config.sample.")
+  for name in ("steps", "diffusion_steps", "batch"):
+    flags.DEFINE_integer(
+      name, None, "Overrides the run's config.sample.", lower_bound=1
+    )
+  cli.run(main)

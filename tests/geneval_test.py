@@ -1,0 +1,145 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fluid.evals import geneval
+
+
+def box(x, y, score=0.95, color=None, size=10):
+  return [x, y, x + size, y + size, score, color]
+
+
+def single(tag="single_object", count=1, **clause):
+  return {"tag": tag, "include": [{"class": "dog", "count": count, **clause}]}
+
+
+def test_reference_verdicts_and_reasons(fixtures):
+  cases = json.loads((fixtures / "geneval_goldens.json").read_text())
+  assert len(cases) >= 8
+  for case in cases:
+    got = geneval.score(case["objects"], case["meta"])
+    assert got == (case["correct"], case["reason"]), case["name"]
+
+
+@pytest.mark.parametrize(
+  "tag, score, correct",
+  [
+    ("single_object", 0.3, False),
+    ("single_object", 0.31, True),
+    ("counting", 0.9, False),
+    ("counting", 0.91, True),
+  ],
+)
+def test_thresholds_are_strict_and_depend_on_the_tag(tag, score, correct):
+  assert geneval.score({"dog": [box(0, 0, score)]}, single(tag))[0] == correct
+
+
+def test_counting_is_exact_through_exclude():
+  meta = single("counting", 2) | {"exclude": [{"class": "dog", "count": 3}]}
+  dogs = [box(20 * i, 0) for i in range(3)]
+  assert geneval.score({"dog": dogs[:2]}, meta) == (True, "")
+  assert geneval.score({"dog": dogs}, meta) == (False, "expected dog<3, found 3")
+
+
+def test_at_most_sixteen_objects_a_class_are_kept():
+  meta = {"tag": "counting", "exclude": [{"class": "dog", "count": 17}]}
+  dogs = [box(20 * i, 0) for i in range(40)]
+  assert geneval.score({"dog": dogs}, meta)[0]
+  meta["exclude"][0]["count"] = 16
+  assert geneval.score({"dog": dogs}, meta)[1] == "expected dog<16, found 16"
+
+
+def test_color_of_the_most_confident_box_counts():
+  dogs = [box(0, 0, 0.5, "red"), box(50, 0, 0.9, "blue")]
+  meta = single("colors", color="red")
+  assert geneval.score({"dog": dogs}, meta) == (
+    False,
+    "expected red dog>=1, found 0 red; and 1 blue",
+  )
+  assert geneval.score({"dog": dogs[::-1]}, single("colors", color="blue"))[0]
+
+
+def test_all_pairs_of_boxes_must_hold_the_relation():
+  meta = {
+    "tag": "position",
+    "include": [
+      {"class": "cat", "count": 1},
+      {"class": "dog", "count": 2, "position": ["right of", 0]},
+    ],
+  }
+  cat = {"cat": [box(100, 100)]}
+  assert geneval.score(cat | {"dog": [box(200, 100), box(200, 120)]}, meta)[0]
+  verdict, reason = geneval.score(cat | {"dog": [box(200, 100), box(0, 100)]}, meta)
+  assert not verdict and reason == "expected dog right of target, found left of target"
+
+
+def test_relations_by_angle():
+  # Points (boxes without size): a component holds above half of the distance, 30 deg.
+  origin = [0, 0, 0, 0]
+  for degrees, wanted in ((0, {"right of"}), (29, {"right of"}), (31, {"right of"})):
+    x, y = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    wanted = wanted | ({"below"} if degrees > 30 else set())
+    got = geneval.relative_position([x, y, x, y], origin)
+    assert set(got) == wanted
+    assert set(geneval.relative_position(origin, [x, y, x, y])) == {
+      {"right of": "left of", "below": "above"}[r] for r in wanted
+    }
+
+
+def test_overall_is_the_mean_of_tags_and_order_does_not_matter():
+  rows = [
+    {"tag": "colors", "prompt": i, "correct": i < 3} for i in range(4) for _ in range(5)
+  ]
+  rows += [{"tag": "position", "prompt": 0, "correct": False}] * 2
+  got = geneval.summarize(rows)
+  assert got["colors"] == 0.75 and got["position"] == 0.0
+  assert got["overall"] == 0.375  # The mean over images would be 0.68.
+  assert got["overall_lo"] < 0.375 < got["overall_hi"]
+  shuffled = [rows[i] for i in np.random.RandomState(0).permutation(len(rows))]
+  again = geneval.summarize(shuffled)
+  assert {k: again[k] for k in ("colors", "position", "overall")} == {
+    k: got[k] for k in ("colors", "position", "overall")
+  }
+
+
+def test_interval_covers_the_binomial_spread():
+  rng = np.random.RandomState(1)
+  rows = [
+    {"tag": "colors", "prompt": i, "correct": rng.rand() < 0.5} for i in range(400)
+  ]
+  got = geneval.summarize(rows)
+  width = got["overall_hi"] - got["overall_lo"]
+  assert width == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1)
+
+
+def test_colors_are_filled_in_where_they_are_missing():
+  image = np.zeros((8, 8, 3), np.uint8)
+  objects = {
+    "dog": [box(0, 0), box(1, 1, color="red")],
+    "cat": [box(2, 2, color="red")],
+  }
+  asked = []
+
+  def classify(image, boxes, name):
+    asked.append((name, boxes))
+    return ["blue"] * len(boxes)
+
+  got = geneval.add_colors(image, objects, classify)
+  assert [d[5] for d in got["dog"]] == ["blue", "red"]
+  assert asked == [("dog", [[0, 0, 10, 10]])]
+
+
+def test_detections_and_layout_are_read_back(tmp_path):
+  found = [{"dog": [box(0, 1, 0.5, "red")]}, {}]
+  geneval.write_detections(tmp_path / "d.jsonl", found)
+  assert geneval.read_detections(tmp_path / "d.jsonl") == found
+
+  meta = [{"tag": "colors", "prompt": "a"}, {"tag": "position", "prompt": "b"}]
+  images = np.random.RandomState(0).randint(0, 256, (2, 3, 4, 4, 3)).astype(np.uint8)
+  geneval.write_layout(tmp_path / "out", meta, images)
+  assert json.loads((tmp_path / "out/00001/metadata.jsonl").read_text()) == meta[1]
+  stored = Image.open(tmp_path / "out/00001/samples/0002.png")
+  np.testing.assert_array_equal(np.asarray(stored), images[1, 2])
+  assert len(list((tmp_path / "out").rglob("*.png"))) == 6
