@@ -96,6 +96,13 @@ def test_records_are_the_source_through_the_tokenizer(whole):
       assert vocabulary.decode([got["text_ids"]]) == [expected["caption"].lower()]
 
 
+def test_captions_alone_are_those_of_the_examples(tmp_path):
+  for split in ("train", "val"):
+    source = make_source(make_run(tmp_path).data, split)
+    for i in range(40):
+      assert source.caption(i) == source[i]["caption"]
+
+
 def test_batches_come_out(whole):
   cache, _, _ = whole
   batch = next(

@@ -192,18 +192,17 @@ class Shapes:
   def __len__(self):
     return self.length
 
+  def caption(self, index: int) -> str:
+    """Caption of example `index`, without drawing it."""
+    return self._describe(index)[1]["prompt"]
+
   def __getitem__(self, index: int) -> dict:
     """Example `index`: image uint8 [S, S, 3], caption, id, meta.
 
     meta is GenEval's metadata with 'objects': class, color, bbox in pixels.
     """
-    index = int(index)
-    if not 0 <= index < self.length:
-      raise IndexError(f"index {index} of {self.length} examples")
+    rng, meta = self._describe(index)
     heldout = self.split == "heldout"
-    rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
-    tag = self.tags[int(rng.integers(len(self.tags)))]
-    meta = captions.describe(tag, rng, heldout=heldout)
     objects = layout(meta, rng, heldout=heldout)
     image = render(objects, self.image_size, rng)
     meta["objects"] = [
@@ -214,6 +213,14 @@ class Shapes:
     return {
       "image": image,
       "caption": meta["prompt"],
-      "id": ID_OFFSET[self.split] + index,
+      "id": ID_OFFSET[self.split] + int(index),
       "meta": meta,
     }
+
+  def _describe(self, index: int) -> tuple[np.random.Generator, dict]:
+    index = int(index)
+    if not 0 <= index < self.length:
+      raise IndexError(f"index {index} of {self.length} examples")
+    rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
+    tag = self.tags[int(rng.integers(len(self.tags)))]
+    return rng, captions.describe(tag, rng, heldout=self.split == "heldout")
