@@ -212,8 +212,8 @@ _FREE = {
 }  # fmt: skip
 
 
-def claim(workdir, run: config.Run) -> None:
-  """Writes WORKDIR/config.json, or refuses a workdir that belongs to another config.
+def check_workdir(workdir, run: config.Run) -> None:
+  """Refuses a workdir whose config.json belongs to another run.
 
   Raises:
     CheckpointError: naming the first keys that differ and both values.
@@ -238,7 +238,6 @@ def claim(workdir, run: config.Run) -> None:
       )
   elif (path.parent / "checkpoints").exists():
     raise CheckpointError(f"workdir {workdir} has checkpoints but no config.json")
-  write_json(path, mine)
 
 
 def write_json(path: pathlib.Path, value) -> None:

@@ -146,7 +146,7 @@ def make_loader(run: config.Run, split: str, **kwargs):
   )
 
 
-def run(cfg: config.Run, workdir) -> dict | None:
+def run(cfg: config.Run, workdir) -> dict:
   """Trains until cfg.steps; returns what done.json says.
 
   Raises:
@@ -163,13 +163,15 @@ def run(cfg: config.Run, workdir) -> dict | None:
     cfg, "train", batch=cfg.batch, shuffle=True, workers=cfg.data.workers
   )
   net = make_net(cfg)
-  checkpoint.claim(workdir, cfg)
+  checkpoint.check_workdir(workdir, cfg)
   done = workdir / "done.json"
-  if done.exists() and json.loads(done.read_text())["step"] >= cfg.steps:
-    say(f"{workdir} is finished: {json.loads(done.read_text())['step']} steps")
-    return json.loads(done.read_text())
+  finished = json.loads(done.read_text()) if done.exists() else {"step": -1}
+  if finished["step"] >= cfg.steps:
+    say(f"{workdir} is finished: {finished['step']} steps")
+    return finished
 
   described = flops.describe(net, cfg)
+  checkpoint.write_json(workdir / "config.json", config.to_dict(cfg))
   checkpoint.write_json(workdir / "model.json", _model_json(cfg, net, described))
   say(flops.table({"parameters [M]": described["params"]}, 1e6, ""))
   with contextlib.ExitStack() as stack:
@@ -179,10 +181,6 @@ def run(cfg: config.Run, workdir) -> dict | None:
     found = saved.restore(abstract_state(net, cfg, mesh))
     state, extra = found or (init_state(net, cfg, mesh), {})
     start = step = int(state.step)
-    if step > cfg.steps:
-      raise config.ConfigError(
-        f"{workdir} is at step {step}, beyond config key 'steps' ({cfg.steps})"
-      )
     feed = Feed(data, mesh, extra.get("iterator"))
     stack.callback(feed.close)
     log = metrics.Log(
@@ -214,7 +212,7 @@ def run(cfg: config.Run, workdir) -> dict | None:
             wall = round(time.time() - began, 3)
             extra = {"wall_seconds": wall, "images_per_s": log.images_per_s}
             saved.save(state, {"iterator": feed.state} | extra, step)
-      if step == cfg.steps:
+      if step >= cfg.steps:
         break
       if profile and step + 1 == profile[0]:
         jax.profiler.start_trace(str(workdir / "profile"))

@@ -1,0 +1,138 @@
+"""Checkpoints: any mesh, the newest that can be read, one clear line otherwise."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from fluid import checkpoint, config, sharding, state
+from tests import tiny
+
+
+@dataclasses.dataclass(frozen=True)
+class OneKernel:
+  """The smallest net: compiles in no time."""
+
+  width: int = 8
+
+  def init(self, key):
+    axes = sharding.spec("embed", "mlp")
+    w = jax.random.normal(key, (8, self.width), out_sharding=axes)
+    return {"trunk": {"mlp": {"up": {"w": w}}}}
+
+
+CFG = config.Run()
+NET = OneKernel()
+
+
+def _mesh(*shape):
+  return sharding.make_mesh(config.Mesh(*shape), jax.devices()[: np.prod(shape)])
+
+
+def _save(workdir, *steps, keep=3):
+  saved = checkpoint.Checkpoints(workdir, keep=keep)
+  start = state.init_state(NET, CFG, _mesh(2, 2, 2))
+  for step in steps:
+    at = dataclasses.replace(start, step=start.step + step)
+    saved.save(at, {"next_index": step}, step)
+  saved.close()
+  return start
+
+
+def _restore(workdir, mesh, net=NET):
+  saved = checkpoint.Checkpoints(workdir)
+  try:
+    return saved.restore(state.abstract_state(net, CFG, mesh))
+  finally:
+    saved.close()
+
+
+def _damage(folder):
+  for path in folder.rglob("*"):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[:10])
+
+
+def test_an_empty_workdir_has_nothing_to_restore(tmp_path):
+  assert _restore(tmp_path, _mesh(1, 1, 1)) is None
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1), (4, 1, 1), (1, 1, 1)])
+def test_restores_bitwise_onto_another_mesh(tmp_path, shape):
+  start = _save(tmp_path, 3, 5)
+  mesh = _mesh(*shape)
+  found, data = _restore(tmp_path, mesh)
+  assert data == {"next_index": 5} and int(found.step) == 5
+  assert jax.tree.structure(found) == jax.tree.structure(start)
+  for a, b in zip(jax.tree.leaves(start.params), jax.tree.leaves(found.params)):
+    np.testing.assert_array_equal(a, b)
+  kernel = found.opt_state[1][0].mu["trunk"]["mlp"]["up"]["w"]
+  assert kernel.sharding == jax.NamedSharding(mesh, jax.P("fsdp", "model"))
+
+
+def test_keeps_the_newest(tmp_path):
+  _save(tmp_path, 1, 2, 3, keep=2)
+  with pytest.raises(checkpoint.CheckpointError, match="steps there: 2, 3"):
+    checkpoint.restore_params(tmp_path, step=1)
+
+
+def test_a_damaged_step_falls_back_to_an_older_one(tmp_path, capsys):
+  _save(tmp_path, 3, 5)
+  _damage(tmp_path / "checkpoints/5")
+  found, data = _restore(tmp_path, _mesh(1, 1, 1))
+  assert int(found.step) == 3 and data == {"next_index": 3}
+  assert "warning: checkpoint of step 5 cannot be read" in capsys.readouterr().err
+  assert (tmp_path / "checkpoints-damaged/5").is_dir()
+
+
+def test_nothing_readable_is_refused_and_left_alone(tmp_path):
+  _save(tmp_path, 3)
+  _damage(tmp_path / "checkpoints/3")
+  with pytest.raises(checkpoint.CheckpointError, match="no checkpoint in .* step 3"):
+    _restore(tmp_path, _mesh(1, 1, 1))
+  with pytest.raises(checkpoint.CheckpointError, match="step 3 .* cannot be read"):
+    checkpoint.restore_params(tmp_path)
+  assert (tmp_path / "checkpoints/3").is_dir()
+
+
+def test_another_model_is_refused_by_name(tmp_path):
+  _save(tmp_path, 3)
+  with pytest.raises(checkpoint.CheckpointError, match=r"'trunk/mlp/up/w' is \(8, 8\)"):
+    _restore(tmp_path, _mesh(1, 1, 1), OneKernel(16))
+
+
+def test_parameters_alone(tmp_path):
+  start = _save(tmp_path, 3, 5)
+  kernel = start.params["trunk"]["mlp"]["up"]["w"]
+  mesh = _mesh(2, 2, 2)
+  for which in ("ema", "raw"):
+    params, step = checkpoint.restore_params(tmp_path, which, 3)
+    assert step == 3
+    np.testing.assert_array_equal(params["trunk"]["mlp"]["up"]["w"], kernel)
+  params, step = checkpoint.restore_params(tmp_path, mesh=mesh)
+  assert step == 5 and params["trunk"]["mlp"]["up"]["w"].sharding.mesh == mesh
+  like = state.abstract_state(NET, CFG, mesh).params
+  params, _ = checkpoint.restore_params(tmp_path, like=like)
+  assert params["trunk"]["mlp"]["up"]["w"].sharding.spec == jax.P("fsdp", "model")
+
+
+def test_missing_checkpoints_are_named(tmp_path):
+  with pytest.raises(checkpoint.CheckpointError, match="no checkpoint in .*nowhere"):
+    checkpoint.restore_params(tmp_path / "nowhere")
+  with pytest.raises(checkpoint.CheckpointError, match="choose from ema, raw"):
+    checkpoint.restore_params(tmp_path, "best")
+
+
+def test_a_workdir_belongs_to_one_config(tmp_path):
+  cfg = tiny.run()
+  checkpoint.check_workdir(tmp_path, cfg)
+  checkpoint.write_json(tmp_path / "config.json", config.to_dict(cfg))
+  free = dataclasses.replace(cfg, steps=99, mesh=config.Mesh(1, -1), accum=2)
+  checkpoint.check_workdir(tmp_path, free)
+  other = dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, lr=7.0))
+  with pytest.raises(checkpoint.CheckpointError, match=r"optim.lr \(0.01 there, 7.0"):
+    checkpoint.check_workdir(tmp_path, other)
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(checkpoint.CheckpointError, match="config.json is damaged"):
+    checkpoint.check_workdir(tmp_path, cfg)
