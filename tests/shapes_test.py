@@ -27,6 +27,7 @@ def test_index_and_seed_determine_the_example():
   a, b = shapes.Shapes(split="train", seed=3), shapes.Shapes(split="train", seed=3)
   for i in (17, 5, 999_999):  # any order, from any instance
     x, y = a[i], b[i]
+    assert b.caption(i) == x["caption"]
     assert (
       x["caption"] == y["caption"] and x["meta"] == y["meta"] and x["id"] == y["id"]
     )

@@ -25,6 +25,8 @@ SPLITS = ("train", "val", "heldout")
 ID_OFFSET = {"train": 0, "val": 1_000_000_000, "heldout": 1_500_000_000}
 LENGTH = {"train": 1_000_000, "val": 50_000, "heldout": 50_000}
 
+geneval_prompts = captions.geneval_prompts  # evaluation prompts over this set
+
 
 @functools.cache
 def _smooth(size, knots):
