@@ -18,13 +18,16 @@ CAPTIONS = [
   for d in COLORS
   for e in SHAPES
 ]
+# Enough words that 80 pieces cannot hold them all.
+CAPTIONS += [f"blue s{a}{b}r a{b}o{a}e" for a in "tquare" for b in "gnloeh"]
 WORDS = sorted({w for c in CAPTIONS for w in tokenization.words(c)})
+SIZES = {"pieces": 80, "words": 200}
 
 
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory):
+@pytest.fixture(scope="module", params=SIZES)
+def vocabulary(request, tmp_path_factory):
   path = tmp_path_factory.mktemp("text") / "text.model"
-  return text.train_vocabulary(CAPTIONS, path, 80)
+  return text.train_vocabulary(CAPTIONS, path, SIZES[request.param])
 
 
 def test_captions_survive_and_case_does_not_matter(vocabulary):
@@ -33,7 +36,7 @@ def test_captions_survive_and_case_does_not_matter(vocabulary):
   upper, _ = vocabulary.encode([c.upper() for c in CAPTIONS], 48)
   np.testing.assert_array_equal(ids, upper)
   assert ids.dtype == np.int32 and mask.dtype == bool
-  assert 3 < ids.max() < vocabulary.size <= 80
+  assert 3 < ids.max() < vocabulary.size
 
 
 def test_mask_ends_with_eos_and_padding_is_zero(vocabulary):
@@ -45,8 +48,17 @@ def test_mask_ends_with_eos_and_padding_is_zero(vocabulary):
   assert mask[1].sum() == 1  # The empty prompt is its end alone.
 
 
+def test_size_decides_between_words_and_pieces(tmp_path):
+  few = text.train_vocabulary(CAPTIONS, tmp_path / "few.model", SIZES["pieces"])
+  all_ = text.train_vocabulary(CAPTIONS, tmp_path / "all.model", SIZES["words"])
+  assert few.size <= 80 and all_.size == len(WORDS) + 3
+  assert [all_.count(c) for c in CAPTIONS] == [len(c.split()) + 1 for c in CAPTIONS]
+  assert any(few.count(c) > all_.count(c) for c in CAPTIONS)
+
+
 def test_training_is_deterministic(vocabulary, tmp_path):
-  again = text.train_vocabulary(CAPTIONS, tmp_path / "again.model", 80)
+  size = SIZES["pieces"] if vocabulary.size <= 80 else SIZES["words"]
+  again = text.train_vocabulary(CAPTIONS, tmp_path / "again.model", size)
   assert again.path.read_bytes() == vocabulary.path.read_bytes()
   assert again.known == vocabulary.known == frozenset(WORDS)
 
@@ -54,6 +66,7 @@ def test_training_is_deterministic(vocabulary, tmp_path):
 def test_too_long_names_prompt_and_counts(vocabulary):
   prompt = "red star above a blue square"
   n = vocabulary.count(prompt)
+  assert n >= 7
   vocabulary.encode([prompt], n)  # Just fits.
   with pytest.raises(text.PromptError, match=f"{n} text tokens.*= {n - 1}.*red star"):
     vocabulary.encode([prompt], n - 1)
@@ -68,7 +81,7 @@ def test_unknown_words_are_named(vocabulary, prompt):
   with pytest.raises(text.PromptError, match=f"vocabulary: '{odd}'"):
     vocabulary.encode([prompt], 32)
   ids, _ = vocabulary.encode([prompt], 32, on_unknown="keep")
-  assert (tokenization.UNK in ids) == (odd != "bed")
+  assert (tokenization.UNK in ids) == (odd != "bed" or vocabulary.size > 80)
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,5 +1,8 @@
 """Prompts to ids with a SentencePiece vocabulary, and back.
 
+Captions of few words get a piece for each word; others get unigram pieces, which can
+spell any word of known letters.
+
 Ids follow T5: 0 pads, 1 ends the prompt, 2 is unknown. A public T5 file whose `<s>`
 shifts every id by one is refused here rather than trained on.
 
@@ -19,7 +22,7 @@ import sentencepiece
 from fluid.config import ConfigError
 
 PAD, EOS, UNK = 0, 1, 2
-# Sentences the unigram model is fitted to; the list of known words uses all of them.
+# Sentences the model is fitted to; the list of known words uses all of them.
 MAX_SENTENCES = 100_000
 
 
@@ -139,24 +142,30 @@ class Vocabulary:
 def train_vocabulary(
   captions: Iterable[str], path: str | os.PathLike, size: int
 ) -> Vocabulary:
-  """Fits a unigram SentencePiece model and writes it with its list of known words.
+  """Fits a SentencePiece model and writes it with its list of known words.
 
-  The same captions in the same order give the same bytes. `size` is an upper limit.
+  Whole words if all fit into `size`, the upper limit; else unigram pieces. The same
+  captions in the same order give the same bytes.
   """
   known: set[str] = set()
+  whole: set[str] = set()  # With the signs that SentencePiece keeps on a word.
   sample: list[str] = []
   for caption in captions:
     known.update(words(caption))
+    if len(whole) <= size:
+      whole.update(caption.casefold().split())
     if len(sample) < MAX_SENTENCES:
       sample.append(caption)
   if not known:
     raise ConfigError("no captions with words to train a text vocabulary on")
+  fits = len(whole) + 3 <= size
   model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(sample),
+      sentence_iterator=iter(sample + sorted(whole) if fits else sample),
       model_writer=model,
-      model_type="unigram",
+      model_type="word" if fits else "unigram",
+      use_all_vocab=fits,
       vocab_size=size,
       hard_vocab_limit=False,
       character_coverage=1.0,
