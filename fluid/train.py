@@ -106,15 +106,10 @@ class Evaluations:
     tokenizer = tokenizers.load(run.tokenizer.path) if run.tokenizer.path else None
     vocabulary = text.load(run.text, run.data.cache)
     context = evals.EvalContext(run, tokenizer, vocabulary, mesh, workdir, loader)
-    for name, args in run.evals.items():
-      if name not in evals.EVALS:
-        raise config.ConfigError(
-          f"unknown config key 'evals.{name}'; choose from {', '.join(evals.EVALS)}"
-        )
-      args = dict(args)
-      every = args.pop("every", run.eval_every)
-      raw = args.pop("raw", False)
-      self._entries.append((every, raw, evals.EVALS[name](net, context, **args)))
+    for name, evaluator in evals.make(net, context).items():
+      args = run.evals[name]
+      every, raw = args.get("every", run.eval_every), args.get("raw", False)
+      self._entries.append((every, raw, evaluator))
 
   def due(self, step: int) -> list:
     return [e for e in self._entries if due(step, e[0], self._run.steps)]
@@ -124,7 +119,7 @@ class Evaluations:
     for _, raw, evaluator in self.due(step):
       yield from evaluator.run(state.ema, step)
       if raw:
-        for name, value in evaluator.run(state.params, step):
+        for name, value in evaluator.run(state.params, step, "raw"):
           yield f"raw/{name}", value
 
 
@@ -171,6 +166,7 @@ def run(cfg: config.Run, workdir) -> dict:
     return finished
 
   described = flops.describe(net, cfg)
+  peak = flops.peak(mesh.devices.flatten())
   checkpoint.write_json(workdir / "config.json", config.to_dict(cfg))
   checkpoint.write_json(workdir / "model.json", _model_json(cfg, net, described))
   say(flops.table({"parameters [M]": described["params"]}, 1e6, ""))
@@ -188,7 +184,7 @@ def run(cfg: config.Run, workdir) -> dict:
       workdir,
       step=step,
       flops=described["forward_flops_per_image"]["total"],
-      peak=flops.peak(mesh.devices.flatten()),
+      peak=peak,
     )
     stack.callback(log.close)
     evaluations = Evaluations(net, cfg, mesh, workdir)

@@ -1,0 +1,224 @@
+"""The loop: bitwise resume, one compilation, order of events, clear refusals."""
+
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from fluid import checkpoint, config, evals, metrics, models, text, train
+from tests import tiny
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once_a_file(tmp_path_factory):
+  """Runs of one config share their programs; jit still asks for each of them."""
+  names = {
+    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
+    "jax_persistent_cache_min_compile_time_secs": 0.5,
+  }
+  before = {k: getattr(jax.config, k) for k in names}
+  for name, value in names.items():
+    jax.config.update(name, value)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("cache")
+  return tiny.with_cache(tiny.run(), tiny.cache(folder / "discrete"))
+
+
+def _lines(workdir):
+  lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [x for x in lines if "train/loss" in x]
+
+
+def _params(workdir, step):
+  return jax.tree.leaves(checkpoint.restore_params(workdir, "raw", step)[0])
+
+
+def test_six_steps_are_three_and_a_restart_and_three_and_compile_once(
+  base, tmp_path, monkeypatch, caplog, capsys
+):
+  judged = []
+
+  class Judge:
+    def __init__(self, net, context):
+      self.run_config = context.run
+
+    def run(self, params, step, weights="ema"):
+      judged.append(step)
+      yield "val/loss", jax.tree.leaves(params)[0].sum()
+
+  monkeypatch.setitem(evals.EVALS, "judge", Judge)
+  monkeypatch.setattr(text, "load", lambda *_: None)
+  cfg = dataclasses.replace(base, evals={"judge": {"every": 2, "raw": True}})
+
+  with jax.log_compiles(), caplog.at_level(logging.WARNING):
+    done = train.run(cfg, tmp_path / "whole")
+  compiled = [m for m in caplog.messages if "Compiling jit(step)" in m]
+  assert len(compiled) == 1
+  assert judged == [2, 2, 4, 4, 6, 6]
+  assert done["step"] == 6 and done["images_per_s"] > 0
+  assert json.loads((tmp_path / "whole/done.json").read_text()) == done
+
+  train.run(dataclasses.replace(cfg, steps=3), tmp_path / "halves")
+  # What a run that was killed after step 4 would have left behind.
+  with (tmp_path / "halves/metrics.jsonl").open("a") as f:
+    f.write('{"step": 4, "time": 0, "train/loss": 1}\n{"step": 5, "ti')
+  train.run(cfg, tmp_path / "halves")
+  for a, b in zip(_params(tmp_path / "whole", 6), _params(tmp_path / "halves", 6)):
+    np.testing.assert_array_equal(a, b)
+  whole, halves = _lines(tmp_path / "whole"), _lines(tmp_path / "halves")
+  assert [x["step"] for x in halves] == [1, 2, 3, 4, 5, 6]
+  for name in ("train/loss", "train/grad_norm", "train/lr", "train/accuracy"):
+    assert [x[name] for x in whole] == [x[name] for x in halves]
+  results = [
+    json.loads(x)
+    for x in (tmp_path / "halves/metrics.jsonl").read_text().splitlines()
+    if "val/loss" in x
+  ]
+  assert [x["step"] for x in results] == [2, 3, 4, 6]
+  assert all({"val/loss", "raw/val/loss"} <= set(x) for x in results)
+
+  capsys.readouterr()
+  train.run(cfg, tmp_path / "halves")
+  assert "is finished: 6 steps" in capsys.readouterr().out
+  described = json.loads((tmp_path / "whole/model.json").read_text())
+  assert described["cell"] == "discrete-raster" and described["batch"] == 8
+  assert described["params"]["total"] == sum(
+    a.size for a in _params(tmp_path / "whole", 6)
+  )
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
+  base, tmp_path, monkeypatch
+):
+  real = models.Net.loss
+
+  def loss(self, params, batch, keys, *, train):
+    out = real(self, params, batch, keys, train=train)
+    # The tokens of this example are part of the fourth batch only.
+    bad = (batch["id"] == poisoned)[:, None]
+    return out | {"loss": jax.numpy.where(bad, jax.numpy.nan, out["loss"])}
+
+  data = iter(train.make_loader(base, "train", batch=8, shuffle=True))
+  poisoned = [next(data) for _ in range(4)][3]["id"][0]
+  monkeypatch.setattr(models.Net, "loss", loss)
+  with pytest.raises(metrics.NonFiniteError, match="train/loss is nan at step 4"):
+    train.run(dataclasses.replace(base, checkpoint_every=1), tmp_path)
+  assert checkpoint.restore_params(tmp_path)[1] == 3
+  assert [x["step"] for x in _lines(tmp_path)] == [1, 2, 3]
+  assert not (tmp_path / "done.json").exists()
+
+
+def test_feed_is_one_ahead_and_its_state_is_not():
+  class Numbers:
+    def __init__(self):
+      self.n = 0
+
+    def __iter__(self):
+      return self
+
+    def __next__(self):
+      self.n += 1
+      return {"x": np.full((8,), self.n)}
+
+    def get_state(self):
+      return {"n": self.n}
+
+    def set_state(self, state):
+      self.n = state["n"]
+
+  mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "model"))
+  numbers = Numbers()
+  feed = train.Feed(numbers, mesh)
+  assert int(feed.next()["x"][0]) == 1
+  state = feed.state
+  assert state == {"n": 1} and numbers.n == 2
+  feed.close()
+  again = train.Feed(Numbers(), mesh, state)
+  assert int(again.next()["x"][0]) == 2
+  again.close()
+
+
+def test_unknown_evaluator_and_bad_profile_are_refused(base, tmp_path, monkeypatch):
+  monkeypatch.setattr(text, "load", lambda *_: None)
+  mesh = types.SimpleNamespace()
+  with pytest.raises(config.ConfigError, match="unknown config key 'evals.nope'"):
+    train.Evaluations(None, dataclasses.replace(base, evals={"nope": {}}), mesh, "")
+  for bad in ("5", "0:3", "9:3", "a:b"):
+    with pytest.raises(config.ConfigError, match="'profile_steps' must be"):
+      train.run(dataclasses.replace(base, profile_steps=bad), tmp_path)
+
+
+CONFIG = """
+import dataclasses
+import ml_collections
+from fluid import config
+from tests import tiny
+
+def get_config(arg=None):
+  a = config.parse_arg(arg, size=('s', 'm'))
+  run = tiny.with_cache(tiny.run(), {cache!r})
+  return ml_collections.ConfigDict(dataclasses.asdict(run))
+"""
+
+
+@pytest.fixture(scope="module")
+def command(base, tmp_path_factory):
+  path = tmp_path_factory.mktemp("configs") / "tiny_config.py"
+  path.write_text(CONFIG.format(cache=base.data.cache))
+
+  def call(*args, arg=""):
+    env = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
+    args = [a.replace("CONFIG", f"--config={path}{arg}") for a in args]
+    return subprocess.run(
+      [sys.executable, "-m", "fluid.train", *args],
+      capture_output=True, text=True, env=env, cwd=ROOT,
+    )  # fmt: skip
+
+  return call
+
+
+def _one_line(result, *parts):
+  assert result.returncode == 2, result.stderr
+  lines = [x for x in result.stderr.splitlines() if x.startswith("error:")]
+  assert len(lines) == 1 and result.stderr.rstrip().endswith(lines[0]), result.stderr
+  assert "Traceback" not in result.stderr
+  for part in parts:
+    assert part in lines[0], lines[0]
+
+
+@pytest.mark.parametrize(
+  "args, arg, parts",
+  [
+    (["CONFIG", "--config.stepz=3"], "", ["'stepz'", "'steps'"]),
+    (["CONFIG", "--config.model.widht=3"], "", ["'model.widht'", "'width'"]),
+    (["CONFIG", "--config.steps=many"], "", ["--config.steps=many"]),
+    (["CONFIG", "--workdir=x"], ":size=zz", ["size='zz'", "s, m"]),
+    (["CONFIG", "--workdir=x"], ":sise=s", ["'sise=s'"]),
+    (["CONFIG"], "", ["--workdir"]),
+    (["--config=no/such.py", "--workdir=x"], "", ["no/such.py"]),
+    (["CONFIG", "--config.data.cache=/no/cache", "--workdir=x"], "", ["/no/cache"]),
+  ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(command, args, arg, parts):
+  _one_line(command(*args, arg=arg), *parts)
+
+
+def test_a_workdir_of_another_config_is_one_line(command, base, tmp_path):
+  other = dataclasses.replace(base, seed=7)
+  checkpoint.write_json(tmp_path / "config.json", config.to_dict(other))
+  result = command("CONFIG", f"--workdir={tmp_path}")
+  _one_line(result, "seed (7 there, 0 here)", "another config")
