@@ -1,4 +1,4 @@
-"""Which of the paper's findings (arXiv 2410.13863) appear in a study: computed, not told.
+"""Which of the paper's findings (arXiv 2410.13863) appear in a study: all computed.
 
 Two variants are compared over pairs of finished runs that differ in nothing else of the
 grid: same size and same order, or same size and same token type.
@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.correlate import correlate
 from analysis.fit import fit
-from analysis.plots import TAGS, cells_of, having
+from analysis.plots import TAGS, cells_of, finished, having
 
 GOOD_R2 = 0.97
 APPEARS, PARTLY, ABSENT, OPEN = (
@@ -33,7 +33,7 @@ class Finding:
 
 def findings(runs: pd.DataFrame) -> list[Finding]:
   """All findings, from the table with one row per run (only finished runs count)."""
-  runs = runs[runs["status"] == "finished"] if "status" in runs else runs
+  runs = finished(runs)
   lower, name = ("kid", "KID") if len(having(runs, "kid")) else ("fd", "FD")
   return [
     power_laws(runs),

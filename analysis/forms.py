@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from scipy import optimize
+from scipy import optimize, special
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,22 +55,33 @@ def _floor_jacobian(theta, x):
 def _solve_floor(x, y):
   """Best of several starts: the surface has a flat valley towards floor = 0."""
   centre = np.exp(np.mean(np.log(x)))  # keeps a and b from moving together
-  u = x / centre
+  u, lowest = x / centre, y.min()
+
+  def curve(t):  # the floor as a share of the lowest point, through a logistic
+    share = special.expit(t[2])
+    return np.array([t[0], t[1], share * lowest]), share
+
+  def residual(t):
+    return np.log(_floor(curve(t)[0], u)) - np.log(y)
+
+  def jacobian(t):
+    theta, share = curve(t)
+    return _floor_jacobian(theta, u) * [1.0, 1.0, lowest * share * (1 - share)]
+
   best = None
-  for share in (0.0, 0.3, 0.6, 0.9, 0.99):
-    floor = share * y.min()
-    slope, offset = np.polyfit(np.log(u), np.log(y - floor + 1e-9 * y.min()), 1)
+  for share in (0.1, 0.6, 0.95):
+    slope, offset = np.polyfit(np.log(u), np.log(y - share * lowest), 1)
+    start = [-slope, offset, special.logit(share)]
     result = optimize.least_squares(
-      lambda t: np.log(_floor(t, u)) - np.log(y),
-      [np.clip(-slope, -4.9, 4.9), offset, floor],
-      jac=lambda t: _floor_jacobian(t, u),
-      bounds=([-5, -np.inf, -1e-12], [5, np.inf, y.min()]),
-      xtol=1e-14, ftol=1e-14, gtol=1e-14, max_nfev=2000,
-    )  # fmt: skip
+      residual, start, jac=jacobian, method="lm", xtol=1e-13, ftol=1e-13, gtol=1e-13
+    )
     if best is None or result.cost < best.cost:
       best = result
-  a, b, floor = best.x
-  return np.array([a, b + a * np.log(centre), max(floor, 0.0)])
+  (a, b, floor), share = curve(best.x)
+  if share < 1e-3:  # on its way to no floor at all
+    slope, b = np.polyfit(np.log(u), np.log(y), 1)
+    a, floor = -slope, 0.0
+  return np.array([a, b + a * np.log(centre), floor])
 
 
 FORMS = {

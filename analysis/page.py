@@ -11,12 +11,15 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
   max-width: 62rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-figure { margin: 1rem 0 2rem; } figcaption, .soft { color: var(--soft); font-size: .9rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; }
+h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+figure { margin: 1rem 0 2rem; }
+figcaption, .soft { color: var(--soft); font-size: .9rem; }
 img { max-width: 100%; height: auto; display: block; }
 .wide { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-size: .85rem; white-space: nowrap; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line);
+  text-align: right; }
 th { border-bottom-width: 2px; } td.text, th.text { text-align: left; }
 td.long { white-space: normal; min-width: 14rem; }
 pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: .8rem; }

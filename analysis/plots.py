@@ -30,17 +30,23 @@ MAX_PROMPTS = 8
 
 
 def draw(runs: pd.DataFrame, evals: pd.DataFrame, workdir: Path) -> list[Plot]:
-  """All figures that the tables have numbers for."""
-  plots = [
-    loss_against(runs, "N", "val_loss_vs_size"),
-    loss_against(runs, "compute", "val_loss_vs_compute"),
-    loss_curves(evals),
-    metrics_vs_size(runs),
-    metrics_vs_steps(evals),
-    metrics_vs_loss(runs),
-    tags_vs_size(runs),
-    sample_sheet(runs, workdir),
-  ]
+  """All figures that the tables have numbers for.
+
+  A run that has not finished has its place in curves over training and in the samples,
+  not among the results.
+  """
+  ended = finished(runs)
+  with matplotlib.rc_context(style.RC):
+    plots = [
+      loss_against(ended, "N", "val_loss_vs_size"),
+      loss_against(ended, "compute", "val_loss_vs_compute"),
+      loss_curves(evals),
+      metrics_vs_size(ended),
+      metrics_vs_steps(evals),
+      metrics_vs_loss(ended),
+      tags_vs_size(ended),
+      sample_sheet(runs, workdir),
+    ]
   return [p for p in plots if p is not None]
 
 
@@ -54,9 +60,14 @@ def cells_of(table: pd.DataFrame) -> list[str]:
 def having(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
   """The rows with a finite number in every column (none if a column is absent)."""
   if any(c not in table for c in columns):
-    return table.iloc[:0]
+    return table.iloc[:0].reindex(columns=[*dict.fromkeys([*table, *columns])])
   values = table[list(columns)].apply(pd.to_numeric, errors="coerce")
   return table[np.isfinite(values.to_numpy(float)).all(1)]
+
+
+def finished(runs: pd.DataFrame) -> pd.DataFrame:
+  """The finished runs (all, where the table does not say)."""
+  return runs[runs["status"] == "finished"] if "status" in runs else runs
 
 
 def loss_against(runs: pd.DataFrame, x: str, name: str) -> Plot | None:
@@ -140,7 +151,7 @@ def metrics_vs_size(runs: pd.DataFrame) -> Plot | None:
       _points(ax, table[table["cell"] == cell].sort_values("N"), "N", metric, cell)
     _log_axes(ax)
     ax.set(xlabel=label("N"), ylabel=label(metric, runs))
-  axes[0][0].legend()
+  style.legend_above(figure)
   columns = [f"{m}{s}" for m in metrics for s in ("", "_lo", "_hi")]
   return Plot(
     "metrics_vs_size",
@@ -205,7 +216,7 @@ def tags_vs_size(runs: pd.DataFrame) -> Plot | None:
     _log_axes(ax)
     ax.set(xlabel=label("N"), ylabel="share correct", ylim=(-0.03, 1.03))
     ax.set_title(tag.replace("_", " "))
-  axes.flat[0].legend()
+  style.legend_above(figure)
   data = having(runs, "N")
   return Plot(
     "geneval_tags",
@@ -245,7 +256,15 @@ def sample_sheet(runs: pd.DataFrame, workdir: Path) -> Plot | None:
         ax.imshow(np.concatenate(strip, 1), interpolation="nearest")
       if i == 0:
         ax.set_title(f"{row['cell']}\n{row['size']}, step {grid.step}")
-    axes[i][0].text(0, -0.06, prompt, transform=axes[i][0].transAxes, va="top")
+    axes[i][0].text(
+      0,
+      -0.06,
+      prompt,
+      transform=axes[i][0].transAxes,
+      va="top",
+      fontsize=8,
+      in_layout=i == len(shared) - 1,
+    )
   data = [{"run": r["run"], "step": g.step, "prompt": p} for r, g in columns for p in shared]  # fmt: skip  # noqa: E501
   return Plot(
     "samples",
@@ -264,8 +283,8 @@ def _per_cell_curves(table, x, metrics, name, title, caption, *, log) -> Plot | 
   sizes = table.groupby("size")["N"].max().sort_values().index if "N" in table else []
   shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, max(len(sizes), 1)))
   colours = dict(zip(sizes, shades))
-  for row, metric in zip(axes, metrics):
-    for ax, cell in zip(row, cells):
+  for i, metric in enumerate(metrics):
+    for ax, cell in zip(axes[i], cells):
       rows = having(table[table["cell"] == cell], x, metric)
       for size in [s for s in sizes if s in set(rows["size"])]:
         curve = rows[rows["size"] == size].sort_values(x)
@@ -273,10 +292,9 @@ def _per_cell_curves(table, x, metrics, name, title, caption, *, log) -> Plot | 
       if log:
         _log_axes(ax, y=True)
       ax.set(xlabel=label(x), ylabel=label(metric, table))
-      if row is axes[0]:
+      if i == 0:
         ax.set_title(cell)
-  if axes[0][0].has_data():
-    axes[0][0].legend(title="size")
+  style.legend_above(figure, "size")
   columns = [c for c in [*KEYS, "time", *metrics] if c in table]
   return Plot(name, title, caption, figure, table[columns])
 

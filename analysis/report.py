@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -20,14 +21,13 @@ from analysis.correlate import correlate
 from analysis.findings import APPEARS, OPEN, PARTLY, Finding, findings
 from analysis.fit import fit
 from analysis.load import COMPONENTS, TableError, load
-from analysis.plots import METRICS, Plot, cells_of, draw, having
+from analysis.plots import METRICS, Plot, cells_of, draw, finished, having
 
 RESULT = {
   "cell": "cell",
   "size": "size",
   "N": "N",
   "status": "status",
-  "step": "step",
   "val/loss": "val loss",
   "geneval/overall": "GenEval",
   "kid": "KID",
@@ -47,8 +47,8 @@ def write(workdir: str | Path, out: str | Path | None = None) -> Path:
   tables = {
     "results": results(runs),
     "sizes": sizes(runs),
-    "fits": fits(runs),
-    "correlations": correlations(runs),
+    "fits": fits(finished(runs)),
+    "correlations": correlations(finished(runs)),
   }
   for name, table in (*tables.items(), ("runs", runs), ("evals", evals)):
     (out / "tables").mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def write(workdir: str | Path, out: str | Path | None = None) -> Path:
 
 
 def results(runs: pd.DataFrame) -> pd.DataFrame:
-  """The result table: a row per run, the columns of RESULT that anything is known of."""
+  """A row per run, the columns of RESULT that anything is known of."""
   known = [c for c in RESULT if c in runs and runs[c].notna().any()]
   table = runs[known].rename(columns=RESULT)
   names = runs["features"].dropna().unique() if "features" in runs else []
@@ -207,12 +207,15 @@ def _commands(runs: pd.DataFrame, workdir: Path) -> str:
   return "\n".join([*lines, *known])
 
 
-def show(table: pd.DataFrame, console: Console) -> None:
-  """Prints a table to the terminal."""
-  view = Table()
+def show(table: pd.DataFrame) -> None:
+  """Prints a table to the terminal; never cut off where there is none."""
+  console = Console()
+  if not console.is_terminal:
+    console = Console(width=140)
+  view = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
   for column in table:
     texts = table[column].map(lambda v: isinstance(v, str)).any()
-    view.add_column(column, justify="left" if texts else "right")
+    view.add_column(column, justify="left" if texts else "right", overflow="fold")
   for row in table.itertuples(index=False):
     view.add_row(*(v if isinstance(v, str) else page.number(v) for v in row))
   console.print(view)
@@ -225,8 +228,7 @@ def main(argv: list[str] | None = None) -> None:
   args = parser.parse_args(argv)
   index = write(args.workdir, args.out)
   runs = load(args.workdir)
-  console = Console()
-  show(results(runs), console)
+  show(results(runs))
   for line in status_lines(runs):
     print(line)
   for f in findings(runs):

@@ -1,15 +1,19 @@
-"""Sample grids of run directories: cutting them up and laying cells side by side.
+"""Sample grids of run directories: cutting them up again into images and prompts.
 
-A run keeps samples/step_XXXXXXXX.png, rows x cols tiles, and samples/prompts.json
-{prompts, rows, cols, image_size}; a prompt belongs to a tile, or to a row of tiles.
+A run keeps samples/step_XXXXXXXX.png, a nearly square grid of tiles with gaps between
+them, and samples/prompts.json, the prompt of each tile, row by row.
 """
 
 import dataclasses
 import json
+import math
+import re
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+GAP = 2  # pixels between tiles, as fluid.evals.images draws them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,33 +32,28 @@ class Grid:
 
 
 def read(run: Path) -> Grid | None:
-  """The newest grid of a run folder, None if it has none that can be read."""
-  paths = sorted((run / "samples").glob("step_*.png"))
+  """The newest grid (of averaged weights) of a run; None if none can be read."""
+  folder = run / "samples"
+  paths = [p for p in folder.glob("*.png") if re.fullmatch(r"step_\d+", p.stem)]
   try:
-    layout = json.loads((run / "samples" / "prompts.json").read_text())
-    pixels = np.asarray(Image.open(paths[-1]).convert("RGB"))
-    tiles = cut(pixels, layout["rows"], layout["cols"], layout["image_size"])
-  except (IndexError, FileNotFoundError, json.JSONDecodeError, KeyError, OSError):
+    path = max(paths)
+    prompts = json.loads((folder / "prompts.json").read_text())
+    images = cut(np.asarray(Image.open(path).convert("RGB")), len(prompts))
+  except (ValueError, OSError):  # no grid, no prompts, or one being written
     return None
-  prompts, columns = layout["prompts"], layout["cols"]
-  by_prompt: dict[str, list] = {}
-  for i, tile in enumerate(tiles):
-    k = i if len(prompts) > layout["rows"] else i // columns
-    if k < len(prompts):
-      by_prompt.setdefault(prompts[k], []).append(tile)
-  return Grid(by_prompt, int(paths[-1].stem.split("_")[-1]), paths[-1])
+  tiles: dict[str, list] = {}
+  for prompt, image in zip(prompts, images):
+    tiles.setdefault(prompt, []).append(image)
+  return Grid(tiles, int(path.stem.split("_")[1]), path)
 
 
-def cut(pixels: np.ndarray, rows: int, columns: int, size: int) -> list[np.ndarray]:
-  """Grid [H, W, 3] -> its tiles [size, size, 3], row by row; finds the gaps itself."""
-  starts = []
-  for length, n in zip(pixels.shape[:2], (rows, columns)):
-    spare = length - n * size
-    if spare < 0:
-      raise KeyError(f"{n} tiles of {size} do not fit into {length} pixels")
-    if spare and spare % (n + 1) == 0:  # gaps around every tile
-      gap, first = spare // (n + 1), spare // (n + 1)
-    else:  # gaps between tiles
-      gap, first = (spare // (n - 1) if n > 1 else 0), 0
-    starts.append([first + i * (size + gap) for i in range(n)])
-  return [pixels[y : y + size, x : x + size] for y in starts[0] for x in starts[1]]
+def cut(pixels: np.ndarray, n: int) -> list[np.ndarray]:
+  """Grid [H, W, 3] of n square tiles -> the tiles, row by row."""
+  columns = math.ceil(math.sqrt(n))
+  size, rest = divmod(pixels.shape[1] + GAP, columns)
+  size -= GAP
+  rows = math.ceil(n / columns)
+  if rest or pixels.shape[0] != rows * (size + GAP) - GAP:
+    raise ValueError(f"{pixels.shape[:2]} pixels are no grid of {n} square tiles")
+  starts = [(i // columns * (size + GAP), i % columns * (size + GAP)) for i in range(n)]
+  return [pixels[y : y + size, x : x + size] for y, x in starts]

@@ -4,7 +4,6 @@ A figure is three files of one name: PNG (screens), SVG (print) and the CSV behi
 """
 
 import dataclasses
-import io
 from pathlib import Path
 
 import matplotlib
@@ -31,7 +30,7 @@ LABELS = {
   "fd": "FD (lower is better)",
 }
 UNITS = {"continuous": "diffusion loss", "discrete": "cross-entropy, nats per token"}
-_RC = {
+RC = {
   "font.size": 9,
   "axes.spines.top": False,
   "axes.spines.right": False,
@@ -39,6 +38,7 @@ _RC = {
   "grid.alpha": 0.25,
   "axes.titlesize": 9.5,
   "legend.frameon": False,
+  "legend.fontsize": 8,
   "svg.hashsalt": "fluid",
   "savefig.dpi": 150,
 }
@@ -58,20 +58,34 @@ class Plot:
     """Writes NAME.png, NAME.svg and NAME.csv; returns the path of the PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     self.data.to_csv(folder / f"{self.name}.csv", index=False)
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
       # Without a date, the same data give the same bytes.
       svg = folder / f"{self.name}.svg"
-      self.figure.savefig(svg, bbox_inches="tight", metadata={"Date": None})
-      self.figure.savefig(folder / f"{self.name}.png", bbox_inches="tight")
+      self.figure.savefig(svg, metadata={"Date": None})
+      self.figure.savefig(folder / f"{self.name}.png")
     return folder / f"{self.name}.png"
 
 
 def panels(rows: int, columns: int, *, width: float = 3.6, height: float = 2.9):
   """A figure of panels -> (figure, axes [rows, columns])."""
-  with matplotlib.rc_context(_RC):
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+  figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+  FigureCanvasAgg(figure)
+  return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def legend_above(figure: Figure, title: str | None = None) -> None:
+  """One legend for all panels, outside of them."""
+  entries = {}
+  for ax in figure.axes:
+    for handle, name in zip(*ax.get_legend_handles_labels()):
+      entries.setdefault(name, handle)
+  figure.legend(
+    entries.values(),
+    entries.keys(),
+    loc="outside upper center",
+    ncols=max(len(entries), 1),
+    title=title,
+  )
 
 
 def cell_style(cell: str) -> dict:
@@ -90,10 +104,3 @@ def label(name: str, table: pd.DataFrame | None = None) -> str:
     if len(names) == 1:
       text = text.replace(name.upper(), f"{name.upper()}-{names[0]}")
   return text
-
-
-def to_png(image) -> bytes:
-  """PIL image -> PNG bytes."""
-  buffer = io.BytesIO()
-  image.save(buffer, "PNG", optimize=True)
-  return buffer.getvalue()

@@ -41,7 +41,8 @@ class Stage:
   Attributes:
     kind: key of MODULES.
     name: of the folder below tokenizers/, data/ or runs/.
-    folder: what the command writes; `done.json` in it means finished.
+    folder: what the command writes; `done.json` in it means finished (for a cache:
+      a metadata.json that lists both splits).
     config, overrides: as in the sweep file, with the paths of `needs` added.
     needs: ids of the stages that come first.
     run: the resolved config.
@@ -65,20 +66,18 @@ class Stage:
 
   def finished(self) -> bool:
     """Whether the folder says so (for a run: for as many steps as planned now)."""
-    try:
-      done = json.loads((self.folder / "done.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    if self.kind == "data":
+      return {"train", "val"} <= set(
+        _json(self.folder, "metadata.json").get("splits", ())
+      )
+    done = _json(self.folder, "done.json")
+    if not done:
       return False
     return self.kind != "run" or done.get("step", self.run.steps) >= self.run.steps
 
   def mismatch(self) -> str:
     """Names the first key in which a run already in `folder` differs; '' if none."""
-    try:
-      old = flatten(json.loads((self.folder / "config.json").read_text()))
-    except (FileNotFoundError, json.JSONDecodeError):
-      return ""
-    if self.kind != "run":
-      return ""
+    old = flatten(_json(self.folder, "config.json")) if self.kind == "run" else {}
     for key, now in flatten(to_dict(self.run)).items():
       if not key.startswith(_MAY_DIFFER) and key in old and old[key] != now:
         return f"{key} was {old[key]!r}, now {now!r}"
@@ -179,6 +178,13 @@ def _stages(point: dict, workdir: Path) -> Iterator[Stage]:
 def _stage(kind, name, workdir, config, overrides, needs, run) -> Stage:
   folder = workdir / {"tokenizer": "tokenizers", "data": "data", "run": "runs"}[kind]
   return Stage(kind, name, folder / name, config, dict(overrides), needs, run)
+
+
+def _json(folder: Path, name: str) -> dict:
+  try:
+    return json.loads((folder / name).read_text())
+  except (FileNotFoundError, json.JSONDecodeError):
+    return {}
 
 
 def _without(section, *keys: str) -> dict:

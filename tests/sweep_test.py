@@ -43,7 +43,9 @@ if mode == 'hang' and n == 1:
   time.sleep(60)
 line = {'step': 4, 'train/loss': .5, 'images_per_s': 9}
 (folder / 'metrics.jsonl').write_text(json.dumps(line) + '\\n')
-(folder / 'done.json').write_text(json.dumps({'step': 4}))
+done = {'step': 4, 'splits': {'train': {}, 'val': {}}}
+name = 'metadata.json' if folder.parent.name == 'data' else 'done.json'
+(folder / name).write_text(json.dumps(done))
 """
 
 
@@ -213,6 +215,15 @@ def test_sigterm_reaches_the_child_and_the_next_call_resumes(study, tmp_path, ex
   assert statuses(tmp_path)["run/cr1"] == "waiting"
   code, _ = execute()
   assert code == 0 and starts(tmp_path) == {"dr1": 1, "dr2": 2, "cr1": 1}
+
+
+def test_a_cache_without_all_splits_is_continued(execute, tmp_path):
+  execute(only="cr*")
+  (cache,) = (tmp_path / "w/data").iterdir()
+  (cache / "metadata.json").write_text('{"splits": {"train": {}}}')
+  (tmp_path / "w/runs/cr1/done.json").unlink()
+  code, _ = execute(only="cr*")
+  assert code == 0 and (cache / "starts").read_text() == "2"
 
 
 def test_dry_run_prints_commands_and_writes_nothing(study, tmp_path, capsys):

@@ -93,13 +93,13 @@ def write_run(folder, tokens, order, size, *, geneval=True, done=True, steps=100
   write_samples(folder / "samples", steps, level=60 * CELLS.index((tokens, order)))
 
 
-def write_samples(folder: Path, step: int, *, level: int, gap: int = 2):
-  """A grid of 2 prompts x 2 images; tile k of the grid has grey level `level` + k."""
+def write_samples(folder: Path, step: int, *, level: int):
+  """A grid of 2 prompts x 2 images, 2 pixels apart; tile k has grey `level` + k."""
   folder.mkdir(parents=True)
-  grid = np.full((2 * 16 + 3 * gap, 2 * 16 + 3 * gap, 3), 255, np.uint8)
+  grid = np.full((34, 34, 3), 255, np.uint8)
   for k in range(4):
-    y, x = (gap + (16 + gap) * i for i in divmod(k, 2))
+    y, x = (18 * i for i in divmod(k, 2))
     grid[y : y + 16, x : x + 16] = level + k
   Image.fromarray(grid).save(folder / f"step_{step:08d}.png")
-  layout = {"prompts": PROMPTS, "rows": 2, "cols": 2, "image_size": 16}
-  (folder / "prompts.json").write_text(json.dumps(layout))
+  Image.fromarray(grid).save(folder / f"step_{step + 1:08d}_raw.png")
+  (folder / "prompts.json").write_text(json.dumps(np.repeat(PROMPTS, 2).tolist()))

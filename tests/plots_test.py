@@ -1,0 +1,114 @@
+"""analysis.plots and analysis.samples: what is drawn, and the numbers behind it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import analysis
+from analysis import plots, samples
+from fluid.evals import images as evaluator
+from tests import synthetic
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+  return synthetic.write_study(
+    tmp_path_factory.mktemp("plots") / "w", sizes=("xs", "s", "l", "xl"),
+    unfinished=("discrete-random-s",),
+  )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def drawn(study):
+  runs, evals = analysis.load(study), analysis.load(study, "eval")
+  return {p.name: p for p in plots.draw(runs, evals, study)}
+
+
+def test_all_figures_of_a_study(drawn):
+  assert set(drawn) == {
+    "val_loss_vs_size", "val_loss_vs_compute", "val_loss_curves", "metrics_vs_size",
+    "metrics_vs_steps", "metrics_vs_loss", "geneval_tags", "samples",
+  }  # fmt: skip
+
+
+def test_token_types_never_share_a_loss_axis(drawn):
+  for name in ("val_loss_vs_size", "metrics_vs_loss"):
+    for ax in drawn[name].figure.axes:
+      names = [t.split("-")[0] for t in ax.get_legend_handles_labels()[1]]
+      assert len(set(names)) == 1
+  labels = [ax.get_ylabel() for ax in drawn["val_loss_vs_size"].figure.axes]
+  assert "diffusion loss" in labels[0] and "nats per token" in labels[1]
+
+
+def test_fit_is_of_finished_runs_and_said_in_the_caption(drawn):
+  plot = drawn["val_loss_vs_size"]
+  assert "discrete-random-s" not in set(plot.data["run"])
+  reading = f"continuous-random: 10x N -> val/loss x {10**-0.05:.3f}"
+  assert reading in plot.caption
+  assert "discrete-random: no power law (3 runs; 2 parameters need 4)" in plot.caption
+  one = plot.data[plot.data.cell == "discrete-raster"]
+  np.testing.assert_allclose(one["fitted"], one["val/loss"])
+
+
+def test_unfinished_runs_have_their_curve(drawn):
+  assert "discrete-random-s" in set(drawn["metrics_vs_steps"].data["run"])
+  titles = [ax.get_title() for ax in drawn["metrics_vs_steps"].figure.axes[:4]]
+  assert titles == list(plots.CELLS)
+
+
+def test_distances_are_named_after_their_network(drawn):
+  labels = [ax.get_ylabel() for ax in drawn["metrics_vs_size"].figure.axes]
+  assert any(label.startswith("KID-EffNet") for label in labels)
+
+
+def test_metric_against_loss_carries_pearson_r(drawn):
+  data = drawn["metrics_vs_loss"].data
+  row = data[(data.cell == "discrete-raster") & (data.metric == "kid")].iloc[0]
+  x, y = (
+    data[(data.cell == "discrete-raster") & (data.metric == "kid")][c]
+    for c in ("val/loss", "value")
+  )
+  assert row.pearson_r == pytest.approx(np.corrcoef(x, y)[0, 1])
+
+
+def test_the_same_table_gives_the_same_files(study, tmp_path):
+  runs = analysis.load(study)
+  for name in "ab":
+    path = plots.metrics_vs_size(runs).save(tmp_path / name)
+    assert path == tmp_path / name / "metrics_vs_size.png"
+  for suffix in ("png", "svg", "csv"):
+    one, two = (tmp_path / d / f"metrics_vs_size.{suffix}" for d in "ab")
+    assert one.read_bytes() == two.read_bytes()
+  assert len(pd.read_csv(tmp_path / "a/metrics_vs_size.csv")) == 16
+
+
+def test_nothing_to_draw_draws_nothing(tmp_path):
+  runs = pd.DataFrame({"run": ["a"], "cell": [""], "size": [""], "status": ["failed"]})
+  assert plots.draw(runs, pd.DataFrame(), tmp_path) == []
+
+
+def test_grids_are_cut_into_the_tiles_they_were_made_of(tmp_path):
+  synthetic.write_samples(tmp_path / "samples", 7, level=50)
+  grid = samples.read(tmp_path)
+  assert grid.step == 7 and list(grid.tiles) == synthetic.PROMPTS
+  tiles = [t for p in synthetic.PROMPTS for t in grid.tiles[p]]
+  for k, tile in enumerate(tiles):
+    assert tile.shape == (16, 16, 3) and (tile == 50 + k).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 16])
+def test_cutting_undoes_the_grid_of_the_evaluator(n):
+  images = np.random.default_rng(n).integers(256, size=(n, 8, 8, 3), dtype=np.uint8)
+  np.testing.assert_array_equal(samples.cut(evaluator.grid(images), n), images)
+
+
+def test_a_grid_of_something_else_is_no_grid(tmp_path):
+  with pytest.raises(ValueError, match="no grid of 5 square tiles"):
+    samples.cut(np.zeros((34, 34, 3), np.uint8), 5)
+  assert samples.read(tmp_path) is None
+
+
+def test_a_sheet_shows_every_cell_for_the_same_prompts(drawn):
+  data = drawn["samples"].data
+  assert set(data["prompt"]) == set(synthetic.PROMPTS)
+  assert list(data["run"].unique()) == [f"{c}-xl" for c in plots.CELLS]

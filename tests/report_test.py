@@ -1,0 +1,137 @@
+"""analysis.report and analysis.findings on studies whose answer is known."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import analysis
+from analysis import page, report
+from analysis.findings import ABSENT, APPEARS, OPEN, PARTLY, findings
+from tests import synthetic
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+  return synthetic.write_study(
+    tmp_path_factory.mktemp("report") / "w", sizes=("xs", "s", "m", "l", "xl"),
+    failed=("discrete-raster-xl",), unfinished=("continuous-raster-s",),
+  )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def html(study):
+  return report.write(study).read_text()
+
+
+def verdicts(runs):
+  return [f.verdict for f in findings(runs)]
+
+
+def test_the_page_stands_alone(html, study):
+  assert html.count("data:image/png;base64,") == 8
+  assert not re.search(r'(src|href)="(?!data:|#)', html)
+  assert 'name="viewport"' in html
+  for suffix in ("png", "svg", "csv"):
+    assert len(list((study / "report/figures").glob(f"*.{suffix}"))) == 8
+  assert {p.stem for p in (study / "report/tables").glob("*.csv")} == {
+    "results", "sizes", "fits", "correlations", "runs", "evals",
+  }  # fmt: skip
+
+
+def test_the_page_says_how_the_runs_stand(html):
+  assert "18 of 20 runs finished." in html
+  assert "discrete-raster-xl is failed: exit status 3: error: no luck" in html
+  assert "continuous-raster-s is interrupted at step 50" in html
+  assert "python -m fluid.train --workdir=discrete-raster-xl" in html
+
+
+def test_tables(study, html):
+  results = pd.read_csv(study / "report/tables/results.csv")
+  assert {"N", "val loss", "GenEval", "KID-EffNet", "s/image"} <= set(results)
+  sizes = pd.read_csv(study / "report/tables/sizes.csv")
+  assert sizes["tokenizer"].unique() == [777] and "text encoder" in sizes
+  fits = pd.read_csv(study / "report/tables/fits.csv")
+  fits = fits[(fits.form == "power") & (fits.x == "N")].set_index("cell")
+  assert fits.loc["continuous-random", "a"] == pytest.approx(0.05, rel=1e-3)
+  assert fits.loc["continuous-raster", "runs"] == 4  # the unfinished run is not fitted
+  correlations = pd.read_csv(study / "report/tables/correlations.csv")
+  assert set(correlations.metric) == {"geneval/overall", "kid", "fd"}
+  assert "<td>1,000,000</td>" in html
+
+
+def test_findings_of_a_study_made_like_the_paper(study):
+  assert verdicts(analysis.load(study)) == [APPEARS] * 6
+
+
+def test_findings_turn_with_the_numbers(study):
+  runs = analysis.load(study)
+  swapped = {"continuous": "discrete", "discrete": "continuous"}
+  worse = runs.assign(tokens=runs["tokens"].map(swapped))
+  assert verdicts(worse)[1] == ABSENT
+  flipped = runs.assign(order=runs["order"].map(lambda o: {"random": "raster"}.get(o, "random")))  # fmt: skip  # noqa: E501
+  assert verdicts(flipped)[2:4] == [ABSENT, ABSENT]
+  bent = runs.copy()
+  bent.loc[bent.cell == "discrete-random", "val/loss"] *= [1, 2, 1, 2, 1]
+  assert verdicts(bent)[0] == PARTLY
+  shuffled = runs.copy()
+  mine = shuffled.cell == "continuous-random"
+  shuffled.loc[mine, "val/loss"] = shuffled.loc[mine, "val/loss"].to_numpy()[::-1]
+  shuffled.loc[mine, "kid"] = shuffled.loc[mine, "kid"].to_numpy()[::-1]
+  assert verdicts(shuffled)[4] == ABSENT
+  assert verdicts(shuffled)[5] == PARTLY or verdicts(shuffled)[5] == ABSENT
+
+
+def test_one_win_in_two_is_no_finding(study):
+  runs = analysis.load(study)
+  xs = runs[runs["size"] == "xs"].copy()
+  xs.loc[xs.cell == "continuous-random", "kid"] = 1.0
+  finding = findings(xs)[1]
+  assert finding.verdict == ABSENT
+  assert "continuous beats discrete in 1 of 2 pairs" in finding.evidence
+
+
+def test_a_study_without_geneval_and_with_one_size(tmp_path):
+  root = synthetic.write_study(tmp_path / "emoji", sizes=("m",), geneval=False)
+  html = report.write(root, tmp_path / "out").read_text()
+  assert "No run has geneval/overall: left out below." in html
+  assert "no fit: 1 runs; 2 parameters need 4" in html
+  assert (tmp_path / "out/figures/metrics_vs_size.png").exists()
+  assert not (root / "report").exists()
+  assert verdicts(analysis.load(root)) == [OPEN, APPEARS, OPEN, OPEN, OPEN, OPEN]
+
+
+def test_a_study_that_has_only_just_begun(tmp_path):
+  root = synthetic.write_study(tmp_path / "w", sizes=())
+  (root / "sweep.json").write_text(
+    '[{"name": "a", "kind": "run", "cell": "discrete-random", "status": "waiting"}]'
+  )
+  html = report.write(root).read_text()
+  assert "0 of 1 runs finished." in html and "a is waiting" in html
+
+
+def test_committed_results_make_a_report(study, tmp_path):
+  sys.modules["analysis.load"].save_json(study, tmp_path / "results")
+  html = report.write(tmp_path / "results", tmp_path / "out").read_text()
+  assert "18 of 20 runs finished." in html
+  assert "No run has written samples here." in html
+
+
+def test_command_line_prints_table_findings_and_path(study, tmp_path):
+  argv = [sys.executable, "-m", "analysis.report", f"--workdir={study}"]
+  out = subprocess.run(
+    [*argv, f"--out={tmp_path}"],
+    cwd=Path(__file__).parents[1], capture_output=True, text=True,
+  )  # fmt: skip
+  assert out.returncode == 0 and out.stderr == ""
+  assert "discrete-raster" in out.stdout and "0.6838" in out.stdout
+  assert f"report: {tmp_path / 'index.html'}" in out.stdout
+
+
+def test_text_is_escaped_and_numbers_are_short():
+  frame = pd.DataFrame({"a": ["<b>"], "n": [1234567.0], "x": [0.123456], "m": [None]})
+  table = page.table(frame)
+  assert "&lt;b&gt;" in table and "<td>1,234,567</td><td>0.1235</td><td></td>" in table
