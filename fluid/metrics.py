@@ -65,8 +65,12 @@ class Writer:
       os.replace(scratch, path)
     self._file = path.open("a")
     if tensorboard:
-      from clu import metric_writers  # Imports tensorflow: only where it is wanted.
-
+      try:  # Imports tensorflow: only where it is wanted.
+        from clu import metric_writers
+      except ImportError as e:
+        raise config.ConfigError(
+          f"config key 'tensorboard' is True, but {e}; install it or set it to False"
+        ) from e
       self._board = metric_writers.SummaryWriter(str(path.parent / "tensorboard"))
 
   def write(self, step: int, values: dict) -> None:
