@@ -48,11 +48,6 @@ class Loss:
     sharding.check_batch(self.batch, context.mesh)
     if examples < 0 or draws < 1:
       raise config.ConfigError("evals.loss needs examples >= 0 and draws >= 1")
-    # Results are replicated, so that every process can read them.
-    place = jax.NamedSharding(context.mesh, jax.P())
-    self._sums = jax.jit(
-      functools.partial(example_sums, net), out_shardings=place, static_argnames="draws"
-    )
 
   def run(
     self, params, step: int, weights: str = "ema"
@@ -70,7 +65,9 @@ class Loss:
           batch["mask"] = batch["mask"] & (index < self.examples)
         batch = sharding.shard_batch(batch, self.context.mesh)
         # Arrays stay on the device until all batches are dispatched.
-        rows.append(self._sums(params, batch, self.key, draws=self.draws))
+        rows.append(
+          example_sums(params, batch, self.key, net=self.net, draws=self.draws)
+        )
         seen += self.batch
         if self.examples and seen >= self.examples:
           break
@@ -80,7 +77,8 @@ class Loss:
     yield from summarize(rows, self.split)
 
 
-def example_sums(net, params, batch, key, *, draws: int = 1) -> dict[str, jax.Array]:
+@functools.partial(jax.jit, static_argnames=("net", "draws"))
+def example_sums(params, batch, key, *, net, draws: int = 1) -> dict[str, jax.Array]:
   """Sums over the tokens of each example, and over draws.
 
   Returns:
@@ -103,6 +101,9 @@ def example_sums(net, params, batch, key, *, draws: int = 1) -> dict[str, jax.Ar
       sums["bin_sum"] = jnp.where(hit, out["mse"][..., None], 0).sum((1, 2))
       sums["bin_count"] = hit.sum((1, 2))
     total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+  if not jax.sharding.get_abstract_mesh().empty:
+    # Replicated, so that every process can read them.
+    total = jax.tree.map(lambda x: jax.sharding.reshard(x, jax.P()), total)
   return total
 
 

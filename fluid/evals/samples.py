@@ -89,7 +89,7 @@ def metadata(
   if which == "geneval":
     if "geneval" not in context.run.evals:
       raise config.ConfigError(
-        "prompts 'geneval' are those of config.evals.geneval, which is not there"
+        "prompts 'geneval' are those of config key 'evals.geneval', which is not there"
       )
     return GenEval(None, context, **_without_every(context, "geneval")).lines
   if which == "shapes":
@@ -137,7 +137,8 @@ class GenEval:
   ):
     if detector not in DETECTORS:
       raise config.ConfigError(
-        f"unknown detector '{detector}'; choose from {', '.join(DETECTORS)}"
+        f"config key 'evals.geneval.detector' is '{detector}'; "
+        f"choose from {', '.join(DETECTORS)}"
       )
     self.net, self.context, self.seed, self.sample = net, context, seed, sample or {}
     self.detect = DETECTORS[detector](context.run.data.image_size)
@@ -180,8 +181,8 @@ class Distribution:
   sample for its own caption are no independent pair, which the estimate of KID assumes.
 
   Args:
-    n: samples (of prompts 'val').
-    real: real images (0: as many as samples).
+    examples: samples (of prompts 'val').
+    real: real images (0: as many as `examples`; at most half of the split).
     prompts: 'val', or 'geneval' to use the images that evals.geneval draws.
     features: entry of fluid.evals.features.FEATURES.
     tokenizer: also yield kid_tokenizer, the KID of decode(encode(x)) for other real
@@ -195,7 +196,7 @@ class Distribution:
     net,
     context,
     *,
-    n: int = 512,
+    examples: int = 512,
     real: int = 0,
     prompts: str = "val",
     features: str = "EffNet",
@@ -205,8 +206,8 @@ class Distribution:
   ):
     self.net, self.context, self.seed, self.sample = net, context, seed, sample or {}
     self.source = make_source(context.run.data, "val")
-    self.real = min(real or n, len(self.source) // 2)
-    lines = metadata(context, prompts, n=n, first=self.real)
+    self.real = min(real or examples, len(self.source) // 2)
+    lines = metadata(context, prompts, n=examples, first=self.real)
     self.prompts = [line["prompt"] for line in lines]
     self.features = feature_nets.load(features)
     self.tokenizer = tokenizer

@@ -1,0 +1,279 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import fluid
+from fluid import (
+  api,
+  checkpoint,
+  config,
+  evals,
+  models,
+  prepare,
+  rng,
+  sharding,
+  text,
+  tokenizers,
+)
+from fluid import evaluate as evaluate_lib
+from fluid import sample as sample_lib
+from fluid import state as state_lib
+from fluid.evals import features, images, loss, samples
+from fluid.tokenizers import store
+from tests import tiny
+
+
+def context(run, batches, workdir="/unused"):
+  mesh = sharding.make_mesh(run.mesh)
+  return evals.EvalContext(run, None, None, mesh, workdir, lambda *_: batches)
+
+
+def rows(batches):
+  """All rows of some batches, as one."""
+  return {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+
+
+def measure(net, params, run, batches, **arguments):
+  evaluator = loss.Loss(net, context(run, batches), draws=2, **arguments)
+  with jax.set_mesh(sharding.make_mesh(run.mesh)):
+    return dict(evaluator.run(params, 0))
+
+
+@pytest.fixture(scope="module", params=["categorical", "diffusion"])
+def case(request):
+  run = tiny.run(request.param, model={"order": "random"})
+  net = tiny.net(run)
+  params = jax.jit(net.init)(jax.random.key(3))
+  batches = [tiny.batch(run, 8, seed) for seed in range(2)]
+  batches[1]["id"] += 50
+  return net, jax.tree.map(np.asarray, params), run, batches
+
+
+def test_loss_is_the_plain_loop(case):
+  net, params, run, batches = case
+  total, count, each = 0.0, 0, []
+  bins = np.zeros((2, loss.BINS))
+  one = jax.jit(lambda p, b, k: net.loss(p, b, k, train=False))
+  everything = rows(batches)
+  for i in np.flatnonzero(everything["mask"]):
+    row = {k: v[i : i + 1] for k, v in everything.items()}
+    own = [0.0, 0]
+    for draw in range(2):
+      key = rng.stream(0, "val")
+      key = jax.random.fold_in(key, draw) if draw else key
+      out = one(params, row, rng.example_keys(key, row["id"]))
+      for l in np.flatnonzero(out["mask"][0]):
+        own[0] += float(out["loss"][0, l])
+        own[1] += 1
+        for r in range(out["t"].shape[-1] if "t" in out else 0):
+          b = int(out["t"][0, l, r]) * 10 // run.model.diffusion_steps
+          bins[:, b] += float(out["mse"][0, l, r]), 1
+    each.append(own)
+    total, count = total + own[0], count + own[1]
+  got = measure(net, params, run, batches)
+  assert got["val/loss"] == pytest.approx(total / count, rel=1e-5)
+  assert got["val/loss_count"] == 14
+  sums, counts = np.array(each).T
+  sem = np.sqrt(((sums - total / count * counts) ** 2).sum() * 14 / 13) / count
+  assert got["val/loss_sem"] == pytest.approx(sem, rel=1e-4)
+  if run.model.head == "diffusion":
+    assert bins[1].sum() == count * run.model.head_batch_mul
+    for i in np.flatnonzero(bins[1]):
+      wanted = bins[0, i] / bins[1, i]
+      assert got[f"val/mse_bin{i}"] == pytest.approx(wanted, rel=1e-4)
+  else:
+    assert 0 <= got["val/accuracy"] <= 1
+
+
+def test_loss_ignores_batching_order_and_padding(case):
+  net, params, run, batches = case
+  want = measure(net, params, run, batches)
+  everything = rows(batches)
+  order = np.random.RandomState(0).permutation(16)
+  shuffled = {k: v[order] for k, v in everything.items()}
+  pad = ~shuffled["mask"]
+  shuffled["id"] = np.where(pad, 7, shuffled["id"]).astype(np.int32)
+  if run.model.head == "diffusion":
+    shuffled["tokens"][pad] = np.nan  # Whatever padding holds.
+  got = measure(net, params, run, [shuffled], batch=16)
+  assert got.keys() == want.keys()
+  for name, value in want.items():
+    assert got[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_loss_of_the_first_examples(case):
+  net, params, run, batches = case
+  first = {k: v.copy() for k, v in batches[0].items()}
+  first["mask"][3:] = False
+  want = measure(net, params, run, [first])
+  assert want["val/loss_count"] == 3
+  assert measure(net, params, run, batches, examples=3) == want
+
+
+def test_grid_places_images_row_by_row():
+  shots = np.arange(1, 4, dtype=np.uint8)[:, None, None, None] * np.ones(
+    (3, 4, 5, 3), np.uint8
+  )
+  got = images.grid(shots, columns=2, gap=1)
+  assert got.shape == (9, 11, 3)
+  assert (got[:4, :5] == 1).all() and (got[:4, 6:] == 2).all()
+  assert (got[5:, :5] == 3).all() and (got[5:, 6:] == 255).all()
+
+
+class FakeFeatures:
+  """Mean colour of an image and of its upper half: quick, and tells sets apart."""
+
+  name, dim, params = "Fake", 6, ()
+
+  def preprocess(self, images):
+    return images.astype(np.float32) / 255
+
+  def apply(self, params, x):
+    return jax.numpy.concatenate([x.mean((1, 2)), x[:, :8].mean((1, 2))], -1)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  """A run at step 2 with random weights: 16 px shapes, 16 tokens."""
+  root = tmp_path_factory.mktemp("run")
+  cfg = tiny.run(
+    model={"order": "random"},
+    text=config.Text(length=24, width=8, vocab_size=120),
+    data=config.Data(
+      image_size=16, num_train=256, num_val=24, cache=str(root / "data")
+    ),
+    tokenizer=config.Tokenizer(
+      kind="vq",
+      stem=4,
+      width=8,
+      multipliers=(1,),
+      vocab=16,
+      path=str(root / "tokenizer"),
+    ),
+    sample=config.Sample(steps=2, batch=8),
+    evals={
+      "loss": {},
+      "images": {"prompts": "geneval", "n": 4},
+      "geneval": {"n": 1, "k": 2, "heldout": 1, "layout": True},
+      "distribution": {
+        "prompts": "geneval",
+        "examples": 12,
+        "features": "Fake",
+        "every": 0,
+      },
+    },
+  )
+  tokenizer = tokenizers.build(cfg.tokenizer, 16)
+  variables = jax.tree.map(np.asarray, jax.jit(tokenizer.init)(jax.random.key(0)))
+  tokenizer = tokenizers.build(cfg.tokenizer, 16, variables)
+  store.save(cfg.tokenizer.path, tokenizer, {})
+  prepare.prepare(cfg, batch=16, log=lambda line: None)
+  vocabulary = text.load(cfg.text, cfg.data.cache)
+  net = models.build(cfg.model, tokenizer.spec, cfg.text, vocabulary.size)
+  mesh = sharding.make_mesh(cfg.mesh)
+  state = state_lib.init_state(net, cfg, mesh)
+  saved = checkpoint.Checkpoints(root / "w")
+  saved.save(state.replace(step=state.step + 2), {}, 2)
+  saved.close()
+  checkpoint.write_json(root / "w" / "config.json", config.to_dict(cfg))
+  return root / "w"
+
+
+def test_evaluate_writes_every_value_once(workdir, monkeypatch):
+  monkeypatch.setitem(features.FEATURES, "Fake", FakeFeatures)
+  drawn = []
+  real = samples.Sampler.__call__
+
+  def counted(self, params, prompts, **kwargs):
+    drawn.append(len(prompts))
+    return real(self, params, prompts, **kwargs)
+
+  monkeypatch.setattr(samples.Sampler, "__call__", counted)
+  got = evaluate_lib.evaluate(workdir)
+  # One prompt to compile; then 6 tags and 2 held-out ones, twice, shared by all three.
+  assert drawn == [1, 16]
+  assert got["sample/images"] == 16 and got["sample/seconds_per_image"] > 0
+  tags = [got[f"geneval/{tag}"] for tag in evals.samples.geneval.TAGS]
+  assert got["geneval/overall"] == pytest.approx(np.mean(tags))
+  assert 0 <= got["geneval_heldout/colors"] <= 1
+  assert got["features"] == "Fake" and got["kid_lo"] <= got["kid"] <= got["kid_hi"]
+  assert got["kid_images"] == 16 and got["kid_real"] == 12
+  assert np.isfinite([got["fd"], got["kid_tokenizer"], got["val/loss"]]).all()
+
+  stored = json.loads((workdir / "eval" / "2-ema.json").read_text())
+  assert stored["values"] == got and stored["step"] == 2
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  assert len(lines) == 1 and json.loads(lines[0]).items() >= got.items()
+  grid = Image.open(workdir / "samples" / "step_00000002.png")
+  assert grid.size == (2 * 16 + 2, 2 * 16 + 2)
+  assert len(json.loads((workdir / "samples" / "prompts.json").read_text())) == 4
+  assert len(list(workdir.glob("geneval/step_00000002-ema/*/samples/*.png"))) == 16
+
+  again = evaluate_lib.evaluate(workdir, names=["loss"])
+  assert {k: got[k] for k in again} == again
+  assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 1
+  raw = evaluate_lib.evaluate(workdir, weights="raw", names=["loss"])
+  # Of a state at its start the average is the weights themselves.
+  assert raw["raw/val/loss"] == pytest.approx(got["val/loss"])
+  assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_samples_depend_on_their_prompt_and_number_alone(workdir):
+  loaded = fluid.load(workdir)
+  assert loaded.step == 2
+  prompts = ["a red circle", "two stars", "a blue ring above a green heart"]
+  want = loaded.sample(prompts, key=5)
+  assert want.shape == (3, 16, 16, 3) and want.dtype == np.uint8
+  # The last one alone, after two others: another batch, the same number and prompt.
+  other = loaded.sample(["two stars", "a circle", prompts[2]], key=5)
+  np.testing.assert_array_equal(other[2], want[2])
+  assert (loaded.sample(prompts, key=6) != want).any()
+  on_mesh = api.load(workdir, mesh=sharding.make_mesh(config.Mesh()))
+  close = on_mesh.sample(prompts, key=5).astype(int) - want.astype(int)
+  assert np.abs(close).max() <= 1
+
+
+def test_sample_writes_pngs_grid_and_prompts(workdir, tmp_path):
+  loaded = fluid.load(workdir)
+  prompts = ["a red circle", "two stars"]
+  path = sample_lib.sample(loaded, prompts, tmp_path / "out", n=3, guidance=3.0)
+  assert Image.open(path).size == (3 * 18 - 2, 2 * 18 - 2)
+  described = json.loads((tmp_path / "out" / "samples.json").read_text())
+  assert [i["prompt"] for i in described["images"]] == [
+    p for p in prompts for _ in "123"
+  ]
+  assert described["sample"]["guidance"] == 3.0
+  for image in described["images"]:
+    assert Image.open(tmp_path / "out" / image["file"]).size == (16, 16)
+
+
+def test_user_errors_are_one_line(workdir, tmp_path):
+  def message(function, *args, **kwargs):
+    with pytest.raises(config.ConfigError) as error:
+      function(*args, **kwargs)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+  loaded = fluid.load(workdir)
+  assert "zebra" in message(loaded.sample, "a red zebra")
+  assert "text.length" in message(loaded.sample, "a red circle " * 30)
+  assert "warmth" in message(loaded.sample, "a red circle", warmth=1)
+  assert "no run in" in message(fluid.load, tmp_path)
+  assert "step 9" in message(fluid.load, workdir, step=9)
+  (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
+  assert "no checkpoint" in message(fluid.load, tmp_path)
+  override = lambda *items: evaluate_lib.override(loaded.config, items)
+  assert "model.width=3" in message(override, "model.width=3")
+  assert "sample.warmth" in message(override, "sample.warmth=3")
+  got = override(
+    "evals.geneval.n=4", "sample.guidance=2", "evals.geneval.prompts=x.txt"
+  )
+  assert got.evals["geneval"]["n"] == 4 and got.sample.guidance == 2.0
+  assert got.evals["geneval"]["prompts"] == "x.txt"
+  for name, bad in (("fid", {}), ("loss", {"size": 3}), ("geneval", {"detector": "x"})):
+    run = dataclasses.replace(loaded.config, evals={name: bad})
+    assert name in message(evals.make, loaded.net, context(run, []))
