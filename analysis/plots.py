@@ -4,6 +4,7 @@
 diffusion head and of the categorical head are different quantities: never one axis.
 """
 
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -244,11 +245,13 @@ def sample_sheet(runs: pd.DataFrame, workdir: Path) -> Plot | None:
   prompts = list(columns[0][1].tiles)
   shared = [p for p in prompts if all(p in g.tiles for _, g in columns)] or prompts
   shared = shared[:MAX_PROMPTS]
-  figure, axes = panels(len(shared), len(columns), width=2.2, height=1.5)
+  figure, axes = panels(len(shared), len(columns) + 1, width=1.8, height=1.2)
   for i, prompt in enumerate(shared):
-    for j, (row, grid) in enumerate(columns):
-      ax = axes[i][j]
+    for ax in axes[i]:
       ax.set_axis_off()
+    words = textwrap.fill(prompt, 22)
+    axes[i][0].text(1, 0.5, words, ha="right", va="center", fontsize=8)
+    for ax, (row, grid) in zip(axes[i][1:], columns):
       tiles = grid.tiles.get(prompt, [])[:2]
       if tiles:
         gap = np.full((tiles[0].shape[0], 2, 3), 255, np.uint8)
@@ -256,15 +259,6 @@ def sample_sheet(runs: pd.DataFrame, workdir: Path) -> Plot | None:
         ax.imshow(np.concatenate(strip, 1), interpolation="nearest")
       if i == 0:
         ax.set_title(f"{row['cell']}\n{row['size']}, step {grid.step}")
-    axes[i][0].text(
-      0,
-      -0.06,
-      prompt,
-      transform=axes[i][0].transAxes,
-      va="top",
-      fontsize=8,
-      in_layout=i == len(shared) - 1,
-    )
   data = [{"run": r["run"], "step": g.step, "prompt": p} for r, g in columns for p in shared]  # fmt: skip  # noqa: E501
   return Plot(
     "samples",
