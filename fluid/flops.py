@@ -16,6 +16,7 @@ import math
 import time
 
 import jax
+import jax.extend as jex
 import jax.numpy as jnp
 from absl import flags
 
@@ -116,7 +117,7 @@ def _count(jaxpr) -> int:
       features = eqn.params["dimension_numbers"].rhs_spec[0]
       total += 2 * out * math.prod(kernel) // kernel[features]
     times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-    total += times * sum(_count(j) for j in jax.core.jaxprs_in_params(eqn.params))
+    total += times * sum(_count(j) for j in jex.core.jaxprs_in_params(eqn.params))
   return total
 
 
