@@ -61,9 +61,6 @@ def run(main, argv: list[str] | None = None) -> None:
   """absl's app.run(main), where user errors are one line and an exit code (2)."""
 
   def guarded(args):
-    # absl raises the default to INFO, which floods the terminal with library logs.
-    if flags.FLAGS["verbosity"].using_default_value:
-      logging.set_verbosity(logging.WARNING)
     try:
       return main(args)
     except (config.ConfigError, FileNotFoundError) as e:
@@ -72,6 +69,10 @@ def run(main, argv: list[str] | None = None) -> None:
   def parse(args):
     try:
       rest = flags.FLAGS(args)
+      # absl is about to raise a default to INFO, which floods the terminal with the
+      # logs of libraries.
+      if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)
       if len(rest) > 1:
         raise UserError(f"argument '{rest[1]}' is not a flag; see --help")
       if "config" in flags.FLAGS and flags.FLAGS.config is not None:
