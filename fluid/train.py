@@ -211,7 +211,8 @@ def run(cfg: config.Run, workdir) -> dict:
       if step >= cfg.steps:
         break
       if profile and step + 1 == profile[0]:
-        jax.profiler.start_trace(str(workdir / "profile"))
+        with log.timer.exclude():
+          jax.profiler.start_trace(str(workdir / "profile"))
       with log.timer.wait():
         batch = feed.next()
       state, values = train_step(state, batch)
@@ -219,7 +220,8 @@ def run(cfg: config.Run, workdir) -> dict:
       log.step(step, values)
       if profile and step == profile[1]:
         jax.block_until_ready(values)
-        jax.profiler.stop_trace()
+        with log.timer.exclude():
+          jax.profiler.stop_trace()
 
     saved.wait()
   result = {

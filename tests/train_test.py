@@ -217,6 +217,14 @@ def test_wrong_input_is_one_line_and_exit_code_2(command, args, arg, parts):
   _one_line(command(*args, arg=arg), *parts)
 
 
+def test_a_finished_workdir_is_quiet_success(command, base, tmp_path):
+  checkpoint.write_json(tmp_path / "config.json", config.to_dict(base))
+  checkpoint.write_json(tmp_path / "done.json", {"step": base.steps})
+  result = command("CONFIG", f"--workdir={tmp_path}")
+  assert result.returncode == 0 and "is finished: 6 steps" in result.stdout
+  assert not result.stderr
+
+
 def test_a_workdir_of_another_config_is_one_line(command, base, tmp_path):
   other = dataclasses.replace(base, seed=7)
   checkpoint.write_json(tmp_path / "config.json", config.to_dict(other))
