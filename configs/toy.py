@@ -49,7 +49,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
           lr=1e-3, warmup=100, schedule='wsd', decay_fraction=0.3, clip=1.0, ema=0.99),
       sample=config.Sample(
           guidance=guidance, temperature=temperature, steps=16, diffusion_steps=25,
-          batch=128),
+          clip=4.0, batch=128),
       evals={
           'loss': {'examples': 1024},
           'images': {'every': 0},

@@ -192,6 +192,8 @@ class Sample:
     temperature: of the logits (categorical) or of the noise added (diffusion).
     steps: decoding steps of the random order; raster takes one per token.
     diffusion_steps: reverse steps of the diffusion head.
+    clip: bound on the continuous tokens implied at each reverse step (0: none, as MAR);
+      about 4 standard deviations keeps a young network's chain from running away.
     batch: prompts per compiled call.
   """
 
@@ -200,6 +202,7 @@ class Sample:
   temperature: float = 1.0
   steps: int = 64
   diffusion_steps: int = 100
+  clip: float = 0.0
   batch: int = 64
 
 

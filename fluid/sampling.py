@@ -76,8 +76,7 @@ class _Decoder:
     # A token's randomness belongs to its example and position, not to the schedule.
     keys = jax.vmap(lambda k, ps: jax.vmap(
         lambda p: jax.random.fold_in(k, p))(ps))(self.keys, positions)
-    return self.net.apply(self.params, 'draw', z, keys, z_uncond, w, cfg.temperature,
-                          cfg.diffusion_steps)
+    return self.net.apply(self.params, 'draw', z, keys, z_uncond, w, cfg)
 
 
 def generate(net: Net, params, text, text_mask, keys, cfg: config.Sample) -> jax.Array:

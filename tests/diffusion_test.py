@@ -206,6 +206,6 @@ def test_head_learns_gaussian_tokens():
   from fluid import sampling
   got = jax.jit(sampling.generate, static_argnums=(0, 5))(
       net, params, b['text'], b['text_mask'], jax.random.split(jax.random.key(9), 256),
-      config.Sample(guidance=1.0, steps=4, diffusion_steps=50))
+      config.Sample(guidance=1.0, steps=4, diffusion_steps=50, clip=3.0))
   np.testing.assert_allclose(got.mean(0), mean, atol=0.12)
   np.testing.assert_allclose(got.std(0), 0.3, atol=0.08)

@@ -119,7 +119,7 @@ def test_cached_decode_equals_full_forward(head):
   z = trunk(net, params, batch, tokens)
   keys = jax.vmap(lambda k: jax.vmap(lambda p: jax.random.fold_in(k, p))(
       jnp.arange(L)))(keys_of())
-  full = jax.jit(lambda p: net.apply(p, 'draw', z, keys, None, 1.0, 1.0, 4))(params)
+  full = jax.jit(lambda p: net.apply(p, 'draw', z, keys, None, 1.0, cfg))(params)
   np.testing.assert_allclose(full, tokens, rtol=2e-3, atol=2e-4)
 
 

@@ -89,11 +89,17 @@ class Diffusion:
     """q(x_t | x_0)."""
     return (self.at('sqrt_bar', t) * x0 + self.at('sqrt_one_minus_bar', t) * noise)
 
-  def posterior(self, output, x_t, t):
-    """Network output [..., 2C] = (eps, variance fraction) -> mean, log variance."""
+  def posterior(self, output, x_t, t, clip=0.0):
+    """Network output [..., 2C] = (eps, variance fraction) -> mean, log variance.
+
+    A positive `clip` bounds the implied x_0 to [-clip, clip]: near pure noise it is eps
+    times 1e4, so that a small error of a young network would throw the chain far off.
+    """
     eps, fraction = jnp.split(output, 2, -1)
     x0 = (self.at('sqrt_recip_bar', t) * x_t
           - self.at('sqrt_recip_bar_minus_one', t) * eps)
+    if clip:
+      x0 = jnp.clip(x0, -clip, clip)
     mean = self.at('mean_x0', t) * x0 + self.at('mean_xt', t) * x_t
     low, high = self.at('log_variance', t), self.at('log_beta', t)
     fraction = (fraction + 1) / 2  # The network's [-1, 1] spans the two bounds.
@@ -116,13 +122,13 @@ class Diffusion:
     vb = jnp.where(t == 0, nll.mean(-1), kl.mean(-1)) / math.log(2)
     return mse, vb
 
-  def step(self, output, x_t, t, noise, temperature=1.0):
+  def step(self, output, x_t, t, noise, temperature=1.0, clip=0.0):
     """One ancestral step x_t -> x_{t-1}; `temperature` scales the noise added."""
-    mean, log_var = self.posterior(output, x_t, t)
+    mean, log_var = self.posterior(output, x_t, t, clip)
     added = jnp.exp(0.5 * log_var) * noise * temperature
     return mean + jnp.where((t > 0)[..., None], added, 0)
 
-  def sample(self, network, x, noise, temperature=1.0):
+  def sample(self, network, x, noise, temperature=1.0, clip=0.0):
     """Runs the whole reverse process.
 
     Args:
@@ -131,10 +137,11 @@ class Diffusion:
       x: first noise [..., C].
       noise: i -> noise of that step, like x.
       temperature: scales the noise added in each step.
+      clip: bound on the implied x_0 (0: none), see `posterior`.
     """
     def body(x, i):
       t = jnp.full(x.shape[:-1], i)
-      return self.step(network(x, i), x, t, noise(i), temperature), None
+      return self.step(network(x, i), x, t, noise(i), temperature, clip), None
     return jax.lax.scan(body, x, jnp.arange(len(self) - 1, -1, -1))[0]
 
 

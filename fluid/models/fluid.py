@@ -91,8 +91,8 @@ class Fluid(nn.Module):
     """Raster input [B, 1, D] at `position` -> z [B, 1, D], cache."""
     return self._through(x, position, cache, None, text_mask)
 
-  def draw(self, z, keys, z_uncond, guidance, temperature, steps):
-    """z [B, M, D], keys [B, M] -> tokens [B, M(, C)]."""
+  def draw(self, z, keys, z_uncond, guidance, sample: config.Sample):
+    """z [B, M, D], keys [B, M] -> tokens [B, M(, C)]; `guidance` of this step."""
     return self.head.sample(
-        z, keys, z_uncond=z_uncond, guidance=guidance, temperature=temperature,
-        steps=steps)
+        z, keys, z_uncond=z_uncond, guidance=guidance, temperature=sample.temperature,
+        steps=sample.diffusion_steps, clip=sample.clip)

@@ -3,7 +3,8 @@
 A head is a Linen module built from (config.Model, TokenSpec) with
   embed(tokens) -> [B, L, D];
   loss(z [B, L, D], target, keys [B]) -> {'loss': [B, L], ...}, unreduced;
-  sample(z [B, M, D], keys [B, M], z_uncond=, guidance=, temperature=, steps=) -> tokens.
+  sample(z [B, M, D], keys [B, M], z_uncond=, guidance=, temperature=, steps=, clip=)
+  -> tokens.
 Randomness is per example (loss) and per token (sample), so results do not depend on
 how examples are batched.
 """

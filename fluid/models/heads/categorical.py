@@ -49,13 +49,12 @@ class CategoricalHead(nn.Module):
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, target)
     return {'loss': loss, 'accuracy': (logits.argmax(-1) == target).astype(loss.dtype)}
 
-  def sample(self, z, keys, *, z_uncond=None, guidance=1.0, temperature=1.0, steps=None):
+  def sample(self, z, keys, *, z_uncond=None, guidance=1.0, temperature=1.0, **_):
     """z and z_uncond [B, M, D], keys [B, M] -> tokens [B, M].
 
-    Guidance acts on logits; a temperature of 0 takes the most likely token. `steps`
-    belongs to heads that iterate and is ignored.
+    Guidance acts on logits; a temperature of 0 takes the most likely token. What
+    only diffusion needs is ignored.
     """
-    del steps
     logits = self.logits(z)
     if z_uncond is not None:
       uncond = self.logits(z_uncond)

@@ -123,11 +123,12 @@ class DiffusionHead(nn.Module):
     mse, vb = diffusion.losses(output, x0, x_t, t, noise)
     return {'loss': (mse + vb).mean(-1), 'mse': mse, 'vb': vb, 't': t}
 
-  def sample(self, z, keys, *, z_uncond=None, guidance=1.0, temperature=1.0, steps=100):
+  def sample(self, z, keys, *, z_uncond=None, guidance=1.0, temperature=1.0, steps=100,
+             clip=0.0):
     """z and z_uncond [B, M, D], keys [B, M] -> tokens [B, M, C].
 
     Guidance acts on eps, u + w (c - u), with one noise for both; the variance is the
-    conditional one. `steps` reverse steps.
+    conditional one. `steps` reverse steps; `clip` bounds the implied tokens.
     """
     diffusion = Diffusion(self.cfg.diffusion_steps).respace(steps)
     both = z if z_uncond is None else jnp.stack([z, z_uncond])
@@ -143,7 +144,8 @@ class DiffusionHead(nn.Module):
                    z_uncond is not None, guidance)
 
     return diffusion.sample(
-        network, normal(fold(len(diffusion))), lambda i: normal(fold(i)), temperature)
+        network, normal(fold(len(diffusion))), lambda i: normal(fold(i)), temperature,
+        clip)
 
 
 def guide(output, guided: bool, guidance):
