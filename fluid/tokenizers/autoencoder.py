@@ -25,9 +25,10 @@ def _norm(channels: int, name: str) -> nn.Module:
   return nn.GroupNorm(math.gcd(32, channels // 4), epsilon=1e-6, name=name)
 
 
-def _conv(channels: int, name: str, kernel: int = 3, stride: int = 1) -> nn.Module:
+def _conv(channels: int, name: str, kernel: int = 3, stride: int = 1, **kwargs):
   # SAME with stride 2 pads below and right only, as the original's (0, 1, 0, 1).
-  return nn.Conv(channels, (kernel, kernel), (stride, stride), "SAME", name=name)
+  size, strides = (kernel, kernel), (stride, stride)
+  return nn.Conv(channels, size, strides, "SAME", name=name, **kwargs)
 
 
 def unshuffle(x, block: int):
@@ -52,7 +53,9 @@ class ResBlock(nn.Module):
   @nn.compact
   def __call__(self, x):
     h = _conv(self.channels, "conv1")(nn.silu(_norm(x.shape[-1], "norm1")(x)))
-    h = _conv(self.channels, "conv2")(nn.silu(_norm(self.channels, "norm2")(h)))
+    # Zero: a block starts as the identity, and color finds its way through at once.
+    last = _conv(self.channels, "conv2", kernel_init=nn.initializers.zeros)
+    h = last(nn.silu(_norm(self.channels, "norm2")(h)))
     if x.shape[-1] != self.channels:
       x = _conv(self.channels, "nin_shortcut", 1)(x)
     return x + h

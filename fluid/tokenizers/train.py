@@ -1,0 +1,255 @@
+"""Trains config.tokenizer on the images of config.data.source, on one device.
+
+  python -m fluid.tokenizers.train --config=configs/toy.py:tokens=continuous
+
+writes config.json, weights.safetensors, metrics.jsonl, recon.png and at last done.json
+to config.tokenizer.path; a folder that is done is left as it is. The losses are those
+of reconstruction only: without a perceptual or adversarial term, textures finer than
+the latent come out smooth.
+
+B batch, H W image.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from PIL import Image
+
+from fluid import cli, data, rng, tokenizers
+from fluid import config as config_lib
+from fluid.tokenizers import store, vq
+
+CACHE_BYTES = 512 * 2**20
+SAMPLE = 2048  # Images that latent scale and validation are measured on, at most.
+
+
+class Images:
+  """Random access to the uint8 images of a source [H, W, 3], kept where they fit."""
+
+  def __init__(self, source, limit: int = 0):
+    self.source = source
+    self.size = min(limit or len(source), len(source))
+    shape = np.shape(source[0]["image"])
+    fits = self.size * int(np.prod(shape)) <= CACHE_BYTES
+    self._kept = np.zeros((self.size, *shape), np.uint8) if fits else None
+    self._seen = np.zeros(self.size, bool)
+
+  def __len__(self) -> int:
+    return self.size
+
+  def __getitem__(self, index: int) -> np.ndarray:
+    if self._kept is None:
+      return self.source[index]["image"]
+    if not self._seen[index]:
+      self._kept[index] = self.source[index]["image"]
+      self._seen[index] = True
+    return self._kept[index]
+
+  def first(self, count: int) -> np.ndarray:
+    """[N, H, W, 3] in [-1, 1]."""
+    return to_float(np.stack([self[i] for i in range(min(count, len(self)))]))
+
+  def batches(self, batch: int, seed: int):
+    """Endless shuffled uint8 batches [B, H, W, 3], read ahead by threads."""
+    order = grain.MapDataset.source(self).shuffle(seed).repeat().batch(batch)
+    return iter(order.to_iter_dataset(grain.ReadOptions(num_threads=2)))
+
+
+def to_float(images):
+  """uint8 -> float32 in [-1, 1]."""
+  return images.astype(np.float32) / 127.5 - 1
+
+
+def psnr(images: np.ndarray, recon: np.ndarray) -> float:
+  """Mean over images of the peak signal-to-noise ratio in dB; [N, H, W, 3] each."""
+  mse = np.square(images - recon).mean((1, 2, 3), dtype=np.float64)
+  return float((10 * np.log10(4 / np.maximum(mse, 1e-10))).mean())
+
+
+def make_step(tokenizer: tokenizers.Tokenizer, tx: optax.GradientTransformation):
+  """-> step(carry, images uint8, key) -> (carry, metrics), jitted; see `fit`."""
+  decay = tokenizer.config.ema
+
+  def step(carry, images, key):
+    params, ema, opt_state, state, count = carry
+    (loss, (state, metrics)), grads = jax.value_and_grad(tokenizer.loss, has_aux=True)(
+      params, state, to_float(images), jax.random.fold_in(key, count)
+    )
+    updates, opt_state = tx.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    # Early averages forget faster, or the random start would stay in them.
+    d = jnp.minimum(decay, (1 + count) / (10 + count))
+    ema = jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, params)
+    return (params, ema, opt_state, state, count + 1), metrics | {"loss": loss}
+
+  return jax.jit(step, donate_argnums=0)
+
+
+def fit(config: config_lib.Tokenizer, image_size: int, batches, seed: int, report=None):
+  """Trains from scratch; -> (tokenizer without weights, params, training state).
+
+  Args:
+    batches: iterator of uint8 [B, H, W, 3].
+    report: called as report(step, metrics) after each step; metrics are arrays that
+      may not be ready yet.
+  """
+  tokenizer = tokenizers.build(config, image_size)
+  # The other generator compiles many times faster where every layer draws its weights.
+  bits = jax.random.bits(rng.stream(seed, "tokenizer/init"))
+  variables = jax.jit(tokenizer.init)(jax.random.key(bits, impl="rbg"))
+  warmup = min(config.warmup, config.steps // 2)
+  schedule = optax.warmup_cosine_decay_schedule(0, config.lr, warmup, config.steps)
+  tx = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=1e-4)
+  )
+  step = make_step(tokenizer, tx)
+  params = variables["params"]
+  state = tokenizer.training_state(variables)
+  ema = jax.tree.map(jnp.copy, params)  # Donated beside params: not the same buffers.
+  carry = (params, ema, tx.init(params), state, jnp.zeros((), jnp.int32))
+  key = rng.stream(seed, "tokenizer/step")
+  for i in range(1, config.steps + 1):
+    carry, metrics = step(carry, next(batches), key)
+    if report:
+      report(i, metrics)
+  return tokenizer, carry[1], carry[3]
+
+
+class Progress:
+  """metrics.jsonl, and a line on the terminal with what is left."""
+
+  def __init__(self, path: str, steps: int, every: int):
+    self.file = open(path, "w", encoding="utf-8")
+    self.steps, self.every, self.start = steps, every, time.time()
+
+  def __call__(self, step: int, metrics: dict[str, Any]) -> None:
+    if step % self.every and step != self.steps:
+      return
+    values = {k: float(v) for k, v in metrics.items()}
+    if not np.isfinite(values["loss"]):
+      raise cli.UserError(
+        f"tokenizer loss is {values['loss']} at step {step}: lower tokenizer.lr"
+      )
+    self.write(step, {f"train/{k}": v for k, v in values.items()})
+    rate = step / (time.time() - self.start)
+    noise = 10 * np.log10(4 / max(values["mse"], 1e-10))
+    extra = f"perplexity {values['perplexity']:.0f} " if "perplexity" in values else ""
+    print(
+      f"tokenizer {step}/{self.steps} loss {values['loss']:.4f} psnr {noise:.2f} "
+      f"{extra}{rate:.1f} steps/s ETA {(self.steps - step) / rate:.0f} s",
+      flush=True,
+    )
+
+  def write(self, step: int, values: dict[str, Any]) -> None:
+    line = {"step": step, "time": time.time()} | values
+    self.file.write(json.dumps(line) + "\n")
+    self.file.flush()
+
+
+def evaluate(tokenizer: tokenizers.Tokenizer, images: np.ndarray):
+  """-> (metrics, reconstructions [N, H, W, 3]) of images [N, H, W, 3] in [-1, 1]."""
+  batch = min(tokenizer.config.batch, len(images))
+  tokens = tokenizers.in_batches(tokenizer.encode, images, batch)
+  recon = tokenizers.in_batches(tokenizer.decode, tokens, batch)
+  metrics = {"val/psnr": psnr(images, recon), "val/images": len(images)}
+  if tokenizer.spec.kind == "discrete":
+    use = vq.codebook_use(tokens, tokenizer.spec.vocab)
+    metrics |= {f"val/{k}": v for k, v in use.items()}
+  else:
+    mean, std = tokenizers.in_batches(tokenizer.moments, images, batch)
+    metrics |= {
+      "val/token_std": float(np.sqrt(mean.var() + np.square(std).mean())),
+      "val/posterior_std": float(std.mean()),
+    }
+  return metrics, recon
+
+
+def save_pairs(path: str, images: np.ndarray, recon: np.ndarray) -> None:
+  """PNG of originals above their reconstructions; [N, H, W, 3] in [-1, 1] each."""
+  grid = np.concatenate([np.concatenate(list(x), 1) for x in (images, recon)], 0)
+  pixels = np.uint8(np.rint((np.clip(grid, -1, 1) + 1) * 127.5))
+  zoom = max(1, 96 // images.shape[1])
+  picture = Image.fromarray(pixels.repeat(zoom, 0).repeat(zoom, 1))
+  picture.save(path + ".part", format="png")
+  os.replace(path + ".part", path)
+
+
+def train(run: config_lib.Run) -> tokenizers.Tokenizer:
+  """Trains and writes config.tokenizer.path, or loads it where that is done."""
+  config, path = run.tokenizer, run.tokenizer.path
+  if not path:
+    raise config_lib.ConfigError(
+      "config key 'tokenizer.path' is empty: name the folder to write"
+    )
+  if os.path.exists(os.path.join(path, "done.json")):
+    return _existing(run)
+  tokenizers.build(config, run.data.image_size)  # Refuses a bad config before the work.
+  os.makedirs(path, exist_ok=True)
+  images = Images(data.make_source(run.data, "train"), run.data.num_train)
+  start = time.time()
+  progress = Progress(
+    os.path.join(path, "metrics.jsonl"), config.steps, max(1, config.steps // 20)
+  )
+  tokenizer, params, state = fit(
+    config,
+    run.data.image_size,
+    images.batches(config.batch, run.seed),
+    run.seed,
+    progress,
+  )
+  sample = images.first(SAMPLE)
+  variables = tokenizer.finish(params, state, sample, min(config.batch, len(sample)))
+  tokenizer = tokenizers.build(config, run.data.image_size, variables)
+  held_out = Images(data.make_source(run.data, "val"), run.data.num_val).first(SAMPLE)
+  metrics, recon = evaluate(tokenizer, held_out)
+  metrics["seconds"] = time.time() - start
+  progress.write(config.steps, metrics)
+  save_pairs(os.path.join(path, "recon.png"), held_out[:12], recon[:12])
+  store.save(path, tokenizer, metrics)
+  store.write_json(os.path.join(path, "done.json"), {"step": config.steps} | metrics)
+  print(_summary(path, metrics), flush=True)
+  return tokenizer
+
+
+def _existing(run: config_lib.Run) -> tokenizers.Tokenizer:
+  path = run.tokenizer.path
+  tokenizer = tokenizers.load(path)
+  found = dataclasses.replace(tokenizer.config, path=path)
+  pairs = [
+    (f"tokenizer.{f.name}", getattr(found, f.name), getattr(run.tokenizer, f.name))
+    for f in dataclasses.fields(found)
+  ]
+  pairs.append(("data.image_size", tokenizer.image_size, run.data.image_size))
+  for name, there, wanted in pairs:
+    if there != wanted:
+      raise config_lib.ConfigError(
+        f"{path} holds a tokenizer with {name} = {there}, not {wanted}: choose another "
+        "tokenizer.path or remove the folder"
+      )
+  print(f"{path} is done already", flush=True)
+  return tokenizer
+
+
+def _summary(path: str, metrics: dict[str, Any]) -> str:
+  values = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+  return f"{path}: {values}"
+
+
+CONFIG = cli.config_flag()
+
+
+def main(argv):
+  del argv
+  train(cli.read(CONFIG))
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,308 @@
+"""Tokenizers: grouping, codebook, latent scale, training, storage."""
+
+import dataclasses
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from fluid import config as config_lib
+from fluid import tokenizers
+from fluid.tokenizers import autoencoder, base, store, train, vq
+
+TINY = config_lib.Tokenizer(
+  width=16,
+  multipliers=(1,),
+  stem=4,
+  channels=4,
+  steps=150,
+  batch=16,
+  lr=5e-3,
+  warmup=10,
+)
+TINY_VQ = dataclasses.replace(TINY, kind="vq", vocab=32, channels=8)
+FULL = config_lib.Tokenizer(
+  width=8, multipliers=(1, 2), stem=2, attention="deep", z_channels=6, cosine=True
+)
+SIZE = 16
+
+
+def pictures(count, seed=0):
+  """uint8 [N, 16, 16, 3]: a coloured rectangle on a coloured ground."""
+  gen = np.random.default_rng(seed)
+  images = np.zeros((count, SIZE, SIZE, 3), np.uint8)
+  for image in images:
+    image[:] = gen.integers(0, 256, 3)
+    y, x = gen.integers(0, 10, 2)
+    image[y : y + 6, x : x + 6] = gen.integers(0, 256, 3)
+  return images
+
+
+class Pictures:
+  """The smallest source there is."""
+
+  def __init__(self, split):
+    self.images = pictures(64, seed=("train", "val").index(split))
+
+  def __len__(self):
+    return len(self.images)
+
+  def __getitem__(self, index):
+    return {"image": self.images[index]}
+
+
+def bound(config, size=SIZE):
+  tokenizer = tokenizers.build(config, size)
+  return tokenizers.build(
+    config, size, jax.jit(tokenizer.init)(jax.random.key(0, impl="rbg"))
+  )
+
+
+@pytest.fixture(scope="module", params=[TINY, TINY_VQ], ids=["vae", "vq"])
+def trained(request):
+  images = train.Images(Pictures("train"))
+  config = request.param
+  tokenizer, params, state = train.fit(config, SIZE, images.batches(16, 0), seed=0)
+  variables = tokenizer.finish(params, state, images.first(64), 16)
+  return tokenizers.build(config, SIZE, variables)
+
+
+def test_patchify_equals_reference(fixtures):
+  with np.load(fixtures / "mar" / "cases.npz") as cases:
+    latent, tokens = cases["patchify/latent_nchw"], cases["patchify/tokens"]
+  latent = latent.transpose(0, 2, 3, 1)
+  patch = round((latent.shape[1] * latent.shape[2] / tokens.shape[1]) ** 0.5)
+  np.testing.assert_array_equal(base.patchify(latent, patch), tokens)
+  grid = (latent.shape[1] // patch, latent.shape[2] // patch)
+  np.testing.assert_array_equal(base.unpatchify(tokens, patch, grid), latent)
+
+
+def test_patchify_is_row_major_over_tokens_and_channel_major_within():
+  latent = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+  tokens = base.patchify(latent, 2)
+  assert tokens.shape == (2, 6, 12)
+  for row, column, c, p, q in np.ndindex(2, 3, 3, 2, 2):
+    np.testing.assert_array_equal(
+      tokens[:, row * 3 + column, (c * 2 + p) * 2 + q],
+      latent[:, row * 2 + p, column * 2 + q, c],
+    )
+  np.testing.assert_array_equal(base.unpatchify(tokens, 2, (2, 3)), latent)
+
+
+@pytest.mark.parametrize("kind", ["vae", "vq"])
+@pytest.mark.parametrize("config", [TINY, FULL], ids=["stem", "full"])
+def test_round_trip_fits_the_spec(kind, config):
+  tokenizer = bound(dataclasses.replace(config, kind=kind))
+  spec = tokenizer.spec
+  images = np.zeros((3, SIZE, SIZE, 3), np.float32)
+  tokens = tokenizer.encode(images)
+  assert spec.length == spec.grid[0] * spec.grid[1]
+  if kind == "vae":
+    assert (tokens.shape, tokens.dtype) == ((3, 4, 16), jnp.float32)
+    assert (spec.kind, spec.length, spec.channels) == ("continuous", 4, 16)
+    mean, std = tokenizer.moments(images)
+    np.testing.assert_array_equal(mean, tokens)
+    assert std.shape == mean.shape and (std > 0).all()
+  else:
+    assert (tokens.shape, tokens.dtype) == ((3, 16), jnp.int32)
+    assert (spec.kind, spec.length, spec.vocab) == ("discrete", 16, config.vocab)
+    with pytest.raises(config_lib.ConfigError, match="no moments"):
+      tokenizer.moments(images)
+  recon = tokenizer.decode(tokens)
+  assert (recon.shape, recon.dtype) == (images.shape, jnp.float32)
+  assert np.abs(recon).max() <= 1
+  assert tokenizers.TokenSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_layers_of_published_width_match_the_original():
+  variables = jax.eval_shape(
+    tokenizers.build(config_lib.Tokenizer(width=128), 16).init, jax.random.key(0)
+  )
+  encoder = variables["params"]["encoder"]
+  assert encoder["down_1_block_0"]["nin_shortcut"]["kernel"].shape == (1, 1, 128, 256)
+  assert encoder["conv_out"]["kernel"].shape == (3, 3, 256, 8)
+  for channels in (128, 256, 512):
+    assert autoencoder._norm(channels, "norm").num_groups == 32
+
+
+def test_nearest_equals_brute_force():
+  gen = np.random.default_rng(0)
+  z, codes = gen.normal(size=(200, 8)), gen.normal(size=(50, 8))
+  distance = np.square(z[:, None] - codes[None]).sum(-1)
+  ids = vq.nearest(jnp.asarray(z, jnp.float32), jnp.asarray(codes, jnp.float32))
+  np.testing.assert_array_equal(ids, distance.argmin(1))
+
+
+def test_straight_through_takes_value_and_gradient_from_different_places():
+  z, codes = jnp.array([0.3, -0.7]), jnp.array([1.0, 2.0])
+  value, grad = jax.value_and_grad(
+    lambda z: (vq.straight_through(z, codes) ** 2).sum()
+  )(z)
+  assert value == pytest.approx(5.0)
+  np.testing.assert_allclose(grad, 2 * codes, rtol=1e-6)
+
+
+def test_codebook_moves_to_the_mean_of_its_latents_and_dead_codes_revive():
+  z = jnp.array([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0], [0.0, 7.0]])
+  ids = jnp.array([0, 0, 1, 1])
+  state = {"count": jnp.array([1.0, 1.0, 1e-3]), "sum": jnp.ones((3, 2))}
+  state, codebook, revived = vq.update_codebook(state, z, ids, jax.random.key(0), 0.5)
+  np.testing.assert_allclose(codebook[0], [(0.5 + 2.0) / 1.5, 0.5 / 1.5], rtol=1e-6)
+  np.testing.assert_allclose(codebook[1], [0.5 / 1.5, (0.5 + 6.0) / 1.5], rtol=1e-6)
+  assert revived == 1
+  assert any(np.allclose(codebook[2], row) for row in z)
+  ids = vq.nearest(z, codebook)
+  assert 2 in ids
+  # A code that wins its share is not touched again.
+  assert vq.update_codebook(state, z, ids, jax.random.key(1), 0.5)[2] == 0
+
+
+def test_empty_codebook_is_placed_on_distinct_latents():
+  z = jax.random.normal(jax.random.key(0), (64, 4))
+  state = {"count": jnp.zeros(16), "sum": jnp.zeros((16, 4))}
+  ids = jnp.zeros(64, jnp.int32)
+  _, codebook, _ = vq.update_codebook(state, z, ids, jax.random.key(1), 0.9)
+  distance = np.square(codebook[1:, None] - z[None]).sum(-1).min(1)
+  np.testing.assert_allclose(distance, 0, atol=1e-10)
+  assert len(np.unique(np.asarray(codebook), axis=0)) == 16
+
+
+def test_training_raises_psnr(trained):
+  images = train.to_float(pictures(32, seed=1))
+  before, _ = train.evaluate(bound(trained.config), images)
+  after, recon = train.evaluate(trained, images)
+  assert recon.shape == images.shape
+  assert after["val/psnr"] > before["val/psnr"] + 4
+  if trained.spec.kind == "discrete":
+    assert after["val/perplexity"] > 8
+    assert after["val/codebook_used"] > 0.5
+
+
+def test_latent_scale_gives_zero_mean_unit_variance(trained):
+  if trained.spec.kind == "discrete":
+    pytest.skip("ids have no scale")
+  images = train.Images(Pictures("train")).first(64)
+  mean, std = trained.moments(images)
+  mean, std = (base.unpatchify(x, TINY.patch, trained.spec.grid) for x in (mean, std))
+  axes = (0, 1, 2)  # One channel of the latent at a time.
+  np.testing.assert_allclose(mean.mean(axes), 0, atol=1e-4)
+  np.testing.assert_allclose(mean.var(axes) + (std**2).mean(axes), 1, rtol=1e-3)
+
+
+def test_encoding_does_not_depend_on_the_batch(trained):
+  images = train.to_float(pictures(10, seed=2))
+  whole = np.asarray(trained.encode(images))
+  parts = tokenizers.in_batches(trained.encode, images, 4)
+  one = np.concatenate([trained.encode(x[None]) for x in images])
+  for other in (parts, one):
+    if trained.spec.kind == "discrete":
+      np.testing.assert_array_equal(other, whole)
+    else:
+      np.testing.assert_allclose(other, whole, atol=2e-5)
+
+
+def test_encoding_works_inside_jit_and_under_a_mesh(trained):
+  images = train.to_float(pictures(8))
+  plain = np.asarray(trained.encode(images))
+  inside = jax.jit(lambda x: trained.encode(x * 1.0))(images)
+  np.testing.assert_allclose(inside, plain, atol=2e-5)
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+  with jax.set_mesh(mesh):
+    np.testing.assert_allclose(trained.encode(images), plain, atol=2e-5)
+
+
+def test_save_and_load_bitwise(trained, tmp_path):
+  path = str(tmp_path)
+  store.save(path, trained, {"val/psnr": 1.0})
+  again = tokenizers.load(path)
+  assert (again.spec, again.config) == (trained.spec, trained.config)
+  jax.tree.map(np.testing.assert_array_equal, again.variables, trained.variables)
+
+
+def test_damaged_folders_are_one_clear_line(tmp_path):
+  path = str(tmp_path / "vq")
+  with pytest.raises(config_lib.ConfigError, match=f"no tokenizer in {path}"):
+    tokenizers.load(path)
+  with pytest.raises(config_lib.ConfigError, match="'tokenizer.path' is empty"):
+    tokenizers.load("")
+  store.save(path, bound(TINY_VQ), {})
+  weights, settings = (
+    os.path.join(path, n) for n in ("weights.safetensors", "config.json")
+  )
+  with open(settings, encoding="utf-8") as f:
+    good = json.load(f)
+  other = good | {"tokenizer": good["tokenizer"] | {"vocab": 64}}
+  store.write_json(settings, other)
+  with pytest.raises(config_lib.ConfigError, match="codebook has shape"):
+    tokenizers.load(path)
+  store.write_json(settings, good | {"tokenizer": good["tokenizer"] | {"blocks": 2}})
+  with pytest.raises(config_lib.ConfigError, match="lacks params.decoder"):
+    tokenizers.load(path)
+  store.write_json(settings, good)
+  os.truncate(weights, os.path.getsize(weights) // 2)
+  with pytest.raises(config_lib.ConfigError, match="weights.safetensors .* is damaged"):
+    tokenizers.load(path)
+  os.remove(weights)
+  with pytest.raises(config_lib.ConfigError, match="has no weights.safetensors"):
+    tokenizers.load(path)
+  store.write_atomic(settings, b'{"tokenizer":')
+  with pytest.raises(config_lib.ConfigError, match="config.json .* is damaged"):
+    tokenizers.load(path)
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"kind": "gan"}, "choose from vae, vq"),
+    ({"width": 18}, "'tokenizer.width' .18. must be a multiple of 4"),
+    ({"stem": 16}, "'data.image_size' .16. must be a multiple of 32"),
+  ],
+)
+def test_bad_settings_name_the_key(change, message):
+  with pytest.raises(config_lib.ConfigError, match=message):
+    tokenizers.build(dataclasses.replace(TINY, **change), SIZE)
+
+
+def test_train_writes_the_folder_once(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(train.data, "make_source", lambda data, split: Pictures(split))
+  path = str(tmp_path / "t")
+  run = config_lib.Run(
+    tokenizer=dataclasses.replace(TINY_VQ, steps=4, path=path),
+    data=config_lib.Data(image_size=SIZE),
+  )
+  first = train.train(run)
+  assert sorted(os.listdir(path)) == [
+    "config.json",
+    "done.json",
+    "metrics.jsonl",
+    "recon.png",
+    "weights.safetensors",
+  ]
+  with open(os.path.join(path, "metrics.jsonl"), encoding="utf-8") as f:
+    lines = [json.loads(line) for line in f]
+  assert lines[0]["train/loss"] > 0 and lines[-1]["val/psnr"] > 0
+  assert "ETA" in capsys.readouterr().out
+  time = os.path.getmtime(os.path.join(path, "weights.safetensors"))
+  again = train.train(run)
+  assert os.path.getmtime(os.path.join(path, "weights.safetensors")) == time
+  jax.tree.map(np.testing.assert_array_equal, again.variables, first.variables)
+  other = dataclasses.replace(run, tokenizer=dataclasses.replace(run.tokenizer, lr=1.0))
+  with pytest.raises(config_lib.ConfigError, match="tokenizer.lr = 0.005, not 1.0"):
+    train.train(other)
+
+
+def test_a_loss_that_is_not_finite_stops_training(tmp_path):
+  progress = train.Progress(str(tmp_path / "metrics.jsonl"), steps=2, every=1)
+  with pytest.raises(config_lib.ConfigError, match="loss is nan at step 1"):
+    progress(1, {"loss": float("nan"), "mse": 1.0})
+
+
+def test_same_seed_same_weights():
+  config = dataclasses.replace(TINY_VQ, steps=3)
+  images = train.Images(Pictures("train"))
+  runs = [train.fit(config, SIZE, images.batches(16, 7), seed=7)[1:] for _ in "ab"]
+  jax.tree.map(np.testing.assert_array_equal, *runs)
