@@ -9,13 +9,13 @@ PAPER = {
     '10.5B': (34, 4096, 64),
 }
 
-# Same shape rules at laptop scale; a decade in parameters from first to last.
+# The same shape at laptop scale: more than a decade in parameters from xs to l.
 TOY = {
-    'xs': (2, 64, 2),
-    's': (3, 96, 3),
-    'm': (4, 128, 4),
-    'l': (5, 192, 6),
-    'xl': (6, 256, 8),
+    'xs': (2, 40, 2),
+    's': (3, 64, 2),
+    'm': (3, 96, 3),
+    'l': (4, 128, 4),
+    'xl': (6, 192, 6),
 }
 
 SIZES = PAPER | TOY

@@ -13,11 +13,11 @@ from fluid import config
 TOKENIZERS = {
     # 8x8 latents of 4 channels, grouped 2x2: 16 tokens of 16 channels, as the paper.
     'continuous': config.Tokenizer(
-        kind='vae', stem=4, width=64, multipliers=(1,), blocks=2, channels=4, patch=2,
-        steps=1500),
+        kind='vae', stem=4, width=64, multipliers=(1,), channels=4, patch=2,
+        kl_weight=1e-4, steps=1500, batch=16, lr=2e-3),
     'discrete': config.Tokenizer(
-        kind='vq', stem=4, width=64, multipliers=(1, 2), blocks=2, channels=32,
-        vocab=1024, patch=1, steps=1500),
+        kind='vq', stem=4, width=64, multipliers=(1, 2), channels=16, vocab=1024,
+        patch=1, steps=2500, batch=16, lr=2e-3),
 }
 SAMPLING = {
     ('continuous', 'random'): (3.0, 0.95),
@@ -40,23 +40,26 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
           head=paper.HEADS[a.tokens], order=a.order, size=a.size, layers=layers,
           width=width, heads=heads, aligner_layers=1, head_layers=3, head_batch_mul=4,
           dtype='float32', remat='none'),
-      text=config.Text(length=24, width=64, vocab_size=256 if shapes else 1024),
+      text=config.Text(length=16 if shapes else 24, width=64, vocab_size=256 if shapes else 1024),
       data=config.Data(
-          source=a.data, image_size=32, num_train=100_000 if shapes else 0,
+          source=a.data, image_size=32, num_train=50_000 if shapes else 0,
           num_val=1024 if shapes else 0),
       tokenizer=TOKENIZERS[a.tokens],
       optim=config.Optim(
-          lr=1e-3, warmup=100, schedule='wsd', decay_fraction=0.3, clip=1.0, ema=0.99),
+          lr=2e-3, warmup=100, schedule='wsd', decay_fraction=0.3, clip=1.0, ema=0.99),
       sample=config.Sample(
           guidance=guidance, temperature=temperature, steps=16, diffusion_steps=25,
           clip=4.0, batch=128),
-      evals={
-          'loss': {'examples': 1024},
-          'images': {'every': 0},
-          'distribution': {'every': 0, 'examples': 512},
-      } | ({'geneval': {'every': 0}} if shapes else {}),
-      steps=2000,
-      batch=128,
+      evals={'loss': {'examples': 1024}} | (
+          # One draw of 384 images serves all three.
+          {'geneval': {'every': 0, 'n': 32, 'k': 2},
+           'images': {'every': 0, 'prompts': 'geneval'},
+           'distribution': {'every': 0, 'prompts': 'geneval', 'examples': 384}}
+          if shapes else
+          {'images': {'every': 0},
+           'distribution': {'every': 0, 'examples': 182}}),
+      steps=1500,
+      batch=64,
       log_every=50,
       eval_every=500,
       checkpoint_every=500,

@@ -1,8 +1,8 @@
-"""The paper's 2x2 grid on procedural images: four cells x five sizes."""
+"""The paper's 2x2 grid on procedural images: four cells x four sizes."""
 
 import itertools
 
-SIZES = ("xs", "s", "m", "l", "xl")
+SIZES = ("xs", "s", "m", "l")
 
 
 def sweep():
