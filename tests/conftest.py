@@ -4,6 +4,10 @@ import os
 import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Tests compile much and compute little.
+os.environ.setdefault(
+    'XLA_FLAGS',
+    '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true')
 
 import jax
 import pytest
