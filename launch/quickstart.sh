@@ -11,4 +11,4 @@ esac
 WORKDIR=${WORKDIR:-$ROOT/runs/quickstart}
 cd "$ROOT"
 exec "$PY" -m launch.sweep --config configs/sweeps/quickstart.py \
-  --workdir "$WORKDIR" --on local --report
+  --workdir "$WORKDIR" --on local --jobs 2 --report
