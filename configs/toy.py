@@ -14,10 +14,10 @@ TOKENIZERS = {
     # 8x8 latents of 4 channels, grouped 2x2: 16 tokens of 16 channels, as the paper.
     'continuous': config.Tokenizer(
         kind='vae', stem=4, width=64, multipliers=(1,), channels=4, patch=2,
-        kl_weight=1e-4, steps=1500, batch=16, lr=2e-3),
+        kl_weight=1e-2, steps=1000, batch=16, lr=3e-3),
     'discrete': config.Tokenizer(
         kind='vq', stem=4, width=64, multipliers=(1, 2), channels=16, vocab=1024,
-        patch=1, steps=2500, batch=16, lr=2e-3),
+        patch=1, steps=1500, batch=16, lr=3e-3),
 }
 SAMPLING = {
     ('continuous', 'random'): (3.0, 0.95),
@@ -42,7 +42,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
           dtype='float32', remat='none'),
       text=config.Text(length=16 if shapes else 24, width=64, vocab_size=256 if shapes else 1024),
       data=config.Data(
-          source=a.data, image_size=32, num_train=50_000 if shapes else 0,
+          source=a.data, image_size=32, num_train=64_000 if shapes else 0,
           num_val=1024 if shapes else 0),
       tokenizer=TOKENIZERS[a.tokens],
       optim=config.Optim(
@@ -58,7 +58,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
           if shapes else
           {'images': {'every': 0},
            'distribution': {'every': 0, 'examples': 182}}),
-      steps=1500,
+      steps=1000,
       batch=64,
       log_every=50,
       eval_every=500,
