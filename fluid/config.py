@@ -285,18 +285,35 @@ def _cast(value, kind, name):
   return value
 
 
+def choice(name, value, choices) -> None:
+  """Raises ConfigError unless `value` is one of `choices`."""
+  if value not in choices:
+    raise ConfigError(
+        f"config key '{name}' is {value!r}; choose from {', '.join(choices)}")
+
+
+def positive(name, value) -> None:
+  """Raises ConfigError unless `value` is above zero."""
+  if value <= 0:
+    raise ConfigError(f"config key '{name}' must be positive, not {value}")
+
+
+def validate_sample(sample: Sample, model: Model) -> None:
+  """Refuses sampling settings that this model cannot follow."""
+  choice('sample.guidance_schedule', sample.guidance_schedule, ('linear', 'constant'))
+  for name in ('steps', 'diffusion_steps', 'batch'):
+    positive(f'sample.{name}', getattr(sample, name))
+  for name in ('temperature', 'clip'):
+    if getattr(sample, name) < 0:
+      raise ConfigError(f"config key 'sample.{name}' must not be negative")
+  if model.head == 'diffusion' and sample.diffusion_steps > model.diffusion_steps:
+    raise ConfigError(
+        f"config key 'sample.diffusion_steps' ({sample.diffusion_steps}) must not "
+        f'exceed model.diffusion_steps ({model.diffusion_steps})')
+
+
 def validate(run: Run) -> None:
   """Refuses values that would only fail later, naming key and choices."""
-
-  def choice(name, value, choices):
-    if value not in choices:
-      raise ConfigError(
-          f"config key '{name}' is {value!r}; choose from {', '.join(choices)}")
-
-  def positive(name, value):
-    if value <= 0:
-      raise ConfigError(f"config key '{name}' must be positive, not {value}")
-
   m = run.model
   choice('model.head', m.head, ('categorical', 'diffusion'))
   choice('model.order', m.order, ('raster', 'random'))
@@ -304,14 +321,11 @@ def validate(run: Run) -> None:
   choice('model.remat', m.remat, ('none', 'block', 'dots'))
   choice('model.dtype', m.dtype, ('bfloat16', 'float32'))
   choice('optim.schedule', run.optim.schedule, ('constant', 'cosine', 'wsd'))
-  choice('sample.guidance_schedule', run.sample.guidance_schedule,
-         ('linear', 'constant'))
   for name in ('layers', 'width', 'heads', 'head_batch_mul', 'diffusion_steps'):
     positive(f'model.{name}', getattr(m, name))
   for name in ('steps', 'batch', 'accum', 'keep'):
     positive(name, getattr(run, name))
-  for name in ('steps', 'diffusion_steps', 'batch'):
-    positive(f'sample.{name}', getattr(run.sample, name))
+  validate_sample(run.sample, run.model)
   if m.width % m.heads:
     raise ConfigError(
         f"config key 'model.width' ({m.width}) must be a multiple of model.heads "
