@@ -88,8 +88,9 @@ def test_raster_is_causal_by_gradient(head):
 
   x = jax.random.normal(jax.random.key(0), (1, L, 32))
   weights = jax.random.normal(jax.random.key(1), (32,))
-  jac = jax.jit(jax.jacobian(
-      lambda x: trunk(net, params, batch, x=x)[0] @ weights))(x)[:, 0]  # [L out, L in, D]
+  grad = jax.jit(jax.grad(
+      lambda x, i: trunk(net, params, batch, x=x)[0, i] @ weights))
+  jac = np.stack([grad(x, i)[0] for i in range(L)])  # [L out, L in, D]
   moved = np.abs(jac).max(-1) > 1e-6
   np.testing.assert_array_equal(moved, np.tril(np.ones((L, L), bool), -1))
 
@@ -245,8 +246,7 @@ def test_losses_and_samples_do_not_depend_on_the_batch(head, order):
 def test_scan_and_remat_change_nothing(head, order):
   """Loss and gradient: the loop unrolled, and each way to rematerialise."""
   nets = [tiny(head, order, scan=scan, remat=remat)
-          for scan, remat in [(True, 'none'), (False, 'none'), (True, 'block'),
-                              (True, 'dots')]]
+          for scan, remat in [(True, 'none'), (True, 'block'), (False, 'dots')]]
   params, batch = params_of(nets[0]), batch_of(nets[0])
 
   def f(net, p):

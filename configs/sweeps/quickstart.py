@@ -7,12 +7,12 @@ import itertools
 
 SIZES = ("xs", "m")
 SHORT = {
-  "tokenizer.steps": 800,
-  "data.num_train": 16_000,
+  "tokenizer.steps": 500,
+  "data.num_train": 8_000,
   "data.num_val": 512,
-  "steps": 500,
-  "eval_every": 250,
-  "checkpoint_every": 250,
+  "steps": 250,
+  "eval_every": 125,
+  "checkpoint_every": 125,
   "log_every": 25,
   "optim.warmup": 50,
   "sample.steps": 8,
