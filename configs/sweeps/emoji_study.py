@@ -10,5 +10,5 @@ def sweep():
     yield dict(
       name=f"{tokens}-{order}",
       config=f"configs/toy.py:data=emoji,tokens={tokens},order={order},size=m",
-      overrides={"steps": 600},
+      overrides={"steps": 400},
     )
