@@ -12,41 +12,57 @@ from fluid import config
 
 # Best guidance and temperature of each cell (paper's appendix).
 SAMPLING = {
-    ('continuous', 'random'): (5.0, 0.975),
-    ('continuous', 'raster'): (4.5, 0.975),
-    ('discrete', 'random'): (1.6, 1.05),
-    ('discrete', 'raster'): (2.5, 0.95),
+  ("continuous", "random"): (5.0, 0.975),
+  ("continuous", "raster"): (4.5, 0.975),
+  ("discrete", "random"): (1.6, 1.05),
+  ("discrete", "raster"): (2.5, 0.95),
 }
-HEADS = {'continuous': 'diffusion', 'discrete': 'categorical'}
+HEADS = {"continuous": "diffusion", "discrete": "categorical"}
 TOKENIZERS = {
-    # Stable Diffusion's VAE: f8, 32x32x4, grouped 2x2 into 256 tokens of 16 channels.
-    'continuous': config.Tokenizer(
-        kind='vae', width=128, multipliers=(1, 2, 4, 4), blocks=2, channels=4, patch=2),
-    # A VQGAN: f16, 256 tokens of a vocabulary of 8192.
-    'discrete': config.Tokenizer(
-        kind='vq', width=128, multipliers=(1, 1, 2, 2, 4), blocks=2, channels=256,
-        vocab=8192, patch=1),
+  # Stable Diffusion's VAE: f8, 32x32x4, grouped 2x2 into 256 tokens of 16 channels.
+  "continuous": config.Tokenizer(
+    kind="vae", width=128, multipliers=(1, 2, 4, 4), blocks=2, channels=4, patch=2
+  ),
+  # A VQGAN: f16, 256 tokens of a vocabulary of 8192.
+  "discrete": config.Tokenizer(
+    kind="vq",
+    width=128,
+    multipliers=(1, 1, 2, 2, 4),
+    blocks=2,
+    channels=256,
+    vocab=8192,
+    patch=1,
+  ),
 }
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Arguments: tokens, order, size, source (see the module docstring)."""
   a = config.parse_arg(
-      arg, tokens=tuple(HEADS), order=('random', 'raster'), size=tuple(sizes.PAPER),
-      source='folder')
+    arg,
+    tokens=tuple(HEADS),
+    order=("random", "raster"),
+    size=tuple(sizes.PAPER),
+    source="folder",
+  )
   layers, width, heads = sizes.PAPER[a.size]
   guidance, temperature = SAMPLING[a.tokens, a.order]
   run = config.Run(
-      model=config.Model(
-          head=HEADS[a.tokens], order=a.order, size=a.size, layers=layers, width=width,
-          heads=heads),
-      text=config.Text(length=128, width=1024, vocab_size=32_000),
-      data=config.Data(source=a.source, image_size=256),
-      tokenizer=TOKENIZERS[a.tokens],
-      mesh=config.Mesh(data=1, fsdp=-1),
-      sample=config.Sample(guidance=guidance, temperature=temperature),
-      evals={'loss': {'examples': 30_000}, 'images': {'every': 50_000}},
-      tensorboard=True,
+    model=config.Model(
+      head=HEADS[a.tokens],
+      order=a.order,
+      size=a.size,
+      layers=layers,
+      width=width,
+      heads=heads,
+    ),
+    text=config.Text(length=128, width=1024, vocab_size=32_000),
+    data=config.Data(source=a.source, image_size=256),
+    tokenizer=TOKENIZERS[a.tokens],
+    mesh=config.Mesh(data=1, fsdp=-1),
+    sample=config.Sample(guidance=guidance, temperature=temperature),
+    evals={"loss": {"examples": 30_000}, "images": {"every": 50_000}},
+    tensorboard=True,
   )
   return to_config_dict(run)
 

@@ -11,58 +11,103 @@ from configs import sizes
 from fluid import config
 
 TOKENIZERS = {
-    # 8x8 latents of 4 channels, grouped 2x2: 16 tokens of 16 channels, as the paper.
-    'continuous': config.Tokenizer(
-        kind='vae', stem=4, width=64, multipliers=(1,), channels=4, patch=2,
-        kl_weight=1e-2, steps=1000, batch=16, lr=3e-3),
-    'discrete': config.Tokenizer(
-        kind='vq', stem=4, width=64, multipliers=(1, 2), channels=16, vocab=1024,
-        patch=1, steps=1500, batch=16, lr=3e-3),
+  # 8x8 latents of 4 channels, grouped 2x2: 16 tokens of 16 channels, as the paper.
+  "continuous": config.Tokenizer(
+    kind="vae",
+    stem=4,
+    width=64,
+    multipliers=(1,),
+    channels=4,
+    patch=2,
+    kl_weight=1e-2,
+    steps=1000,
+    batch=16,
+    lr=3e-3,
+  ),
+  "discrete": config.Tokenizer(
+    kind="vq",
+    stem=4,
+    width=64,
+    multipliers=(1, 2),
+    channels=16,
+    vocab=1024,
+    patch=1,
+    steps=1500,
+    batch=16,
+    lr=3e-3,
+  ),
 }
 SAMPLING = {
-    ('continuous', 'random'): (3.0, 0.95),
-    ('continuous', 'raster'): (3.0, 0.95),
-    ('discrete', 'random'): (3.0, 1.0),
-    ('discrete', 'raster'): (3.0, 1.0),
+  ("continuous", "random"): (3.0, 0.95),
+  ("continuous", "raster"): (3.0, 0.95),
+  ("discrete", "random"): (3.0, 1.0),
+  ("discrete", "raster"): (3.0, 1.0),
 }
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Arguments: tokens, order, size (a toy size), data (shapes or emoji)."""
   a = config.parse_arg(
-      arg, tokens=tuple(paper.HEADS), order=('random', 'raster'),
-      size=tuple(sizes.TOY), data=('shapes', 'emoji'))
+    arg,
+    tokens=tuple(paper.HEADS),
+    order=("random", "raster"),
+    size=tuple(sizes.TOY),
+    data=("shapes", "emoji"),
+  )
   layers, width, heads = sizes.TOY[a.size]
   guidance, temperature = SAMPLING[a.tokens, a.order]
-  shapes = a.data == 'shapes'
+  shapes = a.data == "shapes"
   run = config.Run(
-      model=config.Model(
-          head=paper.HEADS[a.tokens], order=a.order, size=a.size, layers=layers,
-          width=width, heads=heads, aligner_layers=1, head_layers=3, head_batch_mul=4,
-          dtype='float32', remat='none'),
-      text=config.Text(length=16 if shapes else 24, width=64, vocab_size=256 if shapes else 1024),
-      data=config.Data(
-          source=a.data, image_size=32, num_train=64_000 if shapes else 0,
-          num_val=1024 if shapes else 0),
-      tokenizer=TOKENIZERS[a.tokens],
-      optim=config.Optim(
-          lr=2e-3, warmup=100, schedule='wsd', decay_fraction=0.3, clip=1.0, ema=0.99),
-      sample=config.Sample(
-          guidance=guidance, temperature=temperature, steps=16, diffusion_steps=25,
-          clip=4.0, batch=128),
-      evals={'loss': {'examples': 1024}} | (
-          # One draw of 384 images serves all three.
-          {'geneval': {'every': 0, 'n': 32, 'k': 2},
-           'images': {'every': 0, 'prompts': 'geneval'},
-           'distribution': {'every': 0, 'prompts': 'geneval', 'examples': 384}}
-          if shapes else
-          {'images': {'every': 0},
-           'distribution': {'every': 0, 'examples': 182}}),
-      steps=1000,
-      batch=64,
-      log_every=50,
-      eval_every=500,
-      checkpoint_every=500,
-      keep=1,
+    model=config.Model(
+      head=paper.HEADS[a.tokens],
+      order=a.order,
+      size=a.size,
+      layers=layers,
+      width=width,
+      heads=heads,
+      aligner_layers=1,
+      head_layers=3,
+      head_batch_mul=4,
+      dtype="float32",
+      remat="none",
+    ),
+    text=config.Text(
+      length=16 if shapes else 24, width=64, vocab_size=256 if shapes else 1024
+    ),
+    data=config.Data(
+      source=a.data,
+      image_size=32,
+      num_train=64_000 if shapes else 0,
+      num_val=1024 if shapes else 0,
+    ),
+    tokenizer=TOKENIZERS[a.tokens],
+    optim=config.Optim(
+      lr=2e-3, warmup=100, schedule="wsd", decay_fraction=0.3, clip=1.0, ema=0.99
+    ),
+    sample=config.Sample(
+      guidance=guidance,
+      temperature=temperature,
+      steps=16,
+      diffusion_steps=25,
+      clip=4.0,
+      batch=128,
+    ),
+    evals={"loss": {"examples": 1024}}
+    | (
+      # One draw of 384 images serves all three.
+      {
+        "geneval": {"every": 0, "n": 32, "k": 2},
+        "images": {"every": 0, "prompts": "geneval"},
+        "distribution": {"every": 0, "prompts": "geneval", "examples": 384},
+      }
+      if shapes
+      else {"images": {"every": 0}, "distribution": {"every": 0, "examples": 182}}
+    ),
+    steps=1000,
+    batch=64,
+    log_every=50,
+    eval_every=500,
+    checkpoint_every=500,
+    keep=1,
   )
   return paper.to_config_dict(run)

@@ -42,24 +42,24 @@ class Model:
     scan: scan over layers (one compiled block) instead of unrolling them.
   """
 
-  head: str = 'diffusion'
-  order: str = 'random'
-  size: str = ''
+  head: str = "diffusion"
+  order: str = "random"
+  size: str = ""
   layers: int = 12
   width: int = 768
   heads: int = 12
   mlp_ratio: int = 4
   aligner_layers: int = 6
   text_drop: float = 0.1
-  mask: str = 'cosine'
+  mask: str = "cosine"
   mask_min: float = 0.0
   head_layers: int = 6
   head_width: int = 0
   head_batch_mul: int = 4
   diffusion_steps: int = 1000
   tie_embeddings: bool = True
-  dtype: str = 'bfloat16'
-  remat: str = 'block'
+  dtype: str = "bfloat16"
+  remat: str = "block"
   scan: bool = True
 
 
@@ -74,8 +74,8 @@ class Text:
     width: of the (learned or frozen) text embeddings.
   """
 
-  kind: str = 'learned'
-  path: str = ''
+  kind: str = "learned"
+  path: str = ""
   vocab_size: int = 512
   length: int = 32
   width: int = 256
@@ -95,12 +95,12 @@ class Data:
     workers: grain worker processes; 0 reads in threads of this process.
   """
 
-  source: str = 'shapes'
+  source: str = "shapes"
   image_size: int = 32
   source_args: dict[str, Any] = dataclasses.field(default_factory=dict)
   num_train: int = 0
   num_val: int = 0
-  cache: str = ''
+  cache: str = ""
   seed: int = 0
   workers: int = 0
 
@@ -129,14 +129,14 @@ class Tokenizer:
     ema: decay of the averaged weights, which are the ones kept.
   """
 
-  kind: str = 'vae'
-  path: str = ''
+  kind: str = "vae"
+  path: str = ""
   width: int = 32
   multipliers: tuple[int, ...] = (1, 2, 2)
   blocks: int = 1
   channels: int = 4
   z_channels: int = 0
-  attention: str = 'none'
+  attention: str = "none"
   stem: int = 1
   patch: int = 2
   kl_weight: float = 1e-6
@@ -163,7 +163,7 @@ class Optim:
   """
 
   lr: float = 1e-4
-  schedule: str = 'constant'
+  schedule: str = "constant"
   warmup: int = 65_000
   decay_fraction: float = 0.2
   b1: float = 0.9
@@ -198,7 +198,7 @@ class Sample:
   """
 
   guidance: float = 3.0
-  guidance_schedule: str = 'linear'
+  guidance_schedule: str = "linear"
   temperature: float = 1.0
   steps: int = 64
   diffusion_steps: int = 100
@@ -235,11 +235,11 @@ class Run:
   eval_every: int = 10_000
   checkpoint_every: int = 1_000
   keep: int = 3
-  profile_steps: str = ''
+  profile_steps: str = ""
   tensorboard: bool = False
 
 
-def from_config_dict(config, cls: type = Run, prefix: str = ''):
+def from_config_dict(config, cls: type = Run, prefix: str = ""):
   """ConfigDict or dict -> dataclass `cls`.
 
   Every field of `cls` may be left out (its default holds); an unknown key, a wrong
@@ -254,14 +254,17 @@ def from_config_dict(config, cls: type = Run, prefix: str = ''):
     name = prefix + key
     if key not in fields:
       near = difflib.get_close_matches(key, fields, 1)
-      hint = f"; did you mean '{prefix}{near[0]}'?" if near else (
-          f"; known keys: {', '.join(sorted(fields))}")
+      hint = (
+        f"; did you mean '{prefix}{near[0]}'?"
+        if near
+        else (f"; known keys: {', '.join(sorted(fields))}")
+      )
       raise ConfigError(f"unknown config key '{name}'{hint}")
     kind = hints[key]
     if dataclasses.is_dataclass(kind):
       if not isinstance(value, (dict, ml_collections.ConfigDict)):
         raise ConfigError(f"config key '{name}' is a section, not {value!r}")
-      kwargs[key] = from_config_dict(value, kind, name + '.')
+      kwargs[key] = from_config_dict(value, kind, name + ".")
     else:
       kwargs[key] = _cast(value, kind, name)
   out = cls(**kwargs)
@@ -278,10 +281,12 @@ def _cast(value, kind, name):
     return dict(value)
   if origin is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
-  if isinstance(origin, types.UnionType) or not isinstance(value, origin) or (
-      origin is int and isinstance(value, bool)):
-    raise ConfigError(
-        f"config key '{name}' must be {origin.__name__}, not {value!r}")
+  if (
+    isinstance(origin, types.UnionType)
+    or not isinstance(value, origin)
+    or (origin is int and isinstance(value, bool))
+  ):
+    raise ConfigError(f"config key '{name}' must be {origin.__name__}, not {value!r}")
   return value
 
 
@@ -289,7 +294,8 @@ def choice(name, value, choices) -> None:
   """Raises ConfigError unless `value` is one of `choices`."""
   if value not in choices:
     raise ConfigError(
-        f"config key '{name}' is {value!r}; choose from {', '.join(choices)}")
+      f"config key '{name}' is {value!r}; choose from {', '.join(choices)}"
+    )
 
 
 def positive(name, value) -> None:
@@ -300,39 +306,42 @@ def positive(name, value) -> None:
 
 def validate_sample(sample: Sample, model: Model) -> None:
   """Refuses sampling settings that this model cannot follow."""
-  choice('sample.guidance_schedule', sample.guidance_schedule, ('linear', 'constant'))
-  for name in ('steps', 'diffusion_steps', 'batch'):
-    positive(f'sample.{name}', getattr(sample, name))
-  for name in ('temperature', 'clip'):
+  choice("sample.guidance_schedule", sample.guidance_schedule, ("linear", "constant"))
+  for name in ("steps", "diffusion_steps", "batch"):
+    positive(f"sample.{name}", getattr(sample, name))
+  for name in ("temperature", "clip"):
     if getattr(sample, name) < 0:
       raise ConfigError(f"config key 'sample.{name}' must not be negative")
-  if model.head == 'diffusion' and sample.diffusion_steps > model.diffusion_steps:
+  if model.head == "diffusion" and sample.diffusion_steps > model.diffusion_steps:
     raise ConfigError(
-        f"config key 'sample.diffusion_steps' ({sample.diffusion_steps}) must not "
-        f'exceed model.diffusion_steps ({model.diffusion_steps})')
+      f"config key 'sample.diffusion_steps' ({sample.diffusion_steps}) must not "
+      f"exceed model.diffusion_steps ({model.diffusion_steps})"
+    )
 
 
 def validate(run: Run) -> None:
   """Refuses values that would only fail later, naming key and choices."""
   m = run.model
-  choice('model.head', m.head, ('categorical', 'diffusion'))
-  choice('model.order', m.order, ('raster', 'random'))
-  choice('model.mask', m.mask, ('cosine', 'arccos', 'uniform', 'truncated_normal'))
-  choice('model.remat', m.remat, ('none', 'block', 'dots'))
-  choice('model.dtype', m.dtype, ('bfloat16', 'float32'))
-  choice('optim.schedule', run.optim.schedule, ('constant', 'cosine', 'wsd'))
-  for name in ('layers', 'width', 'heads', 'head_batch_mul', 'diffusion_steps'):
-    positive(f'model.{name}', getattr(m, name))
-  for name in ('steps', 'batch', 'accum', 'keep'):
+  choice("model.head", m.head, ("categorical", "diffusion"))
+  choice("model.order", m.order, ("raster", "random"))
+  choice("model.mask", m.mask, ("cosine", "arccos", "uniform", "truncated_normal"))
+  choice("model.remat", m.remat, ("none", "block", "dots"))
+  choice("model.dtype", m.dtype, ("bfloat16", "float32"))
+  choice("optim.schedule", run.optim.schedule, ("constant", "cosine", "wsd"))
+  for name in ("layers", "width", "heads", "head_batch_mul", "diffusion_steps"):
+    positive(f"model.{name}", getattr(m, name))
+  for name in ("steps", "batch", "accum", "keep"):
     positive(name, getattr(run, name))
   validate_sample(run.sample, run.model)
   if m.width % m.heads:
     raise ConfigError(
-        f"config key 'model.width' ({m.width}) must be a multiple of model.heads "
-        f'({m.heads})')
+      f"config key 'model.width' ({m.width}) must be a multiple of model.heads "
+      f"({m.heads})"
+    )
   if run.batch % run.accum:
     raise ConfigError(
-        f"config key 'batch' ({run.batch}) must be a multiple of accum ({run.accum})")
+      f"config key 'batch' ({run.batch}) must be a multiple of accum ({run.accum})"
+    )
   if not 0 <= m.text_drop < 1:
     raise ConfigError("config key 'model.text_drop' must be in [0, 1)")
 
@@ -360,23 +369,25 @@ def parse_arg(arg: str | None, **defaults):
     ConfigError: an unknown name or a value that is no choice, naming both.
   """
   out = {k: v[0] if isinstance(v, tuple) else v for k, v in defaults.items()}
-  for item in filter(None, (arg or '').split(',')):
-    name, sep, value = item.partition('=')
+  for item in filter(None, (arg or "").split(",")):
+    name, sep, value = item.partition("=")
     if name not in defaults or not sep:
       raise ConfigError(
-          f"unknown config argument '{item}'; write name=value with one of "
-          f"{', '.join(defaults)}")
+        f"unknown config argument '{item}'; write name=value with one of "
+        f"{', '.join(defaults)}"
+      )
     default = defaults[name]
     if isinstance(default, tuple):
       if value not in default:
         raise ConfigError(
-            f"config argument {name}='{value}'; choose from {', '.join(default)}")
+          f"config argument {name}='{value}'; choose from {', '.join(default)}"
+        )
       out[name] = value
     else:
       try:
         out[name] = type(default)(value)
       except ValueError:
         raise ConfigError(
-            f"config argument {name}='{value}' must be {type(default).__name__}"
+          f"config argument {name}='{value}' must be {type(default).__name__}"
         ) from None
   return ml_collections.ConfigDict(out)

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fluid import config
-from fluid.models import Net
-from fluid.models import transformer
+from fluid.models import Net, transformer
 from fluid.sharding import batch_spec
 
 
@@ -36,8 +35,8 @@ class _Decoder:
     if cfg.guidance != 1:
       text, text_mask = (jnp.concatenate([a, a]) for a in (text, text_mask))
       drop = jnp.concatenate([drop, ~drop])
-    text, text_mask = net.apply(params, 'encode_text', text, text_mask, drop)
-    cache = transformer.text_cache(params['trunk'], text, net.model.heads)
+    text, text_mask = net.apply(params, "encode_text", text, text_mask, drop)
+    cache = transformer.text_cache(params["trunk"], text, net.model.heads)
     return cls(net, params, cfg, keys, cache, text_mask)
 
   @property
@@ -48,35 +47,42 @@ class _Decoder:
     return jnp.concatenate([x, x]) if self.cfg.guidance != 1 else x
 
   def blank(self):
-    return self.net.example(self.keys.shape[0])['tokens']
+    return self.net.example(self.keys.shape[0])["tokens"]
 
   def fill_in(self, tokens, unknown):
-    return self.net.apply(self.params, 'fill_in', self._rows(tokens),
-                          self._rows(unknown), self.cache, self.text_mask)
+    return self.net.apply(
+      self.params,
+      "fill_in",
+      self._rows(tokens),
+      self._rows(unknown),
+      self.cache,
+      self.text_mask,
+    )
 
   def start(self):
     m, rows = self.net.model, self.text_mask.shape[0]
     cache = self.cache | transformer.empty_cache(
-        m.layers, rows, self.length, m.heads, m.width, m.dtype)
-    return cache, self.net.apply(self.params, 'start', rows)
+      m.layers, rows, self.length, m.heads, m.width, m.dtype
+    )
+    return cache, self.net.apply(self.params, "start", rows)
 
   def decode(self, cache, x, position):
-    return self.net.apply(
-        self.params, 'decode', x, position, cache, self.text_mask)
+    return self.net.apply(self.params, "decode", x, position, cache, self.text_mask)
 
   def embed(self, tokens):
-    return self.net.apply(self.params, 'embed', self._rows(tokens))
+    return self.net.apply(self.params, "embed", self._rows(tokens))
 
   def draw(self, z, positions, decoded):
     cfg, z_uncond, w = self.cfg, None, 1.0
     if cfg.guidance != 1:
       z, z_uncond = jnp.split(z, 2)
-      grown = decoded / self.length if cfg.guidance_schedule == 'linear' else 1.0
+      grown = decoded / self.length if cfg.guidance_schedule == "linear" else 1.0
       w = 1 + (cfg.guidance - 1) * grown
     # A token's randomness belongs to its example and position, not to the schedule.
-    keys = jax.vmap(lambda k, ps: jax.vmap(
-        lambda p: jax.random.fold_in(k, p))(ps))(self.keys, positions)
-    return self.net.apply(self.params, 'draw', z, keys, z_uncond, w, cfg)
+    keys = jax.vmap(lambda k, ps: jax.vmap(lambda p: jax.random.fold_in(k, p))(ps))(
+      self.keys, positions
+    )
+    return self.net.apply(self.params, "draw", z, keys, z_uncond, w, cfg)
 
 
 def generate(net: Net, params, text, text_mask, keys, cfg: config.Sample) -> jax.Array:
@@ -92,16 +98,16 @@ def generate(net: Net, params, text, text_mask, keys, cfg: config.Sample) -> jax
     Tokens [B, L] int32 or [B, L, C] float32.
   """
   return net.order.sample(
-      _Decoder.create(net, params, text, text_mask, keys, cfg), cfg.steps)
+    _Decoder.create(net, params, text, text_mask, keys, cfg), cfg.steps
+  )
 
 
-@functools.partial(jax.jit, static_argnames=('net', 'cfg'))
+@functools.partial(jax.jit, static_argnames=("net", "cfg"))
 def _generate(params, text, text_mask, keys, *, net, cfg):
   run = functools.partial(generate, net, cfg=cfg)
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty:  # The compiler lays out sampling; only its result is pinned.
-    run = jax.sharding.auto_axes(
-        run, axes=mesh.axis_names, out_sharding=batch_spec())
+    run = jax.sharding.auto_axes(run, axes=mesh.axis_names, out_sharding=batch_spec())
   return run(params, text, text_mask, keys)
 
 
@@ -115,9 +121,9 @@ class Sampler:
     cfg: defaults of what `__call__` can override.
   """
 
-  def __init__(self, net, tokenizer, vocabulary, cfg: config.Sample = config.Sample()):
+  def __init__(self, net, tokenizer, vocabulary, cfg: config.Sample | None = None):
     self.net, self.tokenizer, self.vocabulary = net, tokenizer, vocabulary
-    self.cfg = cfg
+    self.cfg = cfg or config.Sample()
 
   def tokens(self, params, prompts: list[str], *, key, **overrides) -> np.ndarray:
     """Prompts (N) -> tokens [N, L(, C)]; arguments as for `__call__`."""
@@ -133,8 +139,11 @@ class Sampler:
     for i in range(0, n, b):
       rows = slice(i, i + b)
       keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(number[rows])
-      out.append(np.asarray(_generate(
-          params, ids[rows], mask[rows], keys, net=self.net, cfg=cfg)))
+      out.append(
+        np.asarray(
+          _generate(params, ids[rows], mask[rows], keys, net=self.net, cfg=cfg)
+        )
+      )
     return np.concatenate(out)[:n]
 
   def __call__(self, params, prompts: list[str], *, key, **overrides) -> np.ndarray:
@@ -150,14 +159,14 @@ class Sampler:
       uint8 images [N, H, W, 3].
     """
     if not prompts:
-      raise config.ConfigError('no prompts given')
+      raise config.ConfigError("no prompts given")
     tokens = self.tokens(params, prompts, key=key, **overrides)
-    b = overrides.get('batch', self.cfg.batch)
+    b = overrides.get("batch", self.cfg.batch)
     images = []
     for i in range(0, len(tokens), b):
-      chunk = tokens[i:i + b]
+      chunk = tokens[i : i + b]
       padded = np.concatenate([chunk, np.repeat(chunk[-1:], b - len(chunk), 0)])
-      images.append(np.asarray(self.tokenizer.decode(padded))[:len(chunk)])
+      images.append(np.asarray(self.tokenizer.decode(padded))[: len(chunk)])
     return to_uint8(np.concatenate(images))
 
 

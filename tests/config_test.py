@@ -15,66 +15,86 @@ from fluid.models import build
 from fluid.tokenizers.base import TokenSpec
 
 
-@pytest.mark.parametrize('get_config,ladder', [
-    (paper.get_config, sizes.PAPER), (toy.get_config, sizes.TOY)])
+@pytest.mark.parametrize(
+  "get_config,ladder", [(paper.get_config, sizes.PAPER), (toy.get_config, sizes.TOY)]
+)
 def test_every_cell_and_size_is_a_valid_run(get_config, ladder):
   for tokens in paper.HEADS:
-    for order in ('random', 'raster'):
+    for order in ("random", "raster"):
       for size, (layers, width, heads) in ladder.items():
         run = config.from_config_dict(
-            get_config(f'tokens={tokens},order={order},size={size}'))
+          get_config(f"tokens={tokens},order={order},size={size}")
+        )
         assert (run.model.layers, run.model.width, run.model.heads) == (
-            layers, width, heads)
+          layers,
+          width,
+          heads,
+        )
         assert run.model.head == paper.HEADS[tokens] and run.model.order == order
         # What is written to config.json reads back as the same run.
         assert config.from_config_dict(config.to_dict(run)) == run
 
 
-@pytest.mark.parametrize('changes,message', [
-    ({'stesp': 3}, "unknown config key 'stesp'; did you mean 'steps'?"),
-    ({'model': {'width': 'wide'}}, "'model.width' must be int, not 'wide'"),
-    ({'model': {'width': True}}, "'model.width' must be int"),
-    ({'model': 3}, "'model' is a section"),
-    ({'model': {'head': 'gan'}}, "'model.head' is 'gan'; choose from categorical"),
-    ({'model': {'width': 100, 'heads': 3}}, 'multiple of model.heads'),
-    ({'batch': 10, 'accum': 3}, 'multiple of accum'),
-    ({'sample': {'steps': 0}}, "'sample.steps' must be positive"),
-    ({'sample': {'diffusion_steps': 2000}}, 'must not exceed model.diffusion_steps'),
-    ({'optim': {'schedule': 'step'}}, "'optim.schedule' is 'step'"),
-])
+@pytest.mark.parametrize(
+  "changes,message",
+  [
+    ({"stesp": 3}, "unknown config key 'stesp'; did you mean 'steps'?"),
+    ({"model": {"width": "wide"}}, "'model.width' must be int, not 'wide'"),
+    ({"model": {"width": True}}, "'model.width' must be int"),
+    ({"model": 3}, "'model' is a section"),
+    ({"model": {"head": "gan"}}, "'model.head' is 'gan'; choose from categorical"),
+    ({"model": {"width": 100, "heads": 3}}, "multiple of model.heads"),
+    ({"batch": 10, "accum": 3}, "multiple of accum"),
+    ({"sample": {"steps": 0}}, "'sample.steps' must be positive"),
+    ({"sample": {"diffusion_steps": 2000}}, "must not exceed model.diffusion_steps"),
+    ({"optim": {"schedule": "step"}}, "'optim.schedule' is 'step'"),
+  ],
+)
 def test_wrong_configs_are_named(changes, message):
   with pytest.raises(config.ConfigError) as e:
     config.from_config_dict(ml_collections.ConfigDict(changes))
-  assert message in str(e.value) and '\n' not in str(e.value)
+  assert message in str(e.value) and "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize('arg,message', [
-    ('size=7B', "size='7B'; choose from"), ('colour=red', "'colour=red'"),
-    ('size', "'size'"), ('tokens=both', "tokens='both'")])
+@pytest.mark.parametrize(
+  "arg,message",
+  [
+    ("size=7B", "size='7B'; choose from"),
+    ("colour=red", "'colour=red'"),
+    ("size", "'size'"),
+    ("tokens=both", "tokens='both'"),
+  ],
+)
 def test_wrong_arguments_are_named(arg, message):
   with pytest.raises(config.ConfigError) as e:
     paper.get_config(arg)
-  assert message in str(e.value) and '\n' not in str(e.value)
+  assert message in str(e.value) and "\n" not in str(e.value)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=40))
 def test_any_argument_is_parsed_or_refused_in_one_line(arg):
   try:
-    config.parse_arg(arg, size=('s', 'm'), steps=3)
+    config.parse_arg(arg, size=("s", "m"), steps=3)
   except config.ConfigError as e:
-    assert str(e).count('\n') <= arg.count('\n')
+    assert str(e).count("\n") <= arg.count("\n")
 
 
 _VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda v: st.dictionaries(st.text(max_size=8), v, max_size=3), max_leaves=6)
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+  lambda v: st.dictionaries(st.text(max_size=8), v, max_size=3),
+  max_leaves=6,
+)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.dictionaries(
-    st.sampled_from([f.name for f in dataclasses.fields(config.Run)]), _VALUES,
-    max_size=4))
+@given(
+  st.dictionaries(
+    st.sampled_from([f.name for f in dataclasses.fields(config.Run)]),
+    _VALUES,
+    max_size=4,
+  )
+)
 def test_any_config_is_a_run_or_a_config_error(values):
   try:
     config.from_config_dict(values)
@@ -83,13 +103,15 @@ def test_any_config_is_a_run_or_a_config_error(values):
 
 
 def test_sampling_options_are_checked_where_they_are_given():
-  spec = TokenSpec('discrete', 4, (2, 2), vocab=8)
-  net = build(config.Model(head='categorical'), spec, config.Text(), 9)
+  spec = TokenSpec("discrete", 4, (2, 2), vocab=8)
+  net = build(config.Model(head="categorical"), spec, config.Text(), 9)
   sampler = sampling.Sampler(net, None, None)
-  for options, message in [({'cfg': 2.0}, "unknown sampling option 'cfg'"),
-                           ({'steps': 0}, "'sample.steps' must be positive"),
-                           ({'guidance_schedule': 'x'}, 'choose from linear')]:
+  for options, message in [
+    ({"cfg": 2.0}, "unknown sampling option 'cfg'"),
+    ({"steps": 0}, "'sample.steps' must be positive"),
+    ({"guidance_schedule": "x"}, "choose from linear"),
+  ]:
     with pytest.raises(config.ConfigError, match=message):
-      sampler({}, ['a'], key=jax.random.key(0), **options)
-  with pytest.raises(config.ConfigError, match='no prompts'):
+      sampler({}, ["a"], key=jax.random.key(0), **options)
+  with pytest.raises(config.ConfigError, match="no prompts"):
     sampler({}, [], key=jax.random.key(0))

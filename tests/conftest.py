@@ -3,24 +3,25 @@
 import os
 import pathlib
 
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little.
 os.environ.setdefault(
-    'XLA_FLAGS',
-    '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true')
+  "XLA_FLAGS",
+  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 
 import jax
 import pytest
 
-jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update("jax_num_cpu_devices", 8)
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope="session")
 def fixtures():
   """Folder of reference numbers; a clone without it skips, saying so."""
-  path = pathlib.Path(os.environ.get('FLUID_FIXTURES', ROOT / '../shared/fixtures'))
+  path = pathlib.Path(os.environ.get("FLUID_FIXTURES", ROOT / "../shared/fixtures"))
   if not path.is_dir():
-    pytest.skip(f'no reference numbers at {path} (set FLUID_FIXTURES)')
+    pytest.skip(f"no reference numbers at {path} (set FLUID_FIXTURES)")
   return path

@@ -20,67 +20,72 @@ def relative(got, want):
   return np.linalg.norm(got - want) / np.linalg.norm(want)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def reference(fixtures):
   """The reference's tiny MAR: our denoiser with its weights, and its cases."""
-  folder = fixtures / 'mar'
-  cfg = json.loads((folder / 'config.json').read_text())
-  weights = safetensors.numpy.load_file(folder / 'weights.safetensors')
-  cases = dict(np.load(folder / 'cases.npz'))
+  folder = fixtures / "mar"
+  cfg = json.loads((folder / "config.json").read_text())
+  weights = safetensors.numpy.load_file(folder / "weights.safetensors")
+  cases = dict(np.load(folder / "cases.npz"))
   pick = lambda name: {
-      'w': weights[f'diffloss.net.{name}.weight'].T,
-      'b': weights[f'diffloss.net.{name}.bias']}
-  params = {
-      'input': pick('input_proj'),
-      'time_up': pick('time_embed.mlp.0'),
-      'time_down': pick('time_embed.mlp.2'),
-      'cond': pick('cond_embed'),
-      'modulation': pick('final_layer.adaLN_modulation.1'),
-      'output': pick('final_layer.linear'),
+    "w": weights[f"diffloss.net.{name}.weight"].T,
+    "b": weights[f"diffloss.net.{name}.bias"],
   }
-  for i in range(cfg['diffloss_d']):
-    at = f'res_blocks.{i}'
-    norm = pick(f'{at}.in_ln')
-    params[f'blocks_{i}'] = {
-        'norm': {'scale': norm['w'], 'bias': norm['b']},
-        'up': pick(f'{at}.mlp.0'),
-        'down': pick(f'{at}.mlp.2'),
-        'modulation': pick(f'{at}.adaLN_modulation.1'),
+  params = {
+    "input": pick("input_proj"),
+    "time_up": pick("time_embed.mlp.0"),
+    "time_down": pick("time_embed.mlp.2"),
+    "cond": pick("cond_embed"),
+    "modulation": pick("final_layer.adaLN_modulation.1"),
+    "output": pick("final_layer.linear"),
+  }
+  for i in range(cfg["diffloss_d"]):
+    at = f"res_blocks.{i}"
+    norm = pick(f"{at}.in_ln")
+    params[f"blocks_{i}"] = {
+      "norm": {"scale": norm["w"], "bias": norm["b"]},
+      "up": pick(f"{at}.mlp.0"),
+      "down": pick(f"{at}.mlp.2"),
+      "modulation": pick(f"{at}.adaLN_modulation.1"),
     }
-  net = Denoiser(cfg['diffloss_d'], cfg['diffloss_w'], cfg['vae_embed_dim'],
-                 cfg['decoder_embed_dim'])
-  apply = jax.jit(lambda *a: net.apply({'params': params}, *a))
+  net = Denoiser(
+    cfg["diffloss_d"], cfg["diffloss_w"], cfg["vae_embed_dim"], cfg["decoder_embed_dim"]
+  )
+  apply = jax.jit(lambda *a: net.apply({"params": params}, *a))
   return apply, cases
 
 
 def test_network_and_losses_match_the_reference(reference):
   apply, cases = reference
-  case = {k.split('/', 1)[1]: v for k, v in cases.items() if k.startswith('diffloss/')}
-  z = cases['backbone/z'].reshape(-1, cases['backbone/z'].shape[-1])
-  x0 = cases['backbone/tokens'].reshape(len(z), -1)
-  t, noise = case['t'].astype(int), case['noise']
+  case = {k.split("/", 1)[1]: v for k, v in cases.items() if k.startswith("diffloss/")}
+  z = cases["backbone/z"].reshape(-1, cases["backbone/z"].shape[-1])
+  x0 = cases["backbone/tokens"].reshape(len(z), -1)
+  t, noise = case["t"].astype(int), case["noise"]
   diffusion = Diffusion(1000)
   x_t = diffusion.noised(x0, t, noise)
-  assert relative(x_t, case['x_t']) < 1e-5
+  assert relative(x_t, case["x_t"]) < 1e-5
   output = apply(x_t, t, z)
-  assert relative(output, case['net']) < 1e-4
+  assert relative(output, case["net"]) < 1e-4
   mse, vb = diffusion.losses(output, x0, x_t, t, noise)
-  np.testing.assert_allclose(mse, case['mse'], rtol=1e-4)
-  np.testing.assert_allclose(vb, case['vb'], rtol=1e-4, atol=1e-6)
-  np.testing.assert_allclose(mse + vb, case['loss'], rtol=1e-4)
+  np.testing.assert_allclose(mse, case["mse"], rtol=1e-4)
+  np.testing.assert_allclose(vb, case["vb"], rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(mse + vb, case["loss"], rtol=1e-4)
 
 
-@pytest.mark.parametrize('kind', ['plain', 'cfg'])
+@pytest.mark.parametrize("kind", ["plain", "cfg"])
 def test_samples_match_the_reference(reference, kind):
   """20 respaced steps with the reference's own noise."""
   apply, cases = reference
-  case = {k.split('/')[-1]: v for k, v in cases.items()
-          if k.startswith(f'head_sample/{kind}/')}
-  guided = kind == 'cfg'
-  z = case['z']
+  case = {
+    k.split("/")[-1]: v
+    for k, v in cases.items()
+    if k.startswith(f"head_sample/{kind}/")
+  }
+  guided = kind == "cfg"
+  z = case["z"]
   diffusion = Diffusion(1000).respace(20)
-  steps = jnp.asarray(diffusion.tables['timestep'])
-  first, noise = case['noise_init'], jnp.asarray(case['noise_steps'])
+  steps = jnp.asarray(diffusion.tables["timestep"])
+  first, noise = case["noise_init"], jnp.asarray(case["noise_steps"])
   if guided:
     z = np.stack(np.split(z, 2))  # Conditional first, as here.
     n = z.shape[1]
@@ -89,13 +94,19 @@ def test_samples_match_the_reference(reference, kind):
 
   def network(x, i):
     rows = jnp.broadcast_to(x, (*z.shape[:-1], x.shape[-1]))
-    return guide(apply(rows, jnp.full(z.shape[:-1], steps[i]), z), guided,
-                 float(case['cfg_scale']) if guided else 1.0)
+    return guide(
+      apply(rows, jnp.full(z.shape[:-1], steps[i]), z),
+      guided,
+      float(case["cfg_scale"]) if guided else 1.0,
+    )
 
   got = diffusion.sample(
-      network, jnp.asarray(first), lambda i: noise[len(diffusion) - 1 - i],
-      float(case['temperature']))
-  want = case['tokens'][:len(first)]
+    network,
+    jnp.asarray(first),
+    lambda i: noise[len(diffusion) - 1 - i],
+    float(case["temperature"]),
+  )
+  want = case["tokens"][: len(first)]
   assert relative(got, want) < 1e-3
 
 
@@ -117,26 +128,27 @@ def gaussian_network(diffusion):
 
   def network(x, i):
     t = {k: v[i] for k, v in tables.items()}
-    a, s, low, high = (t[k] for k in (
-        'sqrt_bar', 'sqrt_one_minus_bar', 'log_variance', 'log_beta'))
+    a, s, low, high = (
+      t[k] for k in ("sqrt_bar", "sqrt_one_minus_bar", "log_variance", "log_beta")
+    )
     # E[noise | x_t]: noise and x_t are jointly Gaussian.
     total = a**2 * STD**2 + s**2
     eps = s * (x - a * MEAN) / total
     # Var[x_{t-1} | x_t] = posterior variance + mean_x0^2 Var[x_0 | x_t].
-    var = jnp.exp(low) + t['mean_x0']**2 * STD**2 * s**2 / total
+    var = jnp.exp(low) + t["mean_x0"] ** 2 * STD**2 * s**2 / total
     fraction = 2 * (jnp.log(var) - low) / (high - low) - 1
     return jnp.concatenate([eps, jnp.full_like(x, fraction)], -1)
+
   return network
 
 
-@pytest.mark.parametrize('steps', [50, 1000])
+@pytest.mark.parametrize("steps", [50, 1000])
 def test_reverse_process_recovers_mean_and_variance(steps):
   """With the exact network the samples are the data's Gaussian."""
   diffusion = Diffusion(1000).respace(steps)
   n = 20_000
   x = jax.random.normal(jax.random.key(0), (n, 1))
-  noise = lambda i: jax.random.normal(
-      jax.random.fold_in(jax.random.key(1), i), (n, 1))
+  noise = lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(1), i), (n, 1))
   got = jax.jit(lambda x: diffusion.sample(gaussian_network(diffusion), x, noise))(x)
   np.testing.assert_allclose(got.mean(), MEAN, atol=0.015)
   np.testing.assert_allclose(got.std(), STD, rtol=0.03)
@@ -148,7 +160,7 @@ def test_losses_of_the_exact_network_in_closed_form():
   """mse -> E Var[noise | x_t]; no other constant eps or variance does better."""
   diffusion = Diffusion(1000)
   n, t = 200_000, 300
-  a, s = (float(diffusion.tables[k][t]) for k in ('sqrt_bar', 'sqrt_one_minus_bar'))
+  a, s = (float(diffusion.tables[k][t]) for k in ("sqrt_bar", "sqrt_one_minus_bar"))
   x0 = MEAN + STD * jax.random.normal(jax.random.key(0), (n, 1))
   noise = jax.random.normal(jax.random.key(1), (n, 1))
   ts = jnp.full(n, t)
@@ -167,7 +179,8 @@ def test_bound_moves_the_variance_only():
   x0, noise, t = jnp.ones((4, 2)) * 0.3, jnp.ones((4, 2)) * 0.2, jnp.arange(4) * 200
   x_t = diffusion.noised(x0, t, noise)
   grad = jax.grad(lambda o: diffusion.losses(o, x0, x_t, t, noise)[1].sum())(
-      jnp.full((4, 4), 0.1))
+    jnp.full((4, 4), 0.1)
+  )
   assert (grad[:, :2] == 0).all() and (jnp.abs(grad[:, 2:]) > 0).all()
 
 
@@ -175,12 +188,26 @@ def test_bound_moves_the_variance_only():
 def test_head_learns_gaussian_tokens():
   """Trained on one Gaussian a position, samples have its mean and deviation."""
   import optax
-  spec = TokenSpec('continuous', 4, (2, 2), channels=2)
+
+  spec = TokenSpec("continuous", 4, (2, 2), channels=2)
   net = build(
-      config.Model(head='diffusion', order='random', layers=1, width=32, heads=2,
-                   aligner_layers=0, head_layers=2, diffusion_steps=200,
-                   dtype='float32', remat='none', text_drop=0.0),
-      spec, config.Text(length=2, width=4), 4)
+    config.Model(
+      head="diffusion",
+      order="random",
+      layers=1,
+      width=32,
+      heads=2,
+      aligner_layers=0,
+      head_layers=2,
+      diffusion_steps=200,
+      dtype="float32",
+      remat="none",
+      text_drop=0.0,
+    ),
+    spec,
+    config.Text(length=2, width=4),
+    4,
+  )
   mean = np.array([-1.0, 0.0, 0.5, 1.0])[:, None] * np.array([1.0, -1.0])
   b = net.example(256)
   params = jax.jit(net.init)(jax.random.key(0))
@@ -193,8 +220,8 @@ def test_head_learns_gaussian_tokens():
     keys = jax.random.split(key, 256)
 
     def f(p):
-      out = net.loss(p, b | {'tokens': tokens}, keys, train=True)
-      return (out['loss'] * out['mask']).sum() / out['mask'].sum()
+      out = net.loss(p, b | {"tokens": tokens}, keys, train=True)
+      return (out["loss"] * out["mask"]).sum() / out["mask"].sum()
 
     g = jax.grad(f)(params)
     u, opt = tx.update(g, opt)
@@ -204,8 +231,14 @@ def test_head_learns_gaussian_tokens():
   for i in range(600):
     params, opt = step(params, opt, i)
   from fluid import sampling
+
   got = jax.jit(sampling.generate, static_argnums=(0, 5))(
-      net, params, b['text'], b['text_mask'], jax.random.split(jax.random.key(9), 256),
-      config.Sample(guidance=1.0, steps=4, diffusion_steps=50, clip=3.0))
+    net,
+    params,
+    b["text"],
+    b["text_mask"],
+    jax.random.split(jax.random.key(9), 256),
+    config.Sample(guidance=1.0, steps=4, diffusion_steps=50, clip=3.0),
+  )
   np.testing.assert_allclose(got.mean(0), mean, atol=0.12)
   np.testing.assert_allclose(got.std(0), 0.3, atol=0.08)

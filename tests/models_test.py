@@ -1,4 +1,4 @@
-"""The grid, by independent witnesses: gradients, equalities, shapes under every mesh."""
+"""The grid, by independent witnesses: gradients, equalities, every mesh."""
 
 import dataclasses
 import functools
@@ -16,18 +16,26 @@ from fluid.tokenizers.base import TokenSpec
 
 L, T, B = 16, 6, 8
 SPECS = {
-    'discrete': TokenSpec('discrete', L, (4, 4), vocab=32),
-    'continuous': TokenSpec('continuous', L, (4, 4), channels=5),
+  "discrete": TokenSpec("discrete", L, (4, 4), vocab=32),
+  "continuous": TokenSpec("continuous", L, (4, 4), channels=5),
 }
 CELLS = list(itertools.product(HEADS, ORDERS))
-cells = pytest.mark.parametrize('head,order', CELLS)
+cells = pytest.mark.parametrize("head,order", CELLS)
 
 
 def tiny(head, order, **changes):
-  text = changes.pop('text', config.Text(length=T, width=12))
+  text = changes.pop("text", config.Text(length=T, width=12))
   model = config.Model(
-      head=head, order=order, layers=2, width=32, heads=2, aligner_layers=1,
-      head_layers=2, dtype='float32', remat='none')
+    head=head,
+    order=order,
+    layers=2,
+    width=32,
+    heads=2,
+    aligner_layers=1,
+    head_layers=2,
+    dtype="float32",
+    remat="none",
+  )
   return build(dataclasses.replace(model, **changes), SPECS[KINDS[head]], text, 20)
 
 
@@ -37,90 +45,93 @@ def params_of(net, seed=0):
   params = jax.jit(net.init)(jax.random.key(seed))
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-  return tree.unflatten([
-      a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys)])
+  return tree.unflatten(
+    [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys)]
+  )
 
 
 def batch_of(net, b=B, seed=0):
   r = np.random.default_rng(seed)
   batch = {k: np.array(v) for k, v in net.example(b).items()}
-  if net.tokens.kind == 'discrete':
-    batch['tokens'] = r.integers(0, net.tokens.vocab, batch['tokens'].shape)
+  if net.tokens.kind == "discrete":
+    batch["tokens"] = r.integers(0, net.tokens.vocab, batch["tokens"].shape)
   else:
-    batch['tokens'] = r.normal(size=batch['tokens'].shape).astype(np.float32)
-  batch['text'] = r.integers(0, net.vocab, batch['text'].shape)
+    batch["tokens"] = r.normal(size=batch["tokens"].shape).astype(np.float32)
+  batch["text"] = r.integers(0, net.vocab, batch["text"].shape)
   lengths = r.integers(1, T + 1, b)
-  batch['text_mask'] = np.arange(T) < lengths[:, None]
-  batch['id'] = np.arange(b, dtype=np.int32)
+  batch["text_mask"] = np.arange(T) < lengths[:, None]
+  batch["id"] = np.arange(b, dtype=np.int32)
   return jax.tree.map(jnp.asarray, batch)
 
 
 generate = jax.jit(sampling.generate, static_argnums=(0, 5))
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames='train')
+@functools.partial(jax.jit, static_argnums=0, static_argnames="train")
 def loss(net, params, batch, keys, train=True):
   return net.loss(params, batch, keys, train=train)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def trunk(net, params, batch, tokens=None, x=None):
-  """Trunk outputs [B, L, D] for tokens or for embedded tokens x, with masks of keys_of.
-  """
+  """Trunk outputs [B, L, D] for tokens or embedded x, with the masks of keys_of."""
+
   def f(m):
-    n = len(batch['text'])
-    text, mask = m.aligner(batch['text'], batch['text_mask'], jnp.zeros(n, bool))
+    n = len(batch["text"])
+    text, mask = m.aligner(batch["text"], batch["text_mask"], jnp.zeros(n, bool))
     y, _ = m.order.corrupt(
-        keys_of(n), m.head.embed(tokens) if x is None else x, m.fill())
+      keys_of(n), m.head.embed(tokens) if x is None else x, m.fill()
+    )
     return m._through(y, 0, None, text, mask)[0]
-  return net.module.apply({'params': params}, method=f)
+
+  return net.module.apply({"params": params}, method=f)
 
 
 def keys_of(b=B):
-  return rng.example_keys(rng.stream(0, 'test'), jnp.arange(b))
+  return rng.example_keys(rng.stream(0, "test"), jnp.arange(b))
 
 
-@pytest.mark.parametrize('head', HEADS)
+@pytest.mark.parametrize("head", HEADS)
 def test_raster_is_causal_by_gradient(head):
   """The trunk's output at i moves with embedded tokens before i and no others."""
-  net = tiny(head, 'raster')
+  net = tiny(head, "raster")
   params, batch = params_of(net), batch_of(net, 1)
 
   x = jax.random.normal(jax.random.key(0), (1, L, 32))
   weights = jax.random.normal(jax.random.key(1), (32,))
-  grad = jax.jit(jax.grad(
-      lambda x, i: trunk(net, params, batch, x=x)[0, i] @ weights))
+  grad = jax.jit(jax.grad(lambda x, i: trunk(net, params, batch, x=x)[0, i] @ weights))
   jac = np.stack([grad(x, i)[0] for i in range(L)])  # [L out, L in, D]
   moved = np.abs(jac).max(-1) > 1e-6
   np.testing.assert_array_equal(moved, np.tril(np.ones((L, L), bool), -1))
 
 
-@pytest.mark.parametrize('head', HEADS)
+@pytest.mark.parametrize("head", HEADS)
 def test_random_order_does_not_leak_masked_tokens(head):
   """Other values at masked positions change no trunk output; visible ones do."""
-  net = tiny(head, 'random')
+  net = tiny(head, "random")
   params, batch = params_of(net), batch_of(net)
   _, mask = net.order.corrupt(keys_of(), jnp.zeros((B, L, 1)), jnp.zeros(1))
   z = lambda tokens: trunk(net, params, batch, tokens)
-  other = batch_of(net, seed=1)['tokens']
+  other = batch_of(net, seed=1)["tokens"]
   pick = lambda where: jnp.where(
-      where.reshape(where.shape + (1,) * (other.ndim - 2)), other, batch['tokens'])
-  np.testing.assert_array_equal(z(pick(mask)), z(batch['tokens']))
-  assert np.abs(z(pick(~mask)) - z(batch['tokens'])).max() > 1e-3
+    where.reshape(where.shape + (1,) * (other.ndim - 2)), other, batch["tokens"]
+  )
+  np.testing.assert_array_equal(z(pick(mask)), z(batch["tokens"]))
+  assert np.abs(z(pick(~mask)) - z(batch["tokens"])).max() > 1e-3
 
 
-@pytest.mark.parametrize('head', HEADS)
+@pytest.mark.parametrize("head", HEADS)
 def test_cached_decode_equals_full_forward(head):
   """Feeding sampled tokens through the uncached trunk gives the same next tokens."""
-  net = tiny(head, 'raster')
+  net = tiny(head, "raster")
   params, batch = params_of(net), batch_of(net)
   cfg = config.Sample(guidance=1.0, diffusion_steps=4)
-  tokens = generate(
-      net, params, batch['text'], batch['text_mask'], keys_of(), cfg)
+  tokens = generate(net, params, batch["text"], batch["text_mask"], keys_of(), cfg)
   z = trunk(net, params, batch, tokens)
-  keys = jax.vmap(lambda k: jax.vmap(lambda p: jax.random.fold_in(k, p))(
-      jnp.arange(L)))(keys_of())
-  full = jax.jit(lambda p: net.apply(p, 'draw', z, keys, None, 1.0, cfg))(params)
+  keys = jax.vmap(
+    lambda k: jax.vmap(lambda p: jax.random.fold_in(k, p))(jnp.arange(L))
+  )(keys_of())
+  full = jax.jit(lambda p: net.apply(p, "draw", z, keys, None, 1.0, cfg))(params)
   np.testing.assert_allclose(full, tokens, rtol=2e-3, atol=2e-4)
 
 
@@ -151,17 +162,17 @@ class _Recorder:
     return jnp.where(z[..., 0] >= 10, 10_000, 0).astype(jnp.int32) + decoded
 
 
-@pytest.mark.parametrize('order', ORDERS)
-@pytest.mark.parametrize('steps', [1, 3, 7, 15, 16, 40])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("steps", [1, 3, 7, 15, 16, 40])
 def test_every_position_is_revealed_once(order, steps):
   net = _Recorder(5, order)
   got = np.asarray(ORDERS[order]().sample(net, steps))
-  left = orders.remaining(L, steps) if order == 'random' else np.arange(L, -1, -1)
+  left = orders.remaining(L, steps) if order == "random" else np.arange(L, -1, -1)
   expected = np.repeat(L - left[1:], left[:-1] - left[1:])
   assert (got < 1000).all() and (got > 0).all()
   for row in got:
     np.testing.assert_array_equal(np.sort(row), expected)
-  if order == 'random' and steps > 3:
+  if order == "random" and steps > 3:
     assert len({tuple(row) for row in got}) == 5  # Another order for each image.
 
 
@@ -177,18 +188,26 @@ def test_decoding_schedule_is_the_reference_one():
     np.testing.assert_array_equal(flat, -np.diff(left))
 
 
-@pytest.mark.parametrize('mask,mean,low', [
-    ('cosine', 2 / np.pi, 0), ('arccos', 2 / np.pi, 0), ('uniform', 0.5, 0),
-    ('truncated_normal', 0.8655, 0.7)])
+@pytest.mark.parametrize(
+  "mask,mean,low",
+  [
+    ("cosine", 2 / np.pi, 0),
+    ("arccos", 2 / np.pi, 0),
+    ("uniform", 0.5, 0),
+    ("truncated_normal", 0.8655, 0.7),
+  ],
+)
 def test_masked_fraction(mask, mean, low):
   """Means in closed form: E cos = E arccos = 2/pi; half a truncated normal."""
   cfg = config.Model(mask=mask, mask_min=low)
   rate = jax.vmap(lambda k: orders.masked_fraction(k, cfg))(
-      jax.random.split(jax.random.key(0), 20_000))
+    jax.random.split(jax.random.key(0), 20_000)
+  )
   assert low <= rate.min() and rate.max() <= 1
-  if mask == 'truncated_normal':
+  if mask == "truncated_normal":
     a = (low - 1) / 0.25
     from scipy import stats
+
     mean = stats.truncnorm.mean(a, 0, loc=1, scale=0.25)
   np.testing.assert_allclose(rate.mean(), mean, atol=0.006)
 
@@ -199,9 +218,13 @@ def test_guidance_one_is_conditional(head, order):
   net = tiny(head, order)
   params, batch = params_of(net), batch_of(net)
   draw = lambda w: generate(
-      net, params, batch['text'], batch['text_mask'], keys_of(),
-      config.Sample(guidance=w, steps=5, diffusion_steps=4,
-                    guidance_schedule='constant'))
+    net,
+    params,
+    batch["text"],
+    batch["text_mask"],
+    keys_of(),
+    config.Sample(guidance=w, steps=5, diffusion_steps=4, guidance_schedule="constant"),
+  )
   np.testing.assert_allclose(draw(1.0), draw(1 + 1e-7), rtol=1e-3, atol=1e-4)
 
 
@@ -209,20 +232,27 @@ def test_guidance_one_is_conditional(head, order):
 def test_guidance_and_text_change_samples(head, order):
   net = tiny(head, order)
   params, batch = params_of(net), batch_of(net)
-  draw = lambda text, w: np.asarray(generate(
-      net, params, text, batch['text_mask'], keys_of(),
-      config.Sample(guidance=w, steps=5, diffusion_steps=4)))
-  base = draw(batch['text'], 1.0)
-  assert np.abs(base - draw(batch['text'], 6.0)).max() > 1e-3
-  assert np.abs(base - draw((batch['text'] + 1) % net.vocab, 1.0)).max() > 1e-3
+  draw = lambda text, w: np.asarray(
+    generate(
+      net,
+      params,
+      text,
+      batch["text_mask"],
+      keys_of(),
+      config.Sample(guidance=w, steps=5, diffusion_steps=4),
+    )
+  )
+  base = draw(batch["text"], 1.0)
+  assert np.abs(base - draw(batch["text"], 6.0)).max() > 1e-3
+  assert np.abs(base - draw((batch["text"] + 1) % net.vocab, 1.0)).max() > 1e-3
 
 
 @cells
 def test_padding_tokens_of_the_text_change_nothing(head, order):
   net = tiny(head, order)
   params, batch = params_of(net), batch_of(net)
-  of = lambda b: loss(net, params, b, keys_of(), train=False)['loss']
-  changed = batch | {'text': jnp.where(batch['text_mask'], batch['text'], 7)}
+  of = lambda b: loss(net, params, b, keys_of(), train=False)["loss"]
+  changed = batch | {"text": jnp.where(batch["text_mask"], batch["text"], 7)}
   np.testing.assert_array_equal(of(batch), of(changed))
 
 
@@ -234,45 +264,50 @@ def test_losses_and_samples_do_not_depend_on_the_batch(head, order):
   part = jax.tree.map(lambda a: a[2:4], batch)
   whole = loss(net, params, batch, keys_of())
   alone = loss(net, params, part, keys_of()[2:4])
-  np.testing.assert_array_equal(whole['mask'][2:4], alone['mask'])
-  np.testing.assert_allclose(whole['loss'][2:4], alone['loss'], rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(whole["mask"][2:4], alone["mask"])
+  np.testing.assert_allclose(whole["loss"][2:4], alone["loss"], rtol=1e-4, atol=1e-5)
   cfg = config.Sample(guidance=2.0, steps=4, diffusion_steps=3)
-  draw = lambda b, k: generate(net, params, b['text'], b['text_mask'], k, cfg)
+  draw = lambda b, k: generate(net, params, b["text"], b["text_mask"], k, cfg)
   np.testing.assert_allclose(
-      draw(batch, keys_of())[2:4], draw(part, keys_of()[2:4]), rtol=1e-3, atol=1e-4)
+    draw(batch, keys_of())[2:4], draw(part, keys_of()[2:4]), rtol=1e-3, atol=1e-4
+  )
 
 
 @cells
 def test_scan_and_remat_change_nothing(head, order):
   """Loss and gradient: the loop unrolled, and each way to rematerialise."""
-  nets = [tiny(head, order, scan=scan, remat=remat)
-          for scan, remat in [(True, 'none'), (True, 'block'), (False, 'dots')]]
+  nets = [
+    tiny(head, order, scan=scan, remat=remat)
+    for scan, remat in [(True, "none"), (True, "block"), (False, "dots")]
+  ]
   params, batch = params_of(nets[0]), batch_of(nets[0])
 
   def f(net, p):
     out = net.loss(p, batch, keys_of(), train=True)
-    return (out['loss'] * out['mask']).sum() / out['mask'].sum()
+    return (out["loss"] * out["mask"]).sum() / out["mask"].sum()
 
   want = jax.jit(jax.value_and_grad(lambda p: f(nets[0], p)))(params)
   for net in nets[1:]:
     got = jax.jit(jax.value_and_grad(lambda p, net=net: f(net, p)))(params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(
-        a, b, rtol=1e-4, atol=1e-6), want, got)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), want, got
+    )
 
 
 def test_stack_equals_a_loop_over_its_layers():
   """The scanned stack against its block applied by hand, layer by layer."""
   from fluid.models.layers import Block, Norm
   from fluid.models.transformer import Stack
+
   stack = Stack(3, 32, 2, 64, causal=True)
   x = jax.random.normal(jax.random.key(0), (2, L, 32))
   text, mask = jax.random.normal(jax.random.key(1), (2, T, 32)), jnp.ones((2, T), bool)
-  p = stack.init(jax.random.key(2), x, text=text, text_mask=mask)['params']
-  want = stack.apply({'params': p}, x, text=text, text_mask=mask)[0]
+  p = stack.init(jax.random.key(2), x, text=text, text_mask=mask)["params"]
+  want = stack.apply({"params": p}, x, text=text, text_mask=mask)[0]
   for i in range(3):
-    layer = jax.tree.map(lambda a, i=i: a[i], p['blocks'])
-    x, _ = Block(32, 2, 64, True).apply({'params': layer}, x, None, text, mask, None)
-  x = Norm().apply({'params': p['norm']}, x)
+    layer = jax.tree.map(lambda a, i=i: a[i], p["blocks"])
+    x, _ = Block(32, 2, 64, True).apply({"params": layer}, x, None, text, mask, None)
+  x = Norm().apply({"params": p["norm"]}, x)
   np.testing.assert_allclose(x, want, rtol=1e-5, atol=1e-5)
 
 
@@ -282,9 +317,9 @@ def test_loss_on_a_mesh_equals_one_device(head, order):
   params, batch = params_of(net), batch_of(net)
 
   def f(params, batch):
-    keys = rng.example_keys(rng.stream(0, 'test'), batch['id'])
+    keys = rng.example_keys(rng.stream(0, "test"), batch["id"])
     out = net.loss(params, batch, keys, train=True)
-    return (out['loss'] * out['mask']).sum() / out['mask'].sum()
+    return (out["loss"] * out["mask"]).sum() / out["mask"].sum()
 
   want, want_grad = jax.jit(jax.value_and_grad(f))(params, batch)
   mesh = sharding.make_mesh(config.Mesh(data=2, fsdp=2, model=2))
@@ -295,65 +330,84 @@ def test_loss_on_a_mesh_equals_one_device(head, order):
     got, got_grad = jax.jit(jax.value_and_grad(f))(params, batch)
     cfg = config.Sample(guidance=2.0, steps=4, diffusion_steps=3)
     drawn = sampling._generate(
-        params, batch['text'], batch['text_mask'], keys_of(), net=net, cfg=cfg)
+      params, batch["text"], batch["text_mask"], keys_of(), net=net, cfg=cfg
+    )
   np.testing.assert_allclose(want, got, rtol=1e-5)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(
-      np.asarray(a), np.asarray(b), rtol=1e-3, atol=1e-5), want_grad, got_grad)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      np.asarray(a), np.asarray(b), rtol=1e-3, atol=1e-5
+    ),
+    want_grad,
+    got_grad,
+  )
   params, batch = jax.tree.map(np.asarray, (params, batch))
-  alone = generate(
-      net, params, batch['text'], batch['text_mask'], keys_of(), cfg)
+  alone = generate(net, params, batch["text"], batch["text_mask"], keys_of(), cfg)
   np.testing.assert_allclose(drawn, alone, rtol=1e-3, atol=1e-4)
 
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
 
 
-@pytest.mark.parametrize('size', sizes.SIZES)
-@pytest.mark.parametrize('mesh', MESHES, ids=str)
+@pytest.mark.parametrize("size", sizes.SIZES)
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
 @cells
 def test_shardings_type_check(head, order, size, mesh):
   """Every size x cell x mesh by eval_shape: nothing is compiled or allocated."""
   layers, width, heads = sizes.SIZES[size]
   if heads % mesh[2]:
-    pytest.skip(f'{heads} heads do not divide over {mesh[2]} devices')
+    pytest.skip(f"{heads} heads do not divide over {mesh[2]} devices")
   big = size in sizes.PAPER
-  spec = {'discrete': TokenSpec('discrete', 256, (16, 16), vocab=8192),
-          'continuous': TokenSpec('continuous', 256, (16, 16), channels=16)}
+  spec = {
+    "discrete": TokenSpec("discrete", 256, (16, 16), vocab=8192),
+    "continuous": TokenSpec("continuous", 256, (16, 16), channels=16),
+  }
   model = config.Model(
-      head=head, order=order, layers=layers, width=width, heads=heads,
-      aligner_layers=6 if big else 1)
+    head=head,
+    order=order,
+    layers=layers,
+    width=width,
+    heads=heads,
+    aligner_layers=6 if big else 1,
+  )
   net = build(model, spec[KINDS[head]], config.Text(length=128, width=64), 256)
   mesh = sharding.make_mesh(config.Mesh(*mesh))
   with jax.set_mesh(mesh):
     params = jax.eval_shape(net.init, jax.random.key(0))
     rows = jax.NamedSharding(jax.sharding.get_abstract_mesh(), sharding.batch_spec())
     batch = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows),
-        jax.eval_shape(lambda: net.example(16)))
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows),
+      jax.eval_shape(lambda: net.example(16)),
+    )
 
     def f(params, batch):
-      keys = rng.example_keys(rng.stream(0, 'train', 1), batch['id'])
+      keys = rng.example_keys(rng.stream(0, "train", 1), batch["id"])
       out = net.loss(params, batch, keys, train=True)
-      return (out['loss'] * out['mask']).sum() / out['mask'].sum()
+      return (out["loss"] * out["mask"]).sum() / out["mask"].sum()
 
     grads = jax.eval_shape(jax.grad(f), params, batch)
-  jax.tree.map(lambda a, b: a.sharding.spec == b.sharding.spec or pytest.fail(
-      f'gradient sharded {b.sharding.spec}, parameter {a.sharding.spec}'), params, grads)
-  if sum(n > 1 for n in mesh.shape.values()) > 1 or mesh.shape['fsdp'] > 1:
-    for path, a in jax.tree_util.tree_leaves_with_path(params['trunk']['blocks']):
-      if path[-1].key == 'w':
-        assert any(a.sharding.spec), f'{jax.tree_util.keystr(path)} is replicated'
+  jax.tree.map(
+    lambda a, b: (
+      a.sharding.spec == b.sharding.spec
+      or pytest.fail(f"gradient sharded {b.sharding.spec}, parameter {a.sharding.spec}")
+    ),
+    params,
+    grads,
+  )
+  if sum(n > 1 for n in mesh.shape.values()) > 1 or mesh.shape["fsdp"] > 1:
+    for path, a in jax.tree_util.tree_leaves_with_path(params["trunk"]["blocks"]):
+      if path[-1].key == "w":
+        assert any(a.sharding.spec), f"{jax.tree_util.keystr(path)} is replicated"
 
 
 def test_mesh_that_does_not_divide_is_refused():
-  with pytest.raises(config.ConfigError, match='does not divide 8 devices'):
+  with pytest.raises(config.ConfigError, match="does not divide 8 devices"):
     sharding.make_mesh(config.Mesh(data=-1, fsdp=3))
   mesh = sharding.make_mesh(config.Mesh(data=4, fsdp=-1))
-  assert mesh.shape['fsdp'] == 2
-  with pytest.raises(config.ConfigError, match='nearest that does is 24'):
+  assert mesh.shape["fsdp"] == 2
+  with pytest.raises(config.ConfigError, match="nearest that does is 24"):
     sharding.check_batch(22, mesh)
 
 
 def test_head_must_fit_the_tokens():
-  with pytest.raises(config.ConfigError, match='needs discrete tokens'):
-    build(config.Model(head='categorical'), SPECS['continuous'], config.Text(), 9)
+  with pytest.raises(config.ConfigError, match="needs discrete tokens"):
+    build(config.Model(head="categorical"), SPECS["continuous"], config.Text(), 9)

@@ -12,7 +12,7 @@ from fluid.models.heads import HEADS, KINDS
 from fluid.models.orders import ORDERS
 from fluid.tokenizers.base import TokenSpec
 
-__all__ = ['HEADS', 'KINDS', 'ORDERS', 'Net', 'build']
+__all__ = ["HEADS", "KINDS", "ORDERS", "Net", "build"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,34 +34,38 @@ class Net:
 
   def apply(self, params, method: str, *args) -> Any:
     """Calls a method of the module with `params`."""
-    return self.module.apply({'params': params}, *args, method=method)
+    return self.module.apply({"params": params}, *args, method=method)
 
   def example(self, batch: int) -> dict[str, jax.Array]:
     """A batch of zeros with the right shapes and types."""
     t, n = self.tokens, self.tokens.length
-    tokens = (jnp.zeros((batch, n), jnp.int32) if t.kind == 'discrete'
-              else jnp.zeros((batch, n, t.channels), jnp.float32))
+    tokens = (
+      jnp.zeros((batch, n), jnp.int32)
+      if t.kind == "discrete"
+      else jnp.zeros((batch, n, t.channels), jnp.float32)
+    )
     return {
-        'tokens': tokens,
-        'text': jnp.zeros((batch, self.text.length), jnp.int32),
-        'text_mask': jnp.ones((batch, self.text.length), bool),
-        'id': jnp.zeros((batch,), jnp.int32),
-        'mask': jnp.ones((batch,), bool),
+      "tokens": tokens,
+      "text": jnp.zeros((batch, self.text.length), jnp.int32),
+      "text_mask": jnp.ones((batch, self.text.length), bool),
+      "id": jnp.zeros((batch,), jnp.int32),
+      "mask": jnp.ones((batch,), bool),
     }
 
   def init(self, key: jax.Array) -> dict:
     """Float32 parameters; under an explicit mesh they are created sharded."""
     mesh = jax.sharding.get_abstract_mesh()
     # The smallest batch that the mesh divides; only shapes matter here.
-    batch = 1 if mesh.empty else mesh.shape['data'] * mesh.shape['fsdp']
+    batch = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
     b = self.example(batch)
     keys = jax.random.split(key, batch)
     if not mesh.empty:
       from fluid.sharding import batch_spec
+
       b, keys = jax.tree.map(lambda a: jax.reshard(a, batch_spec()), (b, keys))
     return self.module.init(
-        key, b['tokens'], b['text'], b['text_mask'], keys, True, method='losses'
-    )['params']
+      key, b["tokens"], b["text"], b["text_mask"], keys, True, method="losses"
+    )["params"]
 
   def loss(self, params, batch: dict, keys: jax.Array, *, train: bool) -> dict:
     """Unreduced losses of a batch.
@@ -78,8 +82,9 @@ class Net:
       'loss' [B, L] float32, 'mask' [B, L] (tokens that count), and of the diffusion
       head 'mse', 'vb', 't' [B, L, R], of the categorical head 'accuracy' [B, L].
     """
-    return self.apply(params, 'losses', batch['tokens'], batch['text'],
-                      batch['text_mask'], keys, train)
+    return self.apply(
+      params, "losses", batch["tokens"], batch["text"], batch["text_mask"], keys, train
+    )
 
 
 def build(model: config.Model, tokens: TokenSpec, text: config.Text, vocab: int) -> Net:
@@ -90,6 +95,7 @@ def build(model: config.Model, tokens: TokenSpec, text: config.Text, vocab: int)
   """
   if KINDS[model.head] != tokens.kind:
     raise config.ConfigError(
-        f"model.head '{model.head}' needs {KINDS[model.head]} tokens, but the tokenizer "
-        f'gives {tokens.kind} ones')
+      f"model.head '{model.head}' needs {KINDS[model.head]} tokens, but the tokenizer "
+      f"gives {tokens.kind} ones"
+    )
   return Net(model, tokens, text, vocab)

@@ -21,9 +21,9 @@ from fluid.sharding import spec
 def cosine_betas(steps: int) -> np.ndarray:
   """Betas [steps] of the cosine schedule, capped at 0.999, float64."""
   bar = lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-  return np.array([
-      min(1 - bar((i + 1) / steps) / bar(i / steps), 0.999) for i in range(steps)
-  ])
+  return np.array(
+    [min(1 - bar((i + 1) / steps) / bar(i / steps), 0.999) for i in range(steps)]
+  )
 
 
 def respaced_steps(steps: int, n: int) -> np.ndarray:
@@ -44,12 +44,13 @@ class Diffusion:
   steps: int = 1000
   used: tuple[int, ...] = ()
 
-  def respace(self, n: int) -> 'Diffusion':
+  def respace(self, n: int) -> "Diffusion":
     """The schedule of `n` reverse steps (1 <= n <= steps)."""
     if not 1 <= n <= self.steps:
-      raise ValueError(f'diffusion steps must be in [1, {self.steps}], not {n}')
+      raise ValueError(f"diffusion steps must be in [1, {self.steps}], not {n}")
     return dataclasses.replace(
-        self, used=tuple(int(i) for i in respaced_steps(self.steps, n)))
+      self, used=tuple(int(i) for i in respaced_steps(self.steps, n))
+    )
 
   @functools.cached_property
   def tables(self) -> dict[str, np.ndarray]:
@@ -61,18 +62,19 @@ class Diffusion:
     beta = 1 - bar / prev
     variance = beta * (1 - prev) / (1 - bar)
     # At the first step the posterior is a point: its log is replaced by the next one's.
-    log_variance = np.log(np.append(variance[1:2], variance[1:])
-                          if len(used) > 1 else beta)
+    log_variance = np.log(
+      np.append(variance[1:2], variance[1:]) if len(used) > 1 else beta
+    )
     tables = dict(
-        timestep=used,
-        sqrt_bar=np.sqrt(bar),
-        sqrt_one_minus_bar=np.sqrt(1 - bar),
-        sqrt_recip_bar=np.sqrt(1 / bar),
-        sqrt_recip_bar_minus_one=np.sqrt(1 / bar - 1),
-        mean_x0=beta * np.sqrt(prev) / (1 - bar),
-        mean_xt=(1 - prev) * np.sqrt(1 - beta) / (1 - bar),
-        log_variance=log_variance,
-        log_beta=np.log(beta),
+      timestep=used,
+      sqrt_bar=np.sqrt(bar),
+      sqrt_one_minus_bar=np.sqrt(1 - bar),
+      sqrt_recip_bar=np.sqrt(1 / bar),
+      sqrt_recip_bar_minus_one=np.sqrt(1 / bar - 1),
+      mean_x0=beta * np.sqrt(prev) / (1 - bar),
+      mean_xt=(1 - prev) * np.sqrt(1 - beta) / (1 - bar),
+      log_variance=log_variance,
+      log_beta=np.log(beta),
     )
     return {k: v.astype(np.float32) for k, v in tables.items()}
 
@@ -82,12 +84,12 @@ class Diffusion:
   def at(self, name: str, t: jax.Array) -> jax.Array:
     """Table entry at t [...] -> [..., 1], to broadcast over channels."""
     table = jnp.asarray(self.tables[name])
-    sharding = spec('batch', *[None] * (t.ndim - 1)) if t.ndim else None
+    sharding = spec("batch", *[None] * (t.ndim - 1)) if t.ndim else None
     return table.at[t].get(out_sharding=sharding)[..., None]
 
   def noised(self, x0, t, noise):
     """q(x_t | x_0)."""
-    return (self.at('sqrt_bar', t) * x0 + self.at('sqrt_one_minus_bar', t) * noise)
+    return self.at("sqrt_bar", t) * x0 + self.at("sqrt_one_minus_bar", t) * noise
 
   def posterior(self, output, x_t, t, clip=0.0):
     """Network output [..., 2C] = (eps, variance fraction) -> mean, log variance.
@@ -96,12 +98,13 @@ class Diffusion:
     times 1e4, so that a small error of a young network would throw the chain far off.
     """
     eps, fraction = jnp.split(output, 2, -1)
-    x0 = (self.at('sqrt_recip_bar', t) * x_t
-          - self.at('sqrt_recip_bar_minus_one', t) * eps)
+    x0 = (
+      self.at("sqrt_recip_bar", t) * x_t - self.at("sqrt_recip_bar_minus_one", t) * eps
+    )
     if clip:
       x0 = jnp.clip(x0, -clip, clip)
-    mean = self.at('mean_x0', t) * x0 + self.at('mean_xt', t) * x_t
-    low, high = self.at('log_variance', t), self.at('log_beta', t)
+    mean = self.at("mean_x0", t) * x0 + self.at("mean_xt", t) * x_t
+    low, high = self.at("log_variance", t), self.at("log_beta", t)
     fraction = (fraction + 1) / 2  # The network's [-1, 1] spans the two bounds.
     return mean, fraction * high + (1 - fraction) * low
 
@@ -114,10 +117,15 @@ class Diffusion:
     mse = jnp.square(noise - eps).mean(-1)
     frozen = jnp.concatenate([jax.lax.stop_gradient(eps), fraction], -1)
     mean, log_var = self.posterior(frozen, x_t, t)
-    true_mean = self.at('mean_x0', t) * x0 + self.at('mean_xt', t) * x_t
-    true_log_var = self.at('log_variance', t)
-    kl = 0.5 * (log_var - true_log_var + jnp.exp(true_log_var - log_var)
-                + jnp.square(true_mean - mean) * jnp.exp(-log_var) - 1)
+    true_mean = self.at("mean_x0", t) * x0 + self.at("mean_xt", t) * x_t
+    true_log_var = self.at("log_variance", t)
+    kl = 0.5 * (
+      log_var
+      - true_log_var
+      + jnp.exp(true_log_var - log_var)
+      + jnp.square(true_mean - mean) * jnp.exp(-log_var)
+      - 1
+    )
     nll = -_discretized_log_likelihood(x0, mean, 0.5 * log_var)
     vb = jnp.where(t == 0, nll.mean(-1), kl.mean(-1)) / math.log(2)
     return mse, vb
@@ -139,9 +147,11 @@ class Diffusion:
       temperature: scales the noise added in each step.
       clip: bound on the implied x_0 (0: none), see `posterior`.
     """
+
     def body(x, i):
       t = jnp.full(x.shape[:-1], i)
       return self.step(network(x, i), x, t, noise(i), temperature, clip), None
+
     return jax.lax.scan(body, x, jnp.arange(len(self) - 1, -1, -1))[0]
 
 
@@ -150,15 +160,13 @@ def _discretized_log_likelihood(x, mean, log_std):
 
   The reference keeps this term of pixel diffusion at t = 0 for latents as well.
   """
-  cdf = lambda u: 0.5 * (
-      1 + jnp.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)))
+  cdf = lambda u: 0.5 * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)))
   scale = jnp.exp(-log_std)
   upper = cdf((x - mean + 1 / 255) * scale)
   lower = cdf((x - mean - 1 / 255) * scale)
   log = lambda p: jnp.log(jnp.maximum(p, 1e-12))
   middle = log(upper - lower)
-  return jnp.where(x < -0.999, log(upper),
-                   jnp.where(x > 0.999, log(1 - lower), middle))
+  return jnp.where(x < -0.999, log(upper), jnp.where(x > 0.999, log(1 - lower), middle))
 
 
 def timestep_features(t: jax.Array, width: int = 256) -> jax.Array:

@@ -44,16 +44,24 @@ class Fluid(nn.Module):
     self.pos_out = layers.Table((n, c.width), (None, None))
     self.norm_in = layers.Norm()
     self.trunk = Stack(
-        c.layers, c.width, c.heads, c.mlp_ratio * c.width, causal=self.order.causal,
-        scan=c.scan, remat=c.remat)
+      c.layers,
+      c.width,
+      c.heads,
+      c.mlp_ratio * c.width,
+      causal=self.order.causal,
+      scan=c.scan,
+      remat=c.remat,
+    )
 
   def _through(self, x, positions, cache, text, text_mask):
     """Embedded inputs x [B, M, D] at `positions` (slice of L) -> z [B, M, D], cache."""
     pos, pos_out = (
-        jax.lax.dynamic_slice_in_dim(p(), positions, x.shape[1]).astype(x.dtype)
-        for p in (self.pos, self.pos_out))
+      jax.lax.dynamic_slice_in_dim(p(), positions, x.shape[1]).astype(x.dtype)
+      for p in (self.pos, self.pos_out)
+    )
     x, cache = self.trunk(
-        self.norm_in(x + pos), cache=cache, text=text, text_mask=text_mask)
+      self.norm_in(x + pos), cache=cache, text=text, text_mask=text_mask
+    )
     return x + pos_out, cache
 
   def losses(self, tokens, text, text_mask, keys, train: bool):
@@ -64,7 +72,7 @@ class Fluid(nn.Module):
     text, text_mask = self.aligner(text, text_mask, drop)
     x, mask = self.order.corrupt(k_order, self.head.embed(tokens), self.fill())
     z, _ = self._through(x, 0, None, text, text_mask)
-    return {**self.head.loss(z, tokens, k_head), 'mask': mask}
+    return {**self.head.loss(z, tokens, k_head), "mask": mask}
 
   # What sampling calls, each a pure function of the parameters through `apply`.
 
@@ -94,5 +102,11 @@ class Fluid(nn.Module):
   def draw(self, z, keys, z_uncond, guidance, sample: config.Sample):
     """z [B, M, D], keys [B, M] -> tokens [B, M(, C)]; `guidance` of this step."""
     return self.head.sample(
-        z, keys, z_uncond=z_uncond, guidance=guidance, temperature=sample.temperature,
-        steps=sample.diffusion_steps, clip=sample.clip)
+      z,
+      keys,
+      z_uncond=z_uncond,
+      guidance=guidance,
+      temperature=sample.temperature,
+      steps=sample.diffusion_steps,
+      clip=sample.clip,
+    )

@@ -19,7 +19,8 @@ EMBED_INIT = nn.initializers.normal(0.02)
 
 def _param(module, name, init, shape, axes):
   return module.param(
-      name, lambda key: init(key, shape, jnp.float32, out_sharding=spec(*axes)))
+    name, lambda key: init(key, shape, jnp.float32, out_sharding=spec(*axes))
+  )
 
 
 class Table(nn.Module):
@@ -31,7 +32,7 @@ class Table(nn.Module):
 
   @nn.compact
   def __call__(self) -> jax.Array:
-    return _param(self, 'w', self.init, tuple(self.shape), self.axes)
+    return _param(self, "w", self.init, tuple(self.shape), self.axes)
 
 
 class Linear(nn.Module):
@@ -54,17 +55,21 @@ class Linear(nn.Module):
     n, m = len(self.inputs), len(self.outputs)
     shape = (*self.inputs, *self.outputs)
     init = self.init or nn.initializers.variance_scaling(
-        1.0, 'fan_avg', 'uniform', in_axis=range(n), out_axis=range(n, n + m))
-    w = _param(self, 'w', init, shape, self.axes)
-    lead, i, o = 'abcde'[:x.ndim - n], 'uvw'[:n], 'xyz'[:m]
+      1.0, "fan_avg", "uniform", in_axis=range(n), out_axis=range(n, n + m)
+    )
+    w = _param(self, "w", init, shape, self.axes)
+    lead, i, o = "abcde"[: x.ndim - n], "uvw"[:n], "xyz"[:m]
     out_axes = self.axes[n:]
     # Outputs over fsdp would collide with the batch, which is sharded there already.
-    out_axes = [None if a == 'embed' else a for a in out_axes]
+    out_axes = [None if a == "embed" else a for a in out_axes]
     y = jnp.einsum(
-        f'{lead}{i},{i}{o}->{lead}{o}', x, w.astype(x.dtype),
-        out_sharding=spec('batch', *[None] * (len(lead) - 1), *out_axes))
+      f"{lead}{i},{i}{o}->{lead}{o}",
+      x,
+      w.astype(x.dtype),
+      out_sharding=spec("batch", *[None] * (len(lead) - 1), *out_axes),
+    )
     if self.bias:
-      b = _param(self, 'b', nn.initializers.zeros, tuple(self.outputs), out_axes)
+      b = _param(self, "b", nn.initializers.zeros, tuple(self.outputs), out_axes)
       y = y + b.astype(x.dtype)
     return y
 
@@ -81,8 +86,8 @@ class Norm(nn.Module):
     y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
     if self.affine:
       d = x.shape[-1]
-      y = y * _param(self, 'scale', nn.initializers.ones, (d,), (None,))
-      y = y + _param(self, 'bias', nn.initializers.zeros, (d,), (None,))
+      y = y * _param(self, "scale", nn.initializers.ones, (d,), (None,))
+      y = y + _param(self, "bias", nn.initializers.zeros, (d,), (None,))
     return y.astype(x.dtype)
 
 
@@ -94,9 +99,9 @@ class Attention(nn.Module):
 
   def setup(self):
     d, h, k = self.width, self.heads, self.width // self.heads
-    self.q = Linear((d,), (h, k), ('embed', 'heads', None))
-    self.kv = Linear((d,), (2, h, k), ('embed', None, 'heads', None))
-    self.out = Linear((h, k), (d,), ('heads', None, 'embed'))
+    self.q = Linear((d,), (h, k), ("embed", "heads", None))
+    self.kv = Linear((d,), (2, h, k), ("embed", None, "heads", None))
+    self.out = Linear((h, k), (d,), ("heads", None, "embed"))
 
   def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """[B, T, D] -> keys and values, each [B, T, H, K]."""
@@ -106,7 +111,8 @@ class Attention(nn.Module):
   def __call__(self, x, keys, values, *, mask=None, causal=False):
     """x [B, L, D], keys and values [B, T, H, K], mask [B|1, 1, L|1, T] -> [B, L, D]."""
     y = jax.nn.dot_product_attention(
-        self.q(x), keys, values, mask=mask, is_causal=causal)
+      self.q(x), keys, values, mask=mask, is_causal=causal
+    )
     return self.out(y)
 
 
@@ -119,8 +125,8 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     d, f = self.width, self.hidden
-    h = nn.gelu(Linear((d,), (f,), ('embed', 'mlp'), name='up')(x))
-    return Linear((f,), (d,), ('mlp', 'embed'), name='down')(h)
+    h = nn.gelu(Linear((d,), (f,), ("embed", "mlp"), name="up")(x))
+    return Linear((f,), (d,), ("mlp", "embed"), name="down")(h)
 
 
 class Block(nn.Module):
@@ -145,24 +151,27 @@ class Block(nn.Module):
     """
     cache = dict(cache or {})
     mask = None if mask is None else mask[:, None, None]
-    attention = Attention(self.width, self.heads, name='self')
-    y = Norm(name='norm_self')(x)
+    attention = Attention(self.width, self.heads, name="self")
+    y = Norm(name="norm_self")(x)
     k, v = attention.project(y)
     causal = self.causal
-    if 'k' in cache:
+    if "k" in cache:
       # One new position: it may see the positions written so far, itself included.
-      index = cache['index']
-      k = jax.lax.dynamic_update_slice_in_dim(cache['k'], k, index, 1)
-      v = jax.lax.dynamic_update_slice_in_dim(cache['v'], v, index, 1)
+      index = cache["index"]
+      k = jax.lax.dynamic_update_slice_in_dim(cache["k"], k, index, 1)
+      v = jax.lax.dynamic_update_slice_in_dim(cache["v"], v, index, 1)
       mask = (jnp.arange(k.shape[1]) <= index)[None, None, None]
       causal = False
-      cache |= {'k': k, 'v': v, 'index': index + x.shape[1]}
+      cache |= {"k": k, "v": v, "index": index + x.shape[1]}
     x = x + attention(y, k, v, mask=mask, causal=causal)
     if self.cross:
-      attention = Attention(self.width, self.heads, name='cross')
-      k, v = ((cache['text_k'], cache['text_v']) if 'text_k' in cache
-              else attention.project(text))
-      y = Norm(name='norm_cross')(x)
+      attention = Attention(self.width, self.heads, name="cross")
+      k, v = (
+        (cache["text_k"], cache["text_v"])
+        if "text_k" in cache
+        else attention.project(text)
+      )
+      y = Norm(name="norm_cross")(x)
       x = x + attention(y, k, v, mask=text_mask[:, None, None])
-    x = x + Mlp(self.width, self.hidden, name='mlp')(Norm(name='norm_mlp')(x))
+    x = x + Mlp(self.width, self.hidden, name="mlp")(Norm(name="norm_mlp")(x))
     return x, cache or None

@@ -125,15 +125,16 @@ class Random:
       def body(tokens, step, padded=padded, width=width):
         # Known so far: the end of the order; now decoded: [left - count, left).
         left, count = step
-        unknown = jax.vmap(lambda o: jnp.zeros(n, bool).at[o].set(
-            jnp.arange(n) < left))(order)
+        unknown = jax.vmap(
+          lambda o: jnp.zeros(n, bool).at[o].set(jnp.arange(n) < left)
+        )(order)
         z = net.fill_in(tokens, unknown)
         now = jax.lax.dynamic_slice_in_dim(padded, left - count, width, 1)  # [B, M]
         rows = z.shape[0] // b
         at = jnp.tile(now, (rows, 1))[..., None]
         new = net.draw(jnp.take_along_axis(z, at, 1), now, n - left + count)
         now = jnp.where(jnp.arange(width) < count, now, n)  # Padding is dropped.
-        put = jax.vmap(lambda t, i, v: t.at[i].set(v, mode='drop'))
+        put = jax.vmap(lambda t, i, v: t.at[i].set(v, mode="drop"))
         return put(tokens, now, new.astype(tokens.dtype)), None
 
       xs = (jnp.asarray(left), jnp.asarray(counts))
@@ -141,7 +142,7 @@ class Random:
     return tokens
 
 
-ORDERS = {'raster': Raster, 'random': Random}
+ORDERS = {"raster": Raster, "random": Random}
 
 
 def permutation(key: jax.Array, n: int) -> jax.Array:
@@ -151,14 +152,14 @@ def permutation(key: jax.Array, n: int) -> jax.Array:
 
 def masked_fraction(key: jax.Array, cfg: config.Model) -> jax.Array:
   """Draws the share of tokens to mask, in [cfg.mask_min, 1]; see config.Model.mask."""
-  if cfg.mask == 'truncated_normal':  # MAR: mean 1, standard deviation 0.25.
+  if cfg.mask == "truncated_normal":  # MAR: mean 1, standard deviation 0.25.
     low = (cfg.mask_min - 1) / 0.25
     return 1 + 0.25 * jax.random.truncated_normal(key, low, 0.0)
   u = jax.random.uniform(key)
   rate = {
-      'cosine': lambda: jnp.cos(jnp.pi / 2 * u),
-      'arccos': lambda: jnp.arccos(u) * 2 / jnp.pi,
-      'uniform': lambda: 1 - u,
+    "cosine": lambda: jnp.cos(jnp.pi / 2 * u),
+    "arccos": lambda: jnp.arccos(u) * 2 / jnp.pi,
+    "uniform": lambda: 1 - u,
   }[cfg.mask]()
   return jnp.maximum(rate, cfg.mask_min)
 

@@ -3,7 +3,6 @@
 B batch, T text tokens, E text width, D model width.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -26,13 +25,19 @@ class TextAligner(nn.Module):
 
   def setup(self):
     c, t = self.cfg, self.text
-    self.table = layers.Table((self.vocab, t.width), ('vocab', 'embed'))
+    self.table = layers.Table((self.vocab, t.width), ("vocab", "embed"))
     self.null = layers.Table((t.width,), (None,))
-    self.proj = layers.Linear((t.width,), (c.width,), (None, 'embed'))
+    self.proj = layers.Linear((t.width,), (c.width,), (None, "embed"))
     self.pos = layers.Table((t.length, c.width), (None, None))
     self.stack = Stack(
-        c.aligner_layers, c.width, c.heads, c.mlp_ratio * c.width, cross=False,
-        scan=c.scan, remat=c.remat)
+      c.aligner_layers,
+      c.width,
+      c.heads,
+      c.mlp_ratio * c.width,
+      cross=False,
+      scan=c.scan,
+      remat=c.remat,
+    )
 
   def __call__(self, text, mask, drop):
     """Ids [B, T] or frozen features [B, T, E], mask [B, T], drop [B].
@@ -42,7 +47,7 @@ class TextAligner(nn.Module):
     """
     if text.ndim == 2:
       table = self.table()
-      text = table.at[text].get(out_sharding=spec('batch', None, None))
+      text = table.at[text].get(out_sharding=spec("batch", None, None))
     first = jnp.arange(mask.shape[1]) == 0
     drop = drop[:, None]
     mask = jnp.where(drop, first, mask)

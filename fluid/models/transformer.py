@@ -10,8 +10,8 @@ from flax import linen as nn
 from fluid.models import layers
 
 _REMAT = {
-    'block': None,
-    'dots': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+  "block": None,
+  "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
 }
 
 
@@ -30,20 +30,20 @@ class Stack(nn.Module):
   causal: bool = False
   cross: bool = True
   scan: bool = True
-  remat: str = 'block'
+  remat: str = "block"
 
   def setup(self):
     if self.depth:
       block = layers.Block
-      if self.remat != 'none':
+      if self.remat != "none":
         block = nn.remat(block, prevent_cse=not self.scan, policy=_REMAT[self.remat])
       self.blocks = nn.scan(
-          block,
-          variable_axes={'params': 0},
-          split_rngs={'params': True},
-          in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-          length=self.depth,
-          unroll=1 if self.scan else self.depth,
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        length=self.depth,
+        unroll=1 if self.scan else self.depth,
       )(self.width, self.heads, self.hidden, self.causal, self.cross)
     self.norm = layers.Norm()
 
@@ -61,13 +61,13 @@ def text_cache(stack_params, text: jax.Array, heads: int) -> dict:
   where rematerialisation keeps them out of memory.
   """
   attention = layers.Attention(text.shape[-1], heads)
-  k, v = jax.vmap(
-      lambda p: attention.apply({'params': p}, text, method='project')
-  )(stack_params['blocks']['cross'])
-  return {'text_k': k, 'text_v': v}
+  k, v = jax.vmap(lambda p: attention.apply({"params": p}, text, method="project"))(
+    stack_params["blocks"]["cross"]
+  )
+  return {"text_k": k, "text_v": v}
 
 
 def empty_cache(depth, batch, length, heads, width, dtype) -> dict:
   """Self-attention cache of a stack: k, v [N, B, L, H, K] and index [N], at zero."""
   kv = jnp.zeros((depth, batch, length, heads, width // heads), dtype)
-  return {'k': kv, 'v': kv, 'index': jnp.zeros((depth,), jnp.int32)}
+  return {"k": kv, "v": kv, "index": jnp.zeros((depth,), jnp.int32)}

@@ -1,4 +1,4 @@
-"""The commands of the README, end to end, on a study that is over in a minute or two."""
+"""The commands of the README, end to end, on a study that is over in minutes."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.conftest import ROOT
 
-SWEEP = '''
+SWEEP = """
 def sweep():
   for tokens, order in (("continuous", "random"), ("discrete", "raster")):
     yield dict(
@@ -25,78 +25,113 @@ def sweep():
         "evals.geneval.n": 2, "evals.geneval.k": 1, "evals.distribution.examples": 12,
       },
     )
-'''
+"""
 
 
 def call(*args):
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   return subprocess.run(
-      [sys.executable, '-m', *map(str, args)], cwd=ROOT, env=env, text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    [sys.executable, "-m", *map(str, args)],
+    cwd=ROOT,
+    env=env,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+  )
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def study(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('study')
-  sweep = folder / 'sweep.py'
+  folder = tmp_path_factory.mktemp("study")
+  sweep = folder / "sweep.py"
   sweep.write_text(SWEEP)
-  args = ('launch.sweep', '--config', sweep, '--workdir', folder / 'w', '--on', 'local',
-          '--plain', '--report')
+  args = (
+    "launch.sweep",
+    "--config",
+    sweep,
+    "--workdir",
+    folder / "w",
+    "--on",
+    "local",
+    "--plain",
+    "--report",
+  )
   out = call(*args)
   assert out.returncode == 0, out.stdout[-3000:]
-  return folder / 'w', args
+  return folder / "w", args
 
 
 @pytest.mark.slow
 def test_sweep_trains_evaluates_and_reports(study):
   workdir, args = study
-  for run in ('continuous-random-xs', 'discrete-raster-xs'):
-    folder = workdir / 'runs' / run
-    lines = [json.loads(s) for s in (folder / 'metrics.jsonl').read_text().splitlines()]
-    last = {k: v for line in lines for k, v in line.items() if line['step'] == 4}
-    assert {'val/loss', 'geneval/overall', 'kid', 'fd'} <= set(last)
-    assert (folder / 'samples' / 'step_00000004.png').exists()
-  page = (workdir / 'report' / 'index.html').read_text()
-  assert 'continuous-random' in page and 'data:image/png;base64' in page
+  for run in ("continuous-random-xs", "discrete-raster-xs"):
+    folder = workdir / "runs" / run
+    lines = [json.loads(s) for s in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = {k: v for line in lines for k, v in line.items() if line["step"] == 4}
+    assert {"val/loss", "geneval/overall", "kid", "fd"} <= set(last)
+    assert (folder / "samples" / "step_00000004.png").exists()
+  page = (workdir / "report" / "index.html").read_text()
+  assert "continuous-random" in page and "data:image/png;base64" in page
   again = call(*args)
-  assert again.returncode == 0 and 'finished (before)' in again.stdout
+  assert again.returncode == 0 and "finished (before)" in again.stdout
 
 
 @pytest.mark.slow
 def test_sample_and_evaluate_any_checkpoint(study, tmp_path):
-  run = study[0] / 'runs' / 'continuous-random-xs'
-  prompt = 'a red circle left of a blue square'
-  out = call('fluid.sample', '--workdir', run, '--prompt', prompt, '--n', 2, '--out',
-             tmp_path / 'a')
+  run = study[0] / "runs" / "continuous-random-xs"
+  prompt = "a red circle left of a blue square"
+  out = call(
+    "fluid.sample",
+    "--workdir",
+    run,
+    "--prompt",
+    prompt,
+    "--n",
+    2,
+    "--out",
+    tmp_path / "a",
+  )
   assert out.returncode == 0, out.stdout[-3000:]
-  image = np.asarray(Image.open(tmp_path / 'a' / '00000_01.png'))
+  image = np.asarray(Image.open(tmp_path / "a" / "00000_01.png"))
   assert image.shape == (32, 32, 3)
-  out = call('fluid.evaluate', '--workdir', run, '--evals', 'loss', '--weights', 'raw')
+  out = call("fluid.evaluate", "--workdir", run, "--evals", "loss", "--weights", "raw")
   assert out.returncode == 0, out.stdout[-3000:]
-  assert list((run / 'eval').glob('*raw*.json'))
+  assert list((run / "eval").glob("*raw*.json"))
 
   import fluid
+
   images = fluid.load(run).sample([prompt, prompt], key=0)
   np.testing.assert_array_equal(images[1], image)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('prompt,message', [
-    ('a photo of a zebra', 'zebra'),
-    ('a red circle ' * 12, 'tokens'),
-])
+@pytest.mark.parametrize(
+  "prompt,message",
+  [
+    ("a photo of a zebra", "zebra"),
+    ("a red circle " * 12, "tokens"),
+  ],
+)
 def test_a_bad_prompt_is_one_line(study, tmp_path, prompt, message):
-  out = call('fluid.sample', '--workdir', study[0] / 'runs' / 'discrete-raster-xs',
-             '--prompt', prompt, '--out', tmp_path)
+  out = call(
+    "fluid.sample",
+    "--workdir",
+    study[0] / "runs" / "discrete-raster-xs",
+    "--prompt",
+    prompt,
+    "--out",
+    tmp_path,
+  )
   assert out.returncode == 2
   last = out.stdout.strip().splitlines()[-1]
-  assert last.startswith('error:') and message in last
-  assert 'Traceback' not in out.stdout
+  assert last.startswith("error:") and message in last
+  assert "Traceback" not in out.stdout
 
 
 @pytest.mark.slow
 def test_a_missing_checkpoint_is_one_line(tmp_path):
-  out = call('fluid.sample', '--workdir', tmp_path, '--prompt', 'a circle', '--out',
-             tmp_path)
-  assert out.returncode == 2 and 'Traceback' not in out.stdout
-  assert 'no run in' in out.stdout.strip().splitlines()[-1]
+  out = call(
+    "fluid.sample", "--workdir", tmp_path, "--prompt", "a circle", "--out", tmp_path
+  )
+  assert out.returncode == 2 and "Traceback" not in out.stdout
+  assert "no run in" in out.stdout.strip().splitlines()[-1]

@@ -12,5 +12,5 @@ how examples are batched.
 from fluid.models.heads.categorical import CategoricalHead
 from fluid.models.heads.diffusion import DiffusionHead
 
-HEADS = {'categorical': CategoricalHead, 'diffusion': DiffusionHead}
-KINDS = {'categorical': 'discrete', 'diffusion': 'continuous'}
+HEADS = {"categorical": CategoricalHead, "diffusion": DiffusionHead}
+KINDS = {"categorical": "discrete", "diffusion": "continuous"}

@@ -22,32 +22,36 @@ class CategoricalHead(nn.Module):
 
   def setup(self):
     shape = (self.spec.vocab, self.cfg.width)
-    self.table = layers.Table(shape, ('vocab', 'embed'))
+    self.table = layers.Table(shape, ("vocab", "embed"))
     if not self.cfg.tie_embeddings:
-      self.output = layers.Table(shape, ('vocab', 'embed'))
-    self.bias = layers.Table(shape[:1], ('vocab',), nn.initializers.zeros)
+      self.output = layers.Table(shape, ("vocab", "embed"))
+    self.bias = layers.Table(shape[:1], ("vocab",), nn.initializers.zeros)
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """[B, L] -> [B, L, D]."""
     table = self.table().astype(self.cfg.dtype)
-    return table.at[tokens].get(out_sharding=pspec('batch', None, None))
+    return table.at[tokens].get(out_sharding=pspec("batch", None, None))
 
   def logits(self, z: jax.Array) -> jax.Array:
     """[B, M, D] -> [B, M, V], float32."""
     w = self.table() if self.cfg.tie_embeddings else self.output()
     y = jnp.einsum(
-        'bld,vd->blv', z, w.astype(z.dtype), preferred_element_type=jnp.float32,
-        out_sharding=pspec('batch', None, 'vocab'))
+      "bld,vd->blv",
+      z,
+      w.astype(z.dtype),
+      preferred_element_type=jnp.float32,
+      out_sharding=pspec("batch", None, "vocab"),
+    )
     return y + self.bias()
 
   def loss(self, z: jax.Array, target: jax.Array, keys: jax.Array) -> dict:
     """z [B, L, D], target [B, L] -> loss (nats) and accuracy, [B, L]."""
     del keys
     logits = self.logits(z)
-    if pspec('batch') is not None:  # Normalise over the whole vocabulary.
-      logits = jax.reshard(logits, pspec('batch', None, None))
+    if pspec("batch") is not None:  # Normalise over the whole vocabulary.
+      logits = jax.reshard(logits, pspec("batch", None, None))
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-    return {'loss': loss, 'accuracy': (logits.argmax(-1) == target).astype(loss.dtype)}
+    return {"loss": loss, "accuracy": (logits.argmax(-1) == target).astype(loss.dtype)}
 
   def sample(self, z, keys, *, z_uncond=None, guidance=1.0, temperature=1.0, **_):
     """z and z_uncond [B, M, D], keys [B, M] -> tokens [B, M].
@@ -59,6 +63,5 @@ class CategoricalHead(nn.Module):
     if z_uncond is not None:
       uncond = self.logits(z_uncond)
       logits = uncond + guidance * (logits - uncond)
-    noise = jax.vmap(jax.vmap(
-        lambda k: jax.random.gumbel(k, logits.shape[-1:])))(keys)
+    noise = jax.vmap(jax.vmap(lambda k: jax.random.gumbel(k, logits.shape[-1:])))(keys)
     return (logits + temperature * noise).argmax(-1).astype(jnp.int32)

@@ -31,11 +31,14 @@ class ResBlock(nn.Module):
   def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
     """x [..., W], y [..., W]: SiLU of the condition (broadcastable) -> [..., W]."""
     w = self.width
-    shift, scale, gate = jnp.split(layers.Linear(
-        (w,), (3 * w,), ('embed', None), init=_ZEROS, name='modulation')(y), 3, -1)
-    h = _modulate(layers.Norm(name='norm')(x), shift, scale)
-    h = layers.Linear((w,), (w,), ('embed', 'mlp'), name='up')(h)
-    h = layers.Linear((w,), (w,), ('mlp', 'embed'), name='down')(nn.silu(h))
+    shift, scale, gate = jnp.split(
+      layers.Linear((w,), (3 * w,), ("embed", None), init=_ZEROS, name="modulation")(y),
+      3,
+      -1,
+    )
+    h = _modulate(layers.Norm(name="norm")(x), shift, scale)
+    h = layers.Linear((w,), (w,), ("embed", "mlp"), name="up")(h)
+    h = layers.Linear((w,), (w,), ("mlp", "embed"), name="down")(nn.silu(h))
     return x + gate * h
 
 
@@ -52,15 +55,16 @@ class Denoiser(nn.Module):
 
   def setup(self):
     w = self.width
-    self.input = layers.Linear((self.channels,), (w,), (None, 'embed'))
-    self.time_up = layers.Linear((256,), (w,), (None, 'embed'), init=_SMALL)
-    self.time_down = layers.Linear((w,), (w,), ('embed', None), init=_SMALL)
-    self.cond = layers.Linear((self.cond_width,), (w,), ('embed', None))
+    self.input = layers.Linear((self.channels,), (w,), (None, "embed"))
+    self.time_up = layers.Linear((256,), (w,), (None, "embed"), init=_SMALL)
+    self.time_down = layers.Linear((w,), (w,), ("embed", None), init=_SMALL)
+    self.cond = layers.Linear((self.cond_width,), (w,), ("embed", None))
     self.blocks = [ResBlock(w) for _ in range(self.depth)]
     self.norm = layers.Norm(affine=False)
-    self.modulation = layers.Linear((w,), (2 * w,), ('embed', None), init=_ZEROS)
+    self.modulation = layers.Linear((w,), (2 * w,), ("embed", None), init=_ZEROS)
     self.output = layers.Linear(
-        (w,), (2 * self.channels,), ('embed', None), init=_ZEROS)
+      (w,), (2 * self.channels,), ("embed", None), init=_ZEROS
+    )
 
   def time(self, t: jax.Array, dtype) -> jax.Array:
     """Training steps [...] -> [..., W]."""
@@ -94,9 +98,11 @@ class DiffusionHead(nn.Module):
   def setup(self):
     c = self.cfg
     self.tokens = layers.Linear(
-        (self.spec.channels,), (c.width,), (None, 'embed'), init=_SMALL)
+      (self.spec.channels,), (c.width,), (None, "embed"), init=_SMALL
+    )
     self.net = Denoiser(
-        c.head_layers, c.head_width or c.width, self.spec.channels, c.width)
+      c.head_layers, c.head_width or c.width, self.spec.channels, c.width
+    )
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """[B, L, C] -> [B, L, D]."""
@@ -112,8 +118,10 @@ class DiffusionHead(nn.Module):
 
     def draw(key):
       key_t, key_noise = jax.random.split(key)
-      return (jax.random.randint(key_t, shape, 0, len(diffusion)),
-              jax.random.normal(key_noise, (*shape, target.shape[-1])))
+      return (
+        jax.random.randint(key_t, shape, 0, len(diffusion)),
+        jax.random.normal(key_noise, (*shape, target.shape[-1])),
+      )
 
     t, noise = jax.vmap(draw)(keys)  # [B, L, R], [B, L, R, C]
     x0 = target.astype(jnp.float32)[:, :, None]
@@ -121,10 +129,11 @@ class DiffusionHead(nn.Module):
     y = self.net.time(t, z.dtype) + self.net.condition(z)[:, :, None]
     output = self.net.denoise(x_t, y)
     mse, vb = diffusion.losses(output, x0, x_t, t, noise)
-    return {'loss': (mse + vb).mean(-1), 'mse': mse, 'vb': vb, 't': t}
+    return {"loss": (mse + vb).mean(-1), "mse": mse, "vb": vb, "t": t}
 
-  def sample(self, z, keys, *, z_uncond=None, guidance=1.0, temperature=1.0, steps=100,
-             clip=0.0):
+  def sample(
+    self, z, keys, *, z_uncond=None, guidance=1.0, temperature=1.0, steps=100, clip=0.0
+  ):
     """z and z_uncond [B, M, D], keys [B, M] -> tokens [B, M, C].
 
     Guidance acts on eps, u + w (c - u), with one noise for both; the variance is the
@@ -133,19 +142,26 @@ class DiffusionHead(nn.Module):
     diffusion = Diffusion(self.cfg.diffusion_steps).respace(steps)
     both = z if z_uncond is None else jnp.stack([z, z_uncond])
     cond = self.net.condition(both)
-    times = self.net.time(jnp.asarray(diffusion.tables['timestep']), z.dtype)
+    times = self.net.time(jnp.asarray(diffusion.tables["timestep"]), z.dtype)
     shape = (self.spec.channels,)
     normal = jax.vmap(jax.vmap(lambda k: jax.random.normal(k, shape)))
     fold = lambda i: jax.vmap(jax.vmap(lambda k: jax.random.fold_in(k, i)))(keys)
 
     def network(x, i):
       y = cond + times[i]
-      return guide(self.net.denoise(jnp.broadcast_to(x, (*y.shape[:-1], *shape)), y),
-                   z_uncond is not None, guidance)
+      return guide(
+        self.net.denoise(jnp.broadcast_to(x, (*y.shape[:-1], *shape)), y),
+        z_uncond is not None,
+        guidance,
+      )
 
     return diffusion.sample(
-        network, normal(fold(len(diffusion))), lambda i: normal(fold(i)), temperature,
-        clip)
+      network,
+      normal(fold(len(diffusion))),
+      lambda i: normal(fold(i)),
+      temperature,
+      clip,
+    )
 
 
 def guide(output, guided: bool, guidance):
