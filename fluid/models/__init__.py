@@ -55,8 +55,9 @@ class Net:
   def init(self, key: jax.Array) -> dict:
     """Float32 parameters; under an explicit mesh they are created sharded."""
     mesh = jax.sharding.get_abstract_mesh()
-    # The smallest batch that the mesh divides; only shapes matter here.
-    batch = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    # A small batch that the mesh divides; only shapes matter here. Not of one row: jax
+    # 0.12's einsum drops axes of size one, and with them their sharding.
+    batch = 2 * (1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"])
     b = self.example(batch)
     keys = jax.random.split(key, batch)
     if not mesh.empty:
