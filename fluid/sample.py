@@ -18,7 +18,7 @@ from PIL import Image
 from fluid import api, cli
 from fluid.evals.images import grid
 
-OPTIONS = ("guidance", "temperature", "steps", "diffusion_steps", "batch")
+OPTIONS = ("guidance", "temperature", "clip", "steps", "diffusion_steps", "batch")
 
 
 def sample(
@@ -90,7 +90,7 @@ if __name__ == "__main__":
   flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
   flags.DEFINE_integer("step", None, "Checkpoint (default: the newest).")
   flags.DEFINE_integer("seed", 0, "Of the noise.")
-  for name in ("guidance", "temperature"):
+  for name in ("guidance", "temperature", "clip"):
     flags.DEFINE_float(name, None, "Overrides the run's config.sample.")
   for name in ("steps", "diffusion_steps", "batch"):
     flags.DEFINE_integer(
