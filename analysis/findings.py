@@ -34,6 +34,15 @@ class Finding:
 def findings(runs: pd.DataFrame) -> list[Finding]:
   """All findings, from the table with one row per run (only finished runs count)."""
   runs = finished(runs)
+  luck = at_chance(runs)
+  # What GenEval says by luck is no evidence: not of order, nor beside other metrics.
+  tested = runs.drop(columns=[c for c in runs if luck and c.startswith("geneval/")])
+
+  def by_geneval(finding):
+    return (
+      dataclasses.replace(finding, verdict=OPEN, evidence=luck) if luck else finding
+    )
+
   lower, name = ("kid", "KID") if len(having(runs, "kid")) else ("fd", "FD")
   return [
     power_laws(runs),
@@ -45,17 +54,36 @@ def findings(runs: pd.DataFrame) -> list[Finding]:
       "order",
       low=True,
     ),
-    better(
-      runs,
-      "GenEval is better with random than with raster order",
-      "geneval/overall",
-      ("order", "random", "raster"),
-      "tokens",
+    by_geneval(
+      better(
+        runs,
+        "GenEval is better with random than with raster order",
+        "geneval/overall",
+        ("order", "random", "raster"),
+        "tokens",
+      )
     ),
-    several_objects(runs),
-    keeps_improving(runs, lower, name),
-    loss_tells(runs, lower, name),
+    by_geneval(several_objects(runs)),
+    keeps_improving(tested, lower, name),
+    loss_tells(tested, lower, name),
   ]
+
+
+def at_chance(runs: pd.DataFrame) -> str:
+  """'' where the GenEval of some run is above chance by its interval, else a sentence.
+
+  Chance (geneval/chance) is the score of the same images under each other's prompts.
+  Tables without it are taken at their word.
+  """
+  table = having(runs, "geneval/overall_lo", "geneval/chance")
+  if table.empty or (table["geneval/overall_lo"] > table["geneval/chance"]).any():
+    return ""
+  best = table.loc[table["geneval/overall"].idxmax()]
+  return (
+    f"GenEval is at chance in every run: at best {best['geneval/overall']:.3f} "
+    f"(interval from {best['geneval/overall_lo']:.3f}), "
+    f"where chance scores {best['geneval/chance']:.3f}"
+  )
 
 
 def power_laws(runs: pd.DataFrame) -> Finding:

@@ -18,6 +18,9 @@ from analysis.load import CELLS
 from analysis.style import Plot, cell_style, label, panels
 
 METRICS = ("geneval/overall", "kid", "fd")
+# Columns to read a metric by: what chance scores, what the tokenizer alone scores.
+CHANCE = {"geneval/overall": "geneval/chance"}
+CEILING = {"geneval/overall": "geneval/tokenizer", "kid": "kid_tokenizer"}
 TAGS = (
   "single_object",
   "two_object",
@@ -150,14 +153,17 @@ def metrics_vs_size(runs: pd.DataFrame) -> Plot | None:
     table = having(runs, "N", metric)
     for cell in cells_of(table):
       _points(ax, table[table["cell"] == cell].sort_values("N"), "N", metric, cell)
+    _marks(ax, table, metric)
     _log_axes(ax)
     ax.set(xlabel=label("N"), ylabel=label(metric, runs))
   style.legend_above(figure)
   columns = [f"{m}{s}" for m in metrics for s in ("", "_lo", "_hi")]
+  columns += [*CHANCE.values(), *CEILING.values()]
   return Plot(
     "metrics_vs_size",
     "Metrics against model size",
-    "Bars: 95 % intervals where the evaluation gave one.",
+    "Bars: 95 % intervals where the evaluation gave one. Dashed: real images through "
+    "the tokenizer, the best its tokens can say; dotted: chance (others' prompts).",
     figure,
     having(runs, "N")[[c for c in [*KEYS, *columns] if c in runs]],
   )
@@ -304,6 +310,16 @@ def _points(ax, rows, x, y, cell, *, line: bool = True, name: str | None = None)
     error = np.nan_to_num(np.clip(error.astype(float), 0, None))
   style_ = cell_style(cell) | {"linestyle": "-" if line else "none"}
   ax.errorbar(rows[x], rows[y], error, label=name or cell, capsize=2, **style_)
+
+
+def _marks(ax, table, metric):
+  """Lines at what chance and the tokenizers score."""
+  if len(rows := having(table, CHANCE.get(metric, ""))):
+    ax.axhline(rows[CHANCE[metric]].mean(), color=style.OTHER_COLOUR, linestyle=":")
+  if len(rows := having(table, CEILING.get(metric, ""))):
+    for cell, ceiling in rows.groupby("cell")[CEILING[metric]].mean().items():
+      if cell.endswith("random"):  # Both orders have the same tokenizer.
+        ax.axhline(ceiling, color=style.cell_style(cell)["color"], linestyle="--", lw=1)
 
 
 def _kinds(table: pd.DataFrame) -> list[str]:

@@ -28,14 +28,6 @@ def images(size, *, blur=0.0, noise=0.0):
   )
 
 
-def overall(found, metas):
-  results = (
-    {"tag": m["tag"], "prompt": i, "correct": geneval.score(objects, m)[0]}
-    for i, (objects, m) in enumerate(zip(found, metas, strict=True))
-  )
-  return geneval.summarize(results, samples=2)["overall"]
-
-
 def detect(size, **kwargs):
   return detectors.DETECTORS["shapes"](size)(images(size, **kwargs))
 
@@ -55,21 +47,18 @@ def detect(size, **kwargs):
 )
 def test_images_match_their_captions(size, blur, noise, bound):
   metas = [e["meta"] for e in examples(size)]
-  assert overall(detect(size, blur=blur, noise=noise), metas) >= bound
+  assert geneval.overall(detect(size, blur=blur, noise=noise), metas) >= bound
 
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_shuffled_captions_score_near_chance(size):
   """Chance: the true boxes under shuffled captions, where no detector is at work."""
-  rng = np.random.default_rng(1)
   metas, found = [e["meta"] for e in examples(size)], detect(size)
   exact = [{} for _ in metas]
   for boxes, meta in zip(exact, metas):
     for o in meta["objects"]:
       boxes.setdefault(o["class"], []).append([*o["bbox"], 1.0, o["color"]])
-  orders = [rng.permutation(COUNT) for _ in range(10)]
-  score = np.mean([overall(found, [metas[j] for j in order]) for order in orders])
-  chance = np.mean([overall(exact, [metas[j] for j in order]) for order in orders])
+  score, chance = (geneval.chance(f, metas) for f in (found, exact))
   assert abs(score - chance) < 0.01
   assert score < 0.08
 

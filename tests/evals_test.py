@@ -199,6 +199,8 @@ def test_evaluate_writes_every_value_once(workdir, monkeypatch):
   assert got["sample/images"] == 16 and got["sample/seconds_per_image"] > 0
   tags = [got[f"geneval/{tag}"] for tag in evals.samples.geneval.TAGS]
   assert got["geneval/overall"] == pytest.approx(np.mean(tags))
+  assert 0 <= got["geneval/chance"] < 0.2
+  assert 0 <= got["geneval/tokenizer"] <= 1
   assert 0 <= got["geneval_heldout/colors"] <= 1
   assert got["features"] == "Fake" and got["kid_lo"] <= got["kid"] <= got["kid_hi"]
   assert got["kid_images"] == 16 and got["kid_real"] == 12

@@ -143,3 +143,16 @@ def test_detections_and_layout_are_read_back(tmp_path):
   stored = Image.open(tmp_path / "out/00001/samples/0002.png")
   np.testing.assert_array_equal(np.asarray(stored), images[1, 2])
   assert len(list((tmp_path / "out").rglob("*.png"))) == 6
+
+
+def test_chance_is_the_share_of_other_prompts_that_fit():
+  """Half the prompts want red, half blue; all images fit: (n/2 - 1) / (n - 1)."""
+  n = 20
+  colors = ["red", "blue"] * (n // 2)
+  objects = [{"circle": [[0, 0, 9, 9, 1.0, c]]} for c in colors]
+  lines = [
+    {"tag": "colors", "include": [{"class": "circle", "count": 1, "color": c}]}
+    for c in colors
+  ]
+  assert geneval.overall(objects, lines) == 1
+  assert geneval.chance(objects, lines, draws=400) == pytest.approx(9 / 19, abs=0.03)

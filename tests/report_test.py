@@ -85,6 +85,14 @@ def test_findings_turn_with_the_numbers(study):
   assert verdicts(shuffled)[5] == PARTLY or verdicts(shuffled)[5] == ABSENT
 
 
+def test_geneval_at_chance_is_no_evidence(study):
+  runs = analysis.load(study).assign(**{"geneval/chance": 0.9})
+  got = findings(runs)
+  assert [f.verdict for f in got[2:4]] == [OPEN, OPEN]
+  assert "at chance" in got[2].evidence and "0.900" in got[2].evidence
+  assert "GenEval" not in got[4].evidence
+
+
 def test_one_win_in_two_is_no_finding(study):
   runs = analysis.load(study)
   xs = runs[runs["size"] == "xs"].copy()

@@ -83,6 +83,8 @@ def write_run(folder, tokens, order, size, *, geneval=True, done=True, steps=100
       tags = {t: 0.3 + 0.05 * rank + gain * (t != "single_object") for t in TAGS}
       values |= {f"geneval/{t}": v / late for t, v in tags.items()}
       values["geneval/overall"] = float(np.mean(list(tags.values()))) / late
+      values["geneval/overall_lo"] = values["geneval/overall"] - 0.02
+      values |= {"geneval/chance": 0.04, "geneval/tokenizer": 0.9}
     lines.append({"step": step, "time": 11.0 + step} | values)
   if done:
     lines.append({"step": steps, "time": 99.0, "sample/seconds_per_image": 0.25})

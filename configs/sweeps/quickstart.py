@@ -3,17 +3,16 @@
 Long enough to see every part work and the losses fall; too short for good images.
 """
 
-import itertools
+from configs import toy
 
-SIZES = ("xs", "m")
 SHORT = {
   "tokenizer.steps": 500,
   "data.num_train": 8_000,
   "data.num_val": 512,
-  "steps": 250,
-  "eval_every": 125,
-  "checkpoint_every": 125,
-  "log_every": 25,
+  "steps": 600,
+  "eval_every": 200,
+  "checkpoint_every": 200,
+  "log_every": 50,
   "optim.warmup": 50,
   "sample.steps": 8,
   "sample.diffusion_steps": 20,
@@ -25,12 +24,4 @@ SHORT = {
 
 
 def sweep():
-  for size in SIZES:
-    for tokens, order in itertools.product(
-      ("continuous", "discrete"), ("random", "raster")
-    ):
-      yield dict(
-        name=f"{tokens}-{order}-{size}",
-        config=f"configs/toy.py:tokens={tokens},order={order},size={size}",
-        overrides=SHORT,
-      )
+  yield from toy.cells(("xs", "m"), SHORT)

@@ -198,6 +198,34 @@ def summarize(
   }
 
 
+def overall(objects: Sequence[Objects], metadata: Sequence[dict]) -> float:
+  """Mean over the tags of the share of images that fit their line of metadata."""
+  tags: dict[str, list[bool]] = {}
+  for found, line in zip(objects, metadata, strict=True):
+    tags.setdefault(line["tag"], []).append(score(found, line)[0])
+  return float(np.mean([np.mean(v) for v in tags.values()]))
+
+
+def chance(
+  objects: Sequence[Objects],
+  metadata: Sequence[dict],
+  *,
+  draws: int = 16,
+  seed: int = 0,
+) -> float:
+  """`overall` where every image is judged by another's prompt: what luck alone scores.
+
+  A model that has learned what images look like, and nothing of the text, scores this.
+  """
+  rng = np.random.default_rng(seed)
+  scores = []
+  for _ in range(draws):
+    order = rng.permutation(len(metadata))
+    shuffled = [objects[i] for i in order]
+    scores.append(overall(shuffled, [metadata[i] for i in np.roll(order, 1)]))
+  return float(np.mean(scores))
+
+
 def write_detections(path, objects: Iterable[Objects]) -> None:
   """One line of JSON an image: class -> [[x1, y1, x2, y2, score, colour], ...]."""
   with open(path, "w") as f:

@@ -72,6 +72,14 @@ def draw(
   }
 
 
+def reconstruct(tokenizer, images: np.ndarray) -> np.ndarray:
+  """decode(encode(x)) of uint8 images [N, H, W, 3]: the best its tokens can say."""
+  again = lambda x: tokenizer.decode(tokenizer.encode(x))
+  return to_uint8(
+    in_batches(again, images.astype(np.float32) / 127.5 - 1, TOKENIZER_BATCH)
+  )
+
+
 def metadata(
   context, which: str, *, n: int = 0, first: int = 0, heldout: bool = False
 ) -> list[dict]:
@@ -153,7 +161,12 @@ class GenEval:
   def run(
     self, params, step: int, weights: str = "ema"
   ) -> Iterator[tuple[str, float | str]]:
-    """Yields geneval/{tag}, geneval/overall and its interval; the same of heldout."""
+    """Yields geneval/{tag}, geneval/overall and its interval; the same of heldout.
+
+    Two marks to read them by: geneval/chance, the overall score of the same images
+    under each other's prompts, and, where the source's examples carry GenEval metadata,
+    geneval/tokenizer, that of decode(encode(real image)): the ceiling of these tokens.
+    """
     texts = [line["prompt"] for line in self.lines]
     images, timing = draw(
       self.net, self.context, params, step, texts, seed=self.seed, **self.sample
@@ -167,11 +180,22 @@ class GenEval:
     for group, rows in results.items():
       for name, value in geneval.summarize(rows).items():
         yield f"{group}/{name}", value
+    yield "geneval/chance", geneval.chance(found, self.lines)
+    if (ceiling := self._ceiling()) is not None:
+      yield "geneval/tokenizer", ceiling
     if self.layout:
       out = self.context.workdir / "geneval" / f"step_{step:08d}-{weights}"
       shaped = images.reshape(-1, self.k, *images.shape[1:])
       geneval.write_layout(out, self.lines[:: self.k], shaped)
     yield from timing.items()
+
+  def _ceiling(self, examples: int = 256) -> float | None:
+    source = make_source(self.context.run.data, "val")
+    real = [source[i] for i in range(min(examples, len(source)))]
+    if "include" not in real[0].get("meta", {}):
+      return None
+    images = reconstruct(self.context.tokenizer, np.stack([e["image"] for e in real]))
+    return geneval.overall(self.detect(images), [e["meta"] for e in real])
 
 
 class Distribution:
@@ -230,18 +254,15 @@ class Distribution:
       yield "features", self.features.name
       if self.tokenizer:
         stop = min(2 * self.real, len(self.source))
-        again = self._cached("tokenizer", lambda: self._decoded(self.real, stop))
+        again = self._cached("tokenizer", lambda: self._decoded(stop))
         yield "kid_tokenizer", distribution.kid(again, y)
     yield from timing.items()
 
   def _images(self, start, stop):
     return np.stack([self.source[i]["image"] for i in range(start, stop)])
 
-  def _decoded(self, start, stop):
-    tokenizer = self.context.tokenizer
-    again = lambda x: tokenizer.decode(tokenizer.encode(x))
-    images = self._images(start, stop).astype(np.float32) / 127.5 - 1
-    return to_uint8(in_batches(again, images, TOKENIZER_BATCH))
+  def _decoded(self, stop):
+    return reconstruct(self.context.tokenizer, self._images(self.real, stop))
 
   def _cached(self, name, images):
     """Features of fixed images, kept in the data cache under what they depend on."""
