@@ -208,7 +208,7 @@ def restore_params(
 _FREE = {
     'steps', 'log_every', 'eval_every', 'checkpoint_every', 'keep', 'mesh', 'evals',
     'sample', 'profile_steps', 'tensorboard', 'accum', 'data.cache', 'data.workers',
-    'tokenizer.path', 'text.path', 'model.remat', 'model.scan',
+    'tokenizer.path', 'text.path', 'model.remat', 'model.scan', 'model.attention',
 }  # fmt: skip
 
 

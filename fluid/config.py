@@ -38,6 +38,7 @@ class Model:
     diffusion_steps: length of the training noise schedule.
     tie_embeddings: categorical head shares its output matrix with the token embedding.
     dtype: of activations; parameters, softmax, norms and losses stay float32.
+    attention: kernel: 'xla', 'splash' (TPU), 'cudnn' (GPU), or 'auto' by the platform.
     remat: 'none', 'block' (save only block inputs) or 'dots' (save matmul outputs).
     scan: scan over layers (one compiled block) instead of unrolling them.
   """
@@ -59,6 +60,7 @@ class Model:
   diffusion_steps: int = 1000
   tie_embeddings: bool = True
   dtype: str = "bfloat16"
+  attention: str = "auto"
   remat: str = "block"
   scan: bool = True
 
@@ -175,11 +177,20 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  """Device mesh; at most one axis may be -1 (what is left of the devices)."""
+  """Device mesh; at most one axis may be -1 (what is left of the devices).
+
+  Attributes:
+    data: copies of the parameters; each takes its share of the batch.
+    fsdp: shards of parameters, optimizer and EMA; each takes its share of the batch.
+    model: shards of heads, MLP and vocabulary (tensor parallelism).
+    slice: TPU slices (or hosts without a fast link between them). Parameters are
+      copied to each, so that only gradients cross the slow links.
+  """
 
   data: int = -1
   fsdp: int = 1
   model: int = 1
+  slice: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,6 +337,7 @@ def validate(run: Run) -> None:
   choice("model.order", m.order, ("raster", "random"))
   choice("model.mask", m.mask, ("cosine", "arccos", "uniform", "truncated_normal"))
   choice("model.remat", m.remat, ("none", "block", "dots"))
+  choice("model.attention", m.attention, ("auto", "xla", "splash", "cudnn"))
   choice("model.dtype", m.dtype, ("bfloat16", "float32"))
   choice("optim.schedule", run.optim.schedule, ("constant", "cosine", "wsd"))
   for name in ("layers", "width", "heads", "head_batch_mul", "diffusion_steps"):

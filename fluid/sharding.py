@@ -1,22 +1,23 @@
 """The one place where logical axis names meet mesh axes.
 
-The mesh has explicit axes (data, fsdp, model): shardings are part of array types and
-`jax.eval_shape` checks them without compiling. Activations are sharded on batch over
-data and fsdp, parameters on one dimension over fsdp and on heads, mlp or vocab over
-model (tensor parallelism).
+The mesh has explicit axes (slice, data, fsdp, model): shardings are part of array
+types, and `jax.eval_shape` checks them without compiling. Activations are sharded on
+batch over slice, data and fsdp; parameters on one dimension over fsdp and on heads, mlp
+or vocab over model (tensor parallelism). Slice and data hold copies of the parameters.
 """
 
 import math
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from fluid import config
 
 RULES = {
-  "batch": ("data", "fsdp"),
+  "batch": ("slice", "data", "fsdp"),
   "embed": "fsdp",
   "mlp": "model",
   "heads": "model",
@@ -28,10 +29,11 @@ def make_mesh(cfg: config.Mesh, devices=None) -> jax.sharding.Mesh:
   """Config -> mesh over `devices` (default: all), one axis of -1 filled in.
 
   Raises:
-    ConfigError: the axes do not multiply to the number of devices.
+    ConfigError: the axes do not multiply to the number of devices, or `slice` is not
+      their number of slices.
   """
   devices = jax.devices() if devices is None else devices
-  shape = {"data": cfg.data, "fsdp": cfg.fsdp, "model": cfg.model}
+  shape = {k: getattr(cfg, k) for k in ("slice", "data", "fsdp", "model")}
   free = [k for k, v in shape.items() if v == -1]
   known = math.prod(v for v in shape.values() if v != -1)
   if len(free) > 1:
@@ -43,12 +45,25 @@ def make_mesh(cfg: config.Mesh, devices=None) -> jax.sharding.Mesh:
     )
   if free:
     shape[free[0]] = len(devices) // known
-  return jax.make_mesh(
-    tuple(shape.values()),
-    tuple(shape),
-    devices=devices,
-    axis_types=(AxisType.Explicit,) * len(shape),
+  sizes, types = tuple(shape.values()), (AxisType.Explicit,) * len(shape)
+  # Simulated devices and GPUs have no slices; there `slice` splits what there is.
+  slices = len({getattr(d, "slice_index", 0) for d in devices})
+  if slices == 1:
+    return jax.make_mesh(sizes, tuple(shape), axis_types=types, devices=devices)
+  if slices != shape["slice"]:
+    raise config.ConfigError(
+      f"the devices lie in {slices} slices, but config key 'mesh.slice' is "
+      f"{shape['slice']}; set it to {slices}, so that slow links carry gradients only"
+    )
+  grid = mesh_utils.create_hybrid_device_mesh(
+    (1, *sizes[1:]), (slices, 1, 1, 1), devices=devices
   )
+  return jax.sharding.Mesh(grid, tuple(shape), axis_types=types)
+
+
+def batch_parts(mesh) -> int:
+  """Parts that the mesh (concrete or abstract) splits a batch into."""
+  return math.prod(mesh.shape[a] for a in RULES["batch"])
 
 
 def _explicit() -> bool:
@@ -56,9 +71,14 @@ def _explicit() -> bool:
   return not mesh.empty and mesh.are_all_axes_explicit
 
 
-def spec(*names: str | None) -> P | None:
+def names(*logical: str | None) -> P:
+  """Logical names -> PartitionSpec."""
+  return P(*(RULES.get(n) if n else None for n in logical))
+
+
+def spec(*logical: str | None) -> P | None:
   """Logical names -> PartitionSpec; None off-mesh and where the compiler decides."""
-  return P(*(RULES.get(n) if n else None for n in names)) if _explicit() else None
+  return names(*logical) if _explicit() else None
 
 
 def batch_spec() -> P:
@@ -68,12 +88,12 @@ def batch_spec() -> P:
 
 def check_batch(batch: int, mesh: jax.sharding.Mesh, accum: int = 1) -> None:
   """Raises ConfigError, naming the nearest batch that fits, if it does not divide."""
-  parts = mesh.shape["data"] * mesh.shape["fsdp"] * accum
+  parts = batch_parts(mesh) * accum
   if batch % parts:
     near = max(1, round(batch / parts)) * parts
     raise config.ConfigError(
-      f"batch {batch} does not divide over data x fsdp x accum = {parts}; the nearest "
-      f"that does is {near}"
+      f"batch {batch} does not divide over {' x '.join(RULES['batch'])} x accum = "
+      f"{parts}; the nearest that does is {near}"
     )
 
 

@@ -1,6 +1,5 @@
 """The grid, by independent witnesses: gradients, equalities, every mesh."""
 
-import dataclasses
 import functools
 import itertools
 
@@ -9,60 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import sizes
-from fluid import config, rng, sampling, sharding
-from fluid.models import HEADS, KINDS, ORDERS, build, orders
-from fluid.tokenizers.base import TokenSpec
-
-L, T, B = 16, 6, 8
-SPECS = {
-  "discrete": TokenSpec("discrete", L, (4, 4), vocab=32),
-  "continuous": TokenSpec("continuous", L, (4, 4), channels=5),
-}
-CELLS = list(itertools.product(HEADS, ORDERS))
-cells = pytest.mark.parametrize("head,order", CELLS)
-
-
-def tiny(head, order, **changes):
-  text = changes.pop("text", config.Text(length=T, width=12))
-  model = config.Model(
-    head=head,
-    order=order,
-    layers=2,
-    width=32,
-    heads=2,
-    aligner_layers=1,
-    head_layers=2,
-    dtype="float32",
-    remat="none",
-  )
-  return build(dataclasses.replace(model, **changes), SPECS[KINDS[head]], text, 20)
-
-
-@functools.cache
-def params_of(net, seed=0):
-  """Initial parameters, with the zero-initialised ones made to matter."""
-  params = jax.jit(net.init)(jax.random.key(seed))
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-  return tree.unflatten(
-    [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys)]
-  )
-
-
-def batch_of(net, b=B, seed=0):
-  r = np.random.default_rng(seed)
-  batch = {k: np.array(v) for k, v in net.example(b).items()}
-  if net.tokens.kind == "discrete":
-    batch["tokens"] = r.integers(0, net.tokens.vocab, batch["tokens"].shape)
-  else:
-    batch["tokens"] = r.normal(size=batch["tokens"].shape).astype(np.float32)
-  batch["text"] = r.integers(0, net.vocab, batch["text"].shape)
-  lengths = r.integers(1, T + 1, b)
-  batch["text_mask"] = np.arange(T) < lengths[:, None]
-  batch["id"] = np.arange(b, dtype=np.int32)
-  return jax.tree.map(jnp.asarray, batch)
-
+from fluid import config, sampling
+from fluid.models import HEADS, ORDERS, build, orders
+from tests.nets import SPECS, B, L, T, batch_of, cells, keys_of, params_of, tiny
 
 generate = jax.jit(sampling.generate, static_argnums=(0, 5))
 
@@ -85,10 +33,6 @@ def trunk(net, params, batch, tokens=None, x=None):
     return m._through(y, 0, None, text, mask)[0]
 
   return net.module.apply({"params": params}, method=f)
-
-
-def keys_of(b=B):
-  return rng.example_keys(rng.stream(0, "test"), jnp.arange(b))
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -309,103 +253,6 @@ def test_stack_equals_a_loop_over_its_layers():
     x, _ = Block(32, 2, 64, True).apply({"params": layer}, x, None, text, mask, None)
   x = Norm().apply({"params": p["norm"]}, x)
   np.testing.assert_allclose(x, want, rtol=1e-5, atol=1e-5)
-
-
-@cells
-def test_loss_on_a_mesh_equals_one_device(head, order):
-  net = tiny(head, order)
-  params, batch = params_of(net), batch_of(net)
-
-  def f(params, batch):
-    keys = rng.example_keys(rng.stream(0, "test"), batch["id"])
-    out = net.loss(params, batch, keys, train=True)
-    return (out["loss"] * out["mask"]).sum() / out["mask"].sum()
-
-  want, want_grad = jax.jit(jax.value_and_grad(f))(params, batch)
-  mesh = sharding.make_mesh(config.Mesh(data=2, fsdp=2, model=2))
-  with jax.set_mesh(mesh):
-    like = sharding.concrete(jax.eval_shape(net.init, jax.random.key(0)), mesh)
-    params = jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), params, like)
-    batch = sharding.shard_batch(jax.tree.map(np.asarray, batch), mesh)
-    got, got_grad = jax.jit(jax.value_and_grad(f))(params, batch)
-    cfg = config.Sample(guidance=2.0, steps=4, diffusion_steps=3)
-    drawn = sampling._generate(
-      params, batch["text"], batch["text_mask"], keys_of(), net=net, cfg=cfg
-    )
-  np.testing.assert_allclose(want, got, rtol=1e-5)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(
-      np.asarray(a), np.asarray(b), rtol=1e-3, atol=1e-5
-    ),
-    want_grad,
-    got_grad,
-  )
-  params, batch = jax.tree.map(np.asarray, (params, batch))
-  alone = generate(net, params, batch["text"], batch["text_mask"], keys_of(), cfg)
-  np.testing.assert_allclose(drawn, alone, rtol=1e-3, atol=1e-4)
-
-
-MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
-
-
-@pytest.mark.parametrize("size", sizes.SIZES)
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-@cells
-def test_shardings_type_check(head, order, size, mesh):
-  """Every size x cell x mesh by eval_shape: nothing is compiled or allocated."""
-  layers, width, heads = sizes.SIZES[size]
-  if heads % mesh[2]:
-    pytest.skip(f"{heads} heads do not divide over {mesh[2]} devices")
-  big = size in sizes.PAPER
-  spec = {
-    "discrete": TokenSpec("discrete", 256, (16, 16), vocab=8192),
-    "continuous": TokenSpec("continuous", 256, (16, 16), channels=16),
-  }
-  model = config.Model(
-    head=head,
-    order=order,
-    layers=layers,
-    width=width,
-    heads=heads,
-    aligner_layers=6 if big else 1,
-  )
-  net = build(model, spec[KINDS[head]], config.Text(length=128, width=64), 256)
-  mesh = sharding.make_mesh(config.Mesh(*mesh))
-  with jax.set_mesh(mesh):
-    params = jax.eval_shape(net.init, jax.random.key(0))
-    rows = jax.NamedSharding(jax.sharding.get_abstract_mesh(), sharding.batch_spec())
-    batch = jax.tree.map(
-      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows),
-      jax.eval_shape(lambda: net.example(16)),
-    )
-
-    def f(params, batch):
-      keys = rng.example_keys(rng.stream(0, "train", 1), batch["id"])
-      out = net.loss(params, batch, keys, train=True)
-      return (out["loss"] * out["mask"]).sum() / out["mask"].sum()
-
-    grads = jax.eval_shape(jax.grad(f), params, batch)
-  jax.tree.map(
-    lambda a, b: (
-      a.sharding.spec == b.sharding.spec
-      or pytest.fail(f"gradient sharded {b.sharding.spec}, parameter {a.sharding.spec}")
-    ),
-    params,
-    grads,
-  )
-  if sum(n > 1 for n in mesh.shape.values()) > 1 or mesh.shape["fsdp"] > 1:
-    for path, a in jax.tree_util.tree_leaves_with_path(params["trunk"]["blocks"]):
-      if path[-1].key == "w":
-        assert any(a.sharding.spec), f"{jax.tree_util.keystr(path)} is replicated"
-
-
-def test_mesh_that_does_not_divide_is_refused():
-  with pytest.raises(config.ConfigError, match="does not divide 8 devices"):
-    sharding.make_mesh(config.Mesh(data=-1, fsdp=3))
-  mesh = sharding.make_mesh(config.Mesh(data=4, fsdp=-1))
-  assert mesh.shape["fsdp"] == 2
-  with pytest.raises(config.ConfigError, match="nearest that does is 24"):
-    sharding.check_batch(22, mesh)
 
 
 def test_head_must_fit_the_tokens():

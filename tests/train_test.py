@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from fluid import checkpoint, config, evals, metrics, models, text, train
+from fluid import checkpoint, config, evals, metrics, models, sharding, text, train
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -140,7 +140,7 @@ def test_feed_is_one_ahead_and_its_state_is_not():
     def set_state(self, state):
       self.n = state["n"]
 
-  mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "model"))
+  mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
   numbers = Numbers()
   feed = train.Feed(numbers, mesh)
   assert int(feed.next()["x"][0]) == 1

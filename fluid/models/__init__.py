@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fluid import config
+from fluid import config, sharding
+from fluid.models import attention
 from fluid.models.fluid import Fluid
 from fluid.models.heads import HEADS, KINDS
 from fluid.models.orders import ORDERS
@@ -57,13 +58,12 @@ class Net:
     mesh = jax.sharding.get_abstract_mesh()
     # A small batch that the mesh divides; only shapes matter here. Not of one row: jax
     # 0.12's einsum drops axes of size one, and with them their sharding.
-    batch = 2 * (1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"])
+    batch = 2 * (1 if mesh.empty else sharding.batch_parts(mesh))
     b = self.example(batch)
     keys = jax.random.split(key, batch)
     if not mesh.empty:
-      from fluid.sharding import batch_spec
-
-      b, keys = jax.tree.map(lambda a: jax.reshard(a, batch_spec()), (b, keys))
+      spec = sharding.batch_spec()
+      b, keys = jax.tree.map(lambda a: jax.reshard(a, spec), (b, keys))
     return self.module.init(
       key, b["tokens"], b["text"], b["text_mask"], keys, True, method="losses"
     )["params"]
@@ -88,8 +88,20 @@ class Net:
     )
 
 
-def build(model: config.Model, tokens: TokenSpec, text: config.Text, vocab: int) -> Net:
+def build(
+  model: config.Model,
+  tokens: TokenSpec,
+  text: config.Text,
+  vocab: int,
+  *,
+  platform: str = "",
+) -> Net:
   """The model of a cell for a token space and a text encoder.
+
+  Args:
+    model, tokens, text, vocab: see Net.
+    platform: what it will run on ('tpu', 'gpu', 'cpu'; default: this machine's), which
+      decides the attention kernel of 'auto'.
 
   Raises:
     ConfigError: the head does not fit the tokens.
@@ -99,4 +111,5 @@ def build(model: config.Model, tokens: TokenSpec, text: config.Text, vocab: int)
       f"model.head '{model.head}' needs {KINDS[model.head]} tokens, but the tokenizer "
       f"gives {tokens.kind} ones"
     )
-  return Net(model, tokens, text, vocab)
+  kernel = attention.choose(model, platform or jax.default_backend())
+  return Net(dataclasses.replace(model, attention=kernel), tokens, text, vocab)

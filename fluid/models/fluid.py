@@ -51,6 +51,7 @@ class Fluid(nn.Module):
       causal=self.order.causal,
       scan=c.scan,
       remat=c.remat,
+      kernel=c.attention,
     )
 
   def _through(self, x, positions, cache, text, text_mask):

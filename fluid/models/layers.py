@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fluid.models.attention import attention
 from fluid.sharding import spec
 
 EMBED_INIT = nn.initializers.normal(0.02)
@@ -96,6 +97,7 @@ class Attention(nn.Module):
 
   width: int
   heads: int
+  kernel: str = "xla"
 
   def setup(self):
     d, h, k = self.width, self.heads, self.width // self.heads
@@ -109,10 +111,8 @@ class Attention(nn.Module):
     return kv[:, :, 0], kv[:, :, 1]
 
   def __call__(self, x, keys, values, *, mask=None, causal=False):
-    """x [B, L, D], keys and values [B, T, H, K], mask [B|1, 1, L|1, T] -> [B, L, D]."""
-    y = jax.nn.dot_product_attention(
-      self.q(x), keys, values, mask=mask, is_causal=causal
-    )
+    """x [B, L, D], keys and values [B, T, H, K], mask [B|1, T] -> [B, L, D]."""
+    y = attention(self.q(x), keys, values, mask=mask, causal=causal, kernel=self.kernel)
     return self.out(y)
 
 
@@ -142,6 +142,7 @@ class Block(nn.Module):
   hidden: int
   causal: bool = False
   cross: bool = True
+  kernel: str = "xla"
 
   @nn.compact
   def __call__(self, x, cache, text, text_mask, mask):
@@ -150,28 +151,27 @@ class Block(nn.Module):
     `mask` (True: attend) is over the keys of self-attention, for padded sequences.
     """
     cache = dict(cache or {})
-    mask = None if mask is None else mask[:, None, None]
-    attention = Attention(self.width, self.heads, name="self")
+    attend = Attention(self.width, self.heads, self.kernel, name="self")
     y = Norm(name="norm_self")(x)
-    k, v = attention.project(y)
+    k, v = attend.project(y)
     causal = self.causal
     if "k" in cache:
       # One new position: it may see the positions written so far, itself included.
       index = cache["index"]
       k = jax.lax.dynamic_update_slice_in_dim(cache["k"], k, index, 1)
       v = jax.lax.dynamic_update_slice_in_dim(cache["v"], v, index, 1)
-      mask = (jnp.arange(k.shape[1]) <= index)[None, None, None]
+      mask = (jnp.arange(k.shape[1]) <= index)[None]
       causal = False
       cache |= {"k": k, "v": v, "index": index + x.shape[1]}
-    x = x + attention(y, k, v, mask=mask, causal=causal)
+    x = x + attend(y, k, v, mask=mask, causal=causal)
     if self.cross:
-      attention = Attention(self.width, self.heads, name="cross")
+      attend = Attention(self.width, self.heads, self.kernel, name="cross")
       k, v = (
         (cache["text_k"], cache["text_v"])
         if "text_k" in cache
-        else attention.project(text)
+        else attend.project(text)
       )
       y = Norm(name="norm_cross")(x)
-      x = x + attention(y, k, v, mask=text_mask[:, None, None])
+      x = x + attend(y, k, v, mask=text_mask)
     x = x + Mlp(self.width, self.hidden, name="mlp")(Norm(name="norm_mlp")(x))
     return x, cache or None

@@ -37,6 +37,7 @@ class TextAligner(nn.Module):
       cross=False,
       scan=c.scan,
       remat=c.remat,
+      kernel=c.attention,
     )
 
   def __call__(self, text, mask, drop):

@@ -31,6 +31,7 @@ class Stack(nn.Module):
   cross: bool = True
   scan: bool = True
   remat: str = "block"
+  kernel: str = "xla"
 
   def setup(self):
     if self.depth:
@@ -44,7 +45,7 @@ class Stack(nn.Module):
         in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
         length=self.depth,
         unroll=1 if self.scan else self.depth,
-      )(self.width, self.heads, self.hidden, self.causal, self.cross)
+      )(self.width, self.heads, self.hidden, self.causal, self.cross, self.kernel)
     self.norm = layers.Norm()
 
   def __call__(self, x, *, cache=None, text=None, text_mask=None, mask=None):

@@ -1,0 +1,110 @@
+"""Attention: one function, and under it the kernel that suits the platform.
+
+B batch, L queries, T keys, H heads, K head width.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fluid import config, sharding
+
+KERNELS = ("auto", "xla", "splash", "cudnn")
+_BLOCK = 128  # Splash works on blocks of a lane's width.
+
+
+def choose(model: config.Model, platform: str) -> str:
+  """The kernel that 'auto' stands for: splash on TPU, cuDNN on GPU, else XLA's.
+
+  cuDNN takes half precision and head widths up to 128 in steps of 8.
+  """
+  if model.attention != "auto":
+    return model.attention
+  width = model.width // model.heads
+  if platform in ("gpu", "cuda", "rocm"):
+    fits = model.dtype == "bfloat16" and width <= 128 and width % 8 == 0
+    return "cudnn" if fits and platform != "rocm" else "xla"
+  return "splash" if platform == "tpu" else "xla"
+
+
+def attention(q, k, v, *, mask=None, causal=False, kernel="xla") -> jax.Array:
+  """softmax(q k' / sqrt(K)) v with the softmax in float32.
+
+  Args:
+    q: [B, L, H, K].
+    k, v: [B, T, H, K].
+    mask: [B or 1, T], the keys that may be attended (None: all). Every row has one.
+    causal: query i sees the keys up to i (L = T).
+    kernel: 'xla', or 'splash' or 'cudnn', which never write the [L, T] scores to
+      memory. Splash leaves shapes that its blocks do not divide to XLA, such as the
+      single query of cached decoding.
+
+  Returns:
+    [B, L, H, K].
+  """
+  if kernel == "splash" and not (q.shape[1] % _BLOCK or k.shape[1] % _BLOCK):
+    return _per_device(_splash, q, k, v, mask, causal)
+  if kernel == "cudnn" and q.shape[1] > 1:
+    return _per_device(_cudnn, q, k, v, mask, causal)
+  mask = None if mask is None else mask[:, None, None]
+  return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+
+
+def _per_device(kernel, q, k, v, mask, causal):
+  """Runs a kernel on each device's examples and heads: it knows of no mesh."""
+  if mask is None:
+    mask = jnp.ones_like(k[:, :, 0, 0], bool)
+  mask = jnp.broadcast_to(mask, k.shape[:2])
+  run = lambda q, k, v, mask: kernel(q, k, v, mask, causal)
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty:
+    heads = sharding.names("batch", None, "heads", None)
+    run = jax.shard_map(
+      run,
+      in_specs=(heads, heads, heads, sharding.names("batch", None)),
+      out_specs=heads,
+      check_vma=False,
+    )
+  return run(q, k, v, mask)
+
+
+def _splash(q, k, v, mask, causal, *, interpret=False):
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as splash,
+  )
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as masks,
+  )
+
+  n, t, heads, width = q.shape[1], k.shape[1], q.shape[2], q.shape[3]
+  allowed = masks.CausalMask((n, t)) if causal else masks.FullMask((n, t))
+  # One block a head where it fits the chip's vector memory; 512 is known to.
+  a, b = min(n, 512), min(t, 512)
+  run = splash.make_splash_mha(
+    masks.MultiHeadMask([allowed] * heads),
+    block_sizes=splash.BlockSizes(
+      block_q=a,
+      block_kv=b,
+      block_kv_compute=b,
+      block_q_dkv=a,
+      block_kv_dkv=b,
+      block_kv_dkv_compute=b,
+      block_q_dq=a,
+      block_kv_dq=b,
+    ),
+    head_shards=1,
+    q_seq_shards=1,
+    interpret=interpret,
+  )
+
+  def one(q, k, v, mask):
+    ids = splash.SegmentIds(jnp.ones((n,), jnp.int32), mask.astype(jnp.int32))
+    heads_first = (a.swapaxes(0, 1) for a in (q * width**-0.5, k, v))
+    return run(*heads_first, segment_ids=ids).swapaxes(0, 1)
+
+  return jax.vmap(one)(q, k, v, mask)
+
+
+def _cudnn(q, k, v, mask, causal):
+  return jax.nn.dot_product_attention(
+    q, k, v, mask=mask[:, None, None], is_causal=causal, implementation="cudnn"
+  )

@@ -1,0 +1,111 @@
+"""Meshes: every size type-checks, and they change no number."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import sizes
+from fluid import config, rng, sampling, sharding
+from fluid.models import KINDS, build
+from fluid.tokenizers.base import TokenSpec
+from tests.nets import batch_of, cells, keys_of, params_of, tiny
+
+generate = jax.jit(sampling.generate, static_argnums=(0, 5))
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2, 1), (1, 2, 2, 2)], ids=str)
+@cells
+def test_loss_on_a_mesh_equals_one_device(head, order, shape):
+  net = tiny(head, order)
+  params, batch = params_of(net), batch_of(net)
+
+  def f(params, batch):
+    keys = rng.example_keys(rng.stream(0, "test"), batch["id"])
+    out = net.loss(params, batch, keys, train=True)
+    return (out["loss"] * out["mask"]).sum() / out["mask"].sum()
+
+  want, want_grad = jax.jit(jax.value_and_grad(f))(params, batch)
+  mesh = sharding.make_mesh(config.Mesh(*shape))
+  with jax.set_mesh(mesh):
+    like = sharding.concrete(jax.eval_shape(net.init, jax.random.key(0)), mesh)
+    params = jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), params, like)
+    batch = sharding.shard_batch(jax.tree.map(np.asarray, batch), mesh)
+    got, got_grad = jax.jit(jax.value_and_grad(f))(params, batch)
+    cfg = config.Sample(guidance=2.0, steps=4, diffusion_steps=3)
+    drawn = sampling._generate(
+      params, batch["text"], batch["text_mask"], keys_of(), net=net, cfg=cfg
+    )
+  np.testing.assert_allclose(want, got, rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      np.asarray(a), np.asarray(b), rtol=1e-3, atol=1e-5
+    ),
+    want_grad,
+    got_grad,
+  )
+  params, batch = jax.tree.map(np.asarray, (params, batch))
+  alone = generate(net, params, batch["text"], batch["text_mask"], keys_of(), cfg)
+  np.testing.assert_allclose(drawn, alone, rtol=1e-3, atol=1e-4)
+
+
+MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)]
+
+
+@pytest.mark.parametrize("size", sizes.SIZES)
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@cells
+def test_shardings_type_check(head, order, size, mesh):
+  """Every size x cell x mesh by eval_shape: nothing is compiled or allocated."""
+  layers, width, heads = sizes.SIZES[size]
+  if heads % mesh[2]:
+    pytest.skip(f"{heads} heads do not divide over {mesh[2]} devices")
+  big = size in sizes.PAPER
+  spec = {
+    "discrete": TokenSpec("discrete", 256, (16, 16), vocab=8192),
+    "continuous": TokenSpec("continuous", 256, (16, 16), channels=16),
+  }
+  model = config.Model(
+    head=head,
+    order=order,
+    layers=layers,
+    width=width,
+    heads=heads,
+    aligner_layers=6 if big else 1,
+  )
+  net = build(model, spec[KINDS[head]], config.Text(length=128, width=64), 256)
+  mesh = sharding.make_mesh(config.Mesh(*mesh))
+  with jax.set_mesh(mesh):
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    rows = jax.NamedSharding(jax.sharding.get_abstract_mesh(), sharding.batch_spec())
+    batch = jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows),
+      jax.eval_shape(lambda: net.example(16)),
+    )
+
+    def f(params, batch):
+      keys = rng.example_keys(rng.stream(0, "train", 1), batch["id"])
+      out = net.loss(params, batch, keys, train=True)
+      return (out["loss"] * out["mask"]).sum() / out["mask"].sum()
+
+    grads = jax.eval_shape(jax.grad(f), params, batch)
+  jax.tree.map(
+    lambda a, b: (
+      a.sharding.spec == b.sharding.spec
+      or pytest.fail(f"gradient sharded {b.sharding.spec}, parameter {a.sharding.spec}")
+    ),
+    params,
+    grads,
+  )
+  if sum(n > 1 for n in mesh.shape.values()) > 1 or mesh.shape["fsdp"] > 1:
+    for path, a in jax.tree_util.tree_leaves_with_path(params["trunk"]["blocks"]):
+      if path[-1].key == "w":
+        assert any(a.sharding.spec), f"{jax.tree_util.keystr(path)} is replicated"
+
+
+def test_mesh_that_does_not_divide_is_refused():
+  with pytest.raises(config.ConfigError, match="does not divide 8 devices"):
+    sharding.make_mesh(config.Mesh(data=-1, fsdp=3))
+  mesh = sharding.make_mesh(config.Mesh(data=4, fsdp=-1))
+  assert mesh.shape["fsdp"] == 2
+  with pytest.raises(config.ConfigError, match="nearest that does is 24"):
+    sharding.check_batch(22, mesh)
