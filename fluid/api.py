@@ -97,6 +97,9 @@ def read_config(workdir) -> config.Run:
       f"no run in {workdir}: {path} does not exist; name the --workdir of a training"
     )
   try:
-    return config.from_config_dict(json.loads(path.read_text()))
+    run = config.from_config_dict(json.loads(path.read_text()))
+    described = path.with_name("model.json")
+    old = json.loads(described.read_text()) if described.exists() else {}
   except json.JSONDecodeError as e:
     raise config.ConfigError(f"{path} is damaged ({e}); restore it") from e
+  return config.moved_paths(run, old.get("workdir", ""), str(path.parent))

@@ -6,6 +6,7 @@ type is an error that names it; past the entry point nothing sees a ConfigDict.
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from typing import Any
@@ -36,6 +37,8 @@ class Model:
       (0: the trunk's width; unconfirmed).
     head_batch_mul: noise draws per token and step (MAR's diffusion batch multiplier).
     diffusion_steps: length of the training noise schedule.
+    residual_init: factor on the initial weights of what writes to the residual stream
+      (attention outputs, second MLP layers); 1 is MAR, 0.1 starts nearer to identity.
     tie_embeddings: categorical head shares its output matrix with the token embedding.
     dtype: of activations; parameters, softmax, norms and losses stay float32.
     attention: kernel: 'xla', 'splash' (TPU), 'cudnn' (GPU), or 'auto' by the platform.
@@ -58,6 +61,7 @@ class Model:
   head_width: int = 0
   head_batch_mul: int = 4
   diffusion_steps: int = 1000
+  residual_init: float = 1.0
   tie_embeddings: bool = True
   dtype: str = "bfloat16"
   attention: str = "auto"
@@ -202,7 +206,13 @@ class Sample:
     guidance_schedule: 'linear' (grows with the share of tokens decoded) or 'constant'.
     temperature: of the logits (categorical) or of the noise added (diffusion).
     steps: decoding steps of the random order; raster takes one per token.
+    solver: of the diffusion head: 'ancestral' (DDPM, as MAR), 'ddim' or 'dpmpp'
+      (DPM-Solver++ 2M); the last two are deterministic and need fewer steps.
     diffusion_steps: reverse steps of the diffusion head.
+    diffusion_steps_last: the same for the last tokens decoded, to which the steps of
+      the tokens before fall in four stages (0: all as the first).
+    guidance_from, guidance_to: shares of decoded tokens between which guidance acts;
+      outside, the unconditional pass is saved (raster: in the head only).
     clip: bound on the continuous tokens implied at each reverse step (0: none, as MAR);
       about 4 standard deviations keeps a young network's chain from running away.
     batch: prompts per compiled call.
@@ -212,7 +222,11 @@ class Sample:
   guidance_schedule: str = "linear"
   temperature: float = 1.0
   steps: int = 64
+  solver: str = "ancestral"
   diffusion_steps: int = 100
+  diffusion_steps_last: int = 0
+  guidance_from: float = 0.0
+  guidance_to: float = 1.0
   clip: float = 0.0
   batch: int = 64
 
@@ -320,14 +334,22 @@ def validate_sample(sample: Sample, model: Model) -> None:
   choice("sample.guidance_schedule", sample.guidance_schedule, ("linear", "constant"))
   for name in ("steps", "diffusion_steps", "batch"):
     positive(f"sample.{name}", getattr(sample, name))
-  for name in ("temperature", "clip"):
+  choice("sample.solver", sample.solver, ("ancestral", "ddim", "dpmpp"))
+  if not 0 <= sample.guidance_from <= sample.guidance_to <= 1:
+    raise ConfigError(
+      "config keys 'sample.guidance_from' and 'sample.guidance_to' must be ordered and "
+      f"in [0, 1], not {sample.guidance_from} and {sample.guidance_to}"
+    )
+  for name in ("temperature", "clip", "diffusion_steps_last"):
     if getattr(sample, name) < 0:
       raise ConfigError(f"config key 'sample.{name}' must not be negative")
-  if model.head == "diffusion" and sample.diffusion_steps > model.diffusion_steps:
-    raise ConfigError(
-      f"config key 'sample.diffusion_steps' ({sample.diffusion_steps}) must not "
-      f"exceed model.diffusion_steps ({model.diffusion_steps})"
-    )
+  for name in ("diffusion_steps", "diffusion_steps_last"):
+    steps = getattr(sample, name)
+    if model.head == "diffusion" and steps > model.diffusion_steps:
+      raise ConfigError(
+        f"config key 'sample.{name}' ({steps}) must not exceed model.diffusion_steps "
+        f"({model.diffusion_steps})"
+      )
 
 
 def validate(run: Run) -> None:
@@ -369,6 +391,43 @@ def to_dict(config) -> dict:
       v = list(v)
     out[f.name] = v
   return out
+
+
+# Where a run finds what was made before it: (section, field).
+PATHS = (("tokenizer", "path"), ("data", "cache"), ("text", "path"))
+
+
+def absolute(path: str) -> str:
+  """A path that holds in any working directory; '' and gs://... stay."""
+  return path if not path or "://" in path else os.path.abspath(path)
+
+
+def absolute_paths(run: Run) -> Run:
+  """The same run with `absolute` paths, as its workdir's config.json keeps them."""
+  return _with_paths(run, absolute)
+
+
+def moved_paths(run: Run, old: str, new: str) -> Run:
+  """The run of workdir `old`, found in `new`: what is gone is looked for beside it.
+
+  A sweep's folder can so be copied or renamed as a whole.
+  """
+
+  def move(path):
+    if not path or "://" in path or os.path.exists(path):
+      return path
+    there = os.path.normpath(os.path.join(new, os.path.relpath(path, old)))
+    return there if os.path.exists(there) else path
+
+  return _with_paths(run, move)
+
+
+def _with_paths(run, change):
+  for section, field in PATHS:
+    part = getattr(run, section)
+    part = dataclasses.replace(part, **{field: change(getattr(part, field))})
+    run = dataclasses.replace(run, **{section: part})
+  return run
 
 
 def parse_arg(arg: str | None, **defaults):

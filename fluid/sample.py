@@ -8,6 +8,7 @@ samples.json.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -15,10 +16,10 @@ import jax
 from absl import flags
 from PIL import Image
 
-from fluid import api, cli
+from fluid import api, cli, config
 from fluid.evals.images import grid
 
-OPTIONS = ("guidance", "temperature", "clip", "steps", "diffusion_steps", "batch")
+OPTIONS = dataclasses.fields(config.Sample)  # Each has its flag.
 
 
 def sample(
@@ -76,7 +77,8 @@ def main(argv) -> None:
     raise cli.UserError(f"flag --n must be at least 1, not {args.n}")
   out = cli.require(OUT)
   loaded = api.load(cli.require(WORKDIR), args.weights, args.step)
-  options = {k: args[k].value for k in OPTIONS if args[k].value is not None}
+  given = {f.name: args[f.name].value for f in OPTIONS}
+  options = {k: v for k, v in given.items() if v is not None}
   path = sample(loaded, prompts, out, n=args.n, seed=args.seed, **options)
   print(f"{len(prompts) * args.n} images of step {loaded.step} in {path.parent}")
 
@@ -90,10 +92,11 @@ if __name__ == "__main__":
   flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
   flags.DEFINE_integer("step", None, "Checkpoint (default: the newest).")
   flags.DEFINE_integer("seed", 0, "Of the noise.")
-  for name in ("guidance", "temperature", "clip"):
-    flags.DEFINE_float(name, None, "Overrides the run's config.sample.")
-  for name in ("steps", "diffusion_steps", "batch"):
-    flags.DEFINE_integer(
-      name, None, "Overrides the run's config.sample.", lower_bound=1
-    )
+  define = {
+    float: flags.DEFINE_float,
+    int: functools.partial(flags.DEFINE_integer, lower_bound=0),
+    str: flags.DEFINE_string,
+  }
+  for field in OPTIONS:
+    define[field.type](field.name, None, "Overrides the run's config.sample.")
   cli.run(main)

@@ -43,21 +43,20 @@ class _Decoder:
   def length(self) -> int:
     return self.net.tokens.length
 
-  def _rows(self, x):
-    return jnp.concatenate([x, x]) if self.cfg.guidance != 1 else x
+  def _rows(self, x, guided=True):
+    return jnp.concatenate([x, x]) if guided and self.cfg.guidance != 1 else x
 
   def blank(self):
     return self.net.example(self.keys.shape[0])["tokens"]
 
-  def fill_in(self, tokens, unknown):
-    return self.net.apply(
-      self.params,
-      "fill_in",
-      self._rows(tokens),
-      self._rows(unknown),
-      self.cache,
-      self.text_mask,
+  def fill_in(self, tokens, unknown, positions, stage):
+    tokens, unknown, at = (
+      self._rows(x, stage.guided) for x in (tokens, unknown, positions)
     )
+    rows = len(tokens)  # Without guidance, the first half: the prompts.
+    cache = {k: v[:, :rows] for k, v in self.cache.items()}
+    mask = self.text_mask[:rows]
+    return self.net.apply(self.params, "fill_in", tokens, unknown, at, cache, mask)
 
   def start(self):
     m, rows = self.net.model, self.text_mask.shape[0]
@@ -72,16 +71,19 @@ class _Decoder:
   def embed(self, tokens):
     return self.net.apply(self.params, "embed", self._rows(tokens))
 
-  def draw(self, z, positions, decoded):
-    cfg, z_uncond, w = self.cfg, None, 1.0
-    if cfg.guidance != 1:
-      z, z_uncond = jnp.split(z, 2)
+  def draw(self, z, positions, decoded, stage):
+    cfg, w = self.cfg, 1.0
+    z, z_uncond = jnp.split(z, 2) if len(z) > len(self.keys) else (z, None)
+    if not stage.guided:
+      z_uncond = None
+    else:
       grown = decoded / self.length if cfg.guidance_schedule == "linear" else 1.0
       w = 1 + (cfg.guidance - 1) * grown
     # A token's randomness belongs to its example and position, not to the schedule.
     keys = jax.vmap(lambda k, ps: jax.vmap(lambda p: jax.random.fold_in(k, p))(ps))(
       self.keys, positions
     )
+    cfg = dataclasses.replace(cfg, diffusion_steps=stage.diffusion_steps)
     return self.net.apply(self.params, "draw", z, keys, z_uncond, w, cfg)
 
 
@@ -97,9 +99,8 @@ def generate(net: Net, params, text, text_mask, keys, cfg: config.Sample) -> jax
   Returns:
     Tokens [B, L] int32 or [B, L, C] float32.
   """
-  return net.order.sample(
-    _Decoder.create(net, params, text, text_mask, keys, cfg), cfg.steps
-  )
+  decoder = _Decoder.create(net, params, text, text_mask, keys, cfg)
+  return net.order.sample(decoder, cfg)
 
 
 @functools.partial(jax.jit, static_argnames=("net", "cfg"))

@@ -150,6 +150,7 @@ def run(cfg: config.Run, workdir) -> dict:
   """
   began = time.time()
   workdir = pathlib.Path(workdir)
+  cfg = config.absolute_paths(cfg)
   say = print if jax.process_index() == 0 else lambda *_: None
   profile = _parse_profile(cfg.profile_steps)
   mesh = sharding.make_mesh(cfg.mesh)
@@ -168,7 +169,9 @@ def run(cfg: config.Run, workdir) -> dict:
   described = flops.describe(net, cfg)
   peak = flops.peak(mesh.devices.flatten())
   checkpoint.write_json(workdir / "config.json", config.to_dict(cfg))
-  checkpoint.write_json(workdir / "model.json", _model_json(cfg, net, described))
+  checkpoint.write_json(
+    workdir / "model.json", _model_json(cfg, net, described, workdir)
+  )
   say(flops.table({"parameters [M]": described["params"]}, 1e6, ""))
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
@@ -234,8 +237,9 @@ def run(cfg: config.Run, workdir) -> dict:
   return result
 
 
-def _model_json(cfg: config.Run, net: models.Net, described: dict) -> dict:
+def _model_json(cfg: config.Run, net: models.Net, described: dict, workdir) -> dict:
   return {
+    "workdir": config.absolute(str(workdir)),
     "cell": f"{net.tokens.kind}-{cfg.model.order}",
     "tokens": net.tokens.kind,
     "order": cfg.model.order,

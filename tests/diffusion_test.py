@@ -156,6 +156,33 @@ def test_reverse_process_recovers_mean_and_variance(steps):
   assert cold.std() < 0.9 * got.std()
 
 
+def ode_error(solver, steps):
+  """Distance from the flow's closed form: quantiles of the noise to the data's."""
+  diffusion = Diffusion(1000).respace(steps, solver)
+  x = jnp.linspace(-2, 2, 9)[:, None]
+  alpha, sigma = (diffusion.tables[k][-1] for k in ("sqrt_bar", "sqrt_one_minus_bar"))
+  flow = MEAN + STD * (x - alpha * MEAN) / np.hypot(alpha * STD, sigma)
+  got = diffusion.sample(gaussian_network(diffusion), x, None, solver=solver)
+  return float(jnp.abs(got - flow).max())
+
+
+def test_solvers_converge_to_the_flow_with_their_order():
+  """Twice the steps: DDIM's error falls 2x, that of DPM-Solver++ (2M) at least 4x."""
+  ddim, dpmpp = ([ode_error(s, n) for n in (8, 16, 32)] for s in ("ddim", "dpmpp"))
+  assert 1.7 < ddim[0] / ddim[1] < 2.3 and 1.7 < ddim[1] / ddim[2] < 2.3
+  assert dpmpp[0] / dpmpp[1] > 3.8
+  assert dpmpp[1] < ddim[1] / 5 and dpmpp[2] < 0.005
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp"])
+def test_temperature_of_a_solver_narrows_the_samples(solver):
+  diffusion = Diffusion(1000).respace(50, solver)
+  x = jax.random.normal(jax.random.key(0), (5_000, 1))
+  cool = diffusion.sample(gaussian_network(diffusion), x, None, 0.5, solver=solver)
+  np.testing.assert_allclose(cool.mean(), MEAN, atol=0.03)
+  np.testing.assert_allclose(cool.std(), 0.5 * STD, rtol=0.05)
+
+
 def test_losses_of_the_exact_network_in_closed_form():
   """mse -> E Var[noise | x_t]; no other constant eps or variance does better."""
   diffusion = Diffusion(1000)

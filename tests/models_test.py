@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fluid import config, sampling
-from fluid.models import HEADS, ORDERS, build, orders
+from fluid.models import HEADS, ORDERS, build, orders, transformer
 from tests.nets import SPECS, B, L, T, batch_of, cells, keys_of, params_of, tiny
 
 generate = jax.jit(sampling.generate, static_argnums=(0, 5))
@@ -79,6 +79,26 @@ def test_cached_decode_equals_full_forward(head):
   np.testing.assert_allclose(full, tokens, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_outputs_of_some_positions_equal_those_of_all(head):
+  """Sampling's trunk, with text projected once and the last block on few tokens."""
+  net = tiny(head, "random")
+  params, batch = params_of(net), batch_of(net)
+  _, unknown = net.order.corrupt(keys_of(), jnp.zeros((B, L, 1)), jnp.zeros(1))
+  at = jax.vmap(lambda k: orders.permutation(k, L)[:5])(keys_of())
+
+  def few(params):
+    text, mask = net.apply(
+      params, "encode_text", batch["text"], batch["text_mask"], jnp.zeros(B, bool)
+    )
+    cache = transformer.text_cache(params["trunk"], text, net.model.heads)
+    return net.apply(params, "fill_in", batch["tokens"], unknown, at, cache, mask)
+
+  full = trunk(net, params, batch, batch["tokens"])
+  want = jnp.take_along_axis(full, at[..., None], 1)
+  np.testing.assert_allclose(jax.jit(few)(params), want, rtol=1e-4, atol=1e-4)
+
+
 class _Recorder:
   """A net of positions: what is drawn is the step at which it was drawn."""
 
@@ -88,9 +108,10 @@ class _Recorder:
   def blank(self):
     return jnp.zeros((len(self.keys), L), jnp.int32)
 
-  def fill_in(self, tokens, unknown):
+  def fill_in(self, tokens, unknown, positions, stage):
     # A position is unknown exactly while it holds its blank.
-    return (tokens * 10 + unknown)[..., None].astype(float)
+    marks = tokens * 10 + unknown
+    return jnp.take_along_axis(marks, positions, 1)[..., None].astype(float)
 
   def start(self):
     return jnp.zeros(()), jnp.zeros((len(self.keys), 1, 1))
@@ -101,7 +122,7 @@ class _Recorder:
   def embed(self, tokens):
     return tokens[..., None].astype(float)
 
-  def draw(self, z, positions, decoded):
+  def draw(self, z, positions, decoded, stage):
     # Drawing from a known position (z >= 10) is remembered as a large number.
     return jnp.where(z[..., 0] >= 10, 10_000, 0).astype(jnp.int32) + decoded
 
@@ -110,7 +131,7 @@ class _Recorder:
 @pytest.mark.parametrize("steps", [1, 3, 7, 15, 16, 40])
 def test_every_position_is_revealed_once(order, steps):
   net = _Recorder(5, order)
-  got = np.asarray(ORDERS[order]().sample(net, steps))
+  got = np.asarray(ORDERS[order]().sample(net, config.Sample(steps=steps)))
   left = orders.remaining(L, steps) if order == "random" else np.arange(L, -1, -1)
   expected = np.repeat(L - left[1:], left[:-1] - left[1:])
   assert (got < 1000).all() and (got > 0).all()
@@ -128,7 +149,8 @@ def test_decoding_schedule_is_the_reference_one():
   for length, steps in itertools.product((1, 2, 16, 63, 256), (1, 2, 16, 64, 300)):
     left = orders.remaining(length, steps)
     assert left[0] == length and left[-1] == 0 and (np.diff(left) < 0).all()
-    flat = [n for g in orders.segments(left) for n in g[1]]
+    groups = orders.segments(left, [k > length / 2 for k in left[:-1]])
+    flat = [n for g in groups for n in g[2]]
     np.testing.assert_array_equal(flat, -np.diff(left))
 
 
@@ -170,6 +192,45 @@ def test_guidance_one_is_conditional(head, order):
     config.Sample(guidance=w, steps=5, diffusion_steps=4, guidance_schedule="constant"),
   )
   np.testing.assert_allclose(draw(1.0), draw(1 + 1e-7), rtol=1e-3, atol=1e-4)
+
+
+@cells
+def test_guidance_outside_its_interval_is_off(head, order):
+  """Never inside it: w has no say. Inside for half the tokens: neither of the two."""
+  net = tiny(head, order)
+  params, b = params_of(net), batch_of(net)
+
+  def draw(**changes):
+    cfg = config.Sample(steps=5, diffusion_steps=4, clip=3.0, **changes)
+    return generate(net, params, b["text"], b["text_mask"], keys_of(), cfg)
+
+  plain, full = draw(guidance=1.0), draw(guidance=6.0)
+  never, late = (
+    draw(guidance=6.0, guidance_to=0.0),
+    draw(guidance=6.0, guidance_from=0.5),
+  )
+  np.testing.assert_array_equal(never, draw(guidance=3.0, guidance_to=0.0))
+  if head == "categorical":  # Continuous tokens carry rounding from step to step.
+    np.testing.assert_array_equal(never, plain)
+  assert not np.allclose(late, plain) and not np.allclose(late, full)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_diffusion_steps_fall_from_first_to_last(order):
+  net = tiny("diffusion", order)
+  params, b = params_of(net), batch_of(net)
+
+  def draw(**changes):
+    cfg = config.Sample(steps=7, guidance=1.0, solver="dpmpp", clip=3.0, **changes)
+    return generate(net, params, b["text"], b["text_mask"], keys_of(), cfg)
+
+  even, falling = (draw(diffusion_steps=8, diffusion_steps_last=n) for n in (0, 2))
+  same = draw(diffusion_steps=8, diffusion_steps_last=8)
+  np.testing.assert_array_equal(even, same)
+  assert not np.allclose(even, falling)
+  cfg = config.Sample(diffusion_steps=50, diffusion_steps_last=5)
+  steps = [orders.stage(cfg, k / 8).diffusion_steps for k in range(8)]
+  assert steps == [50, 50, 35, 35, 20, 20, 5, 5]
 
 
 @cells

@@ -64,9 +64,18 @@ class Net:
     if not mesh.empty:
       spec = sharding.batch_spec()
       b, keys = jax.tree.map(lambda a: jax.reshard(a, spec), (b, keys))
-    return self.module.init(
+    params = self.module.init(
       key, b["tokens"], b["text"], b["text_mask"], keys, True, method="losses"
     )["params"]
+    if (scale := self.model.residual_init) == 1:
+      return params
+
+    def shrink(path, a):
+      *_, layer, name = (k.key for k in path)
+      return a * scale if layer in ("out", "down") and name == "w" else a
+
+    blocks = {k: params[k] for k in ("trunk", "aligner")}
+    return params | jax.tree_util.tree_map_with_path(shrink, blocks)
 
   def loss(self, params, batch: dict, keys: jax.Array, *, train: bool) -> dict:
     """Unreduced losses of a batch.

@@ -2,7 +2,9 @@
 
 Model-free: every function takes the network's output. Follows Nichol and Dhariwal
 (arXiv 2102.09672) as used by MAR: cosine schedule, noise prediction, variance learned
-as an interpolation between its two bounds, ancestral sampling on respaced steps.
+as an interpolation between its two bounds, ancestral sampling on respaced steps. Two
+solvers of the probability flow ODE need fewer steps: DDIM (Song et al., arXiv
+2010.02502) and the second-order multistep DPM-Solver++ (Lu et al., arXiv 2211.01095).
 
 C token channels; x, noise and eps [..., C]; t [...], integer steps of this schedule.
 """
@@ -32,6 +34,15 @@ def respaced_steps(steps: int, n: int) -> np.ndarray:
   return np.round(np.cumsum([0.0] + [stride] * (n - 1))).astype(int)
 
 
+def trailing_steps(steps: int, n: int) -> np.ndarray:
+  """`n` of `steps` training steps, evenly spread, each the end of an equal span.
+
+  The last of a solver's steps goes from the first of these to data: unlike
+  `respaced_steps`, none is spent where nearly no noise is left.
+  """
+  return np.round(np.arange(1, n + 1) * steps / n).astype(int) - 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
   """A noise schedule; `used` names the training steps a respaced schedule keeps.
@@ -44,13 +55,12 @@ class Diffusion:
   steps: int = 1000
   used: tuple[int, ...] = ()
 
-  def respace(self, n: int) -> "Diffusion":
-    """The schedule of `n` reverse steps (1 <= n <= steps)."""
+  def respace(self, n: int, solver: str = "ancestral") -> "Diffusion":
+    """The schedule of `n` reverse steps (1 <= n <= steps), spaced as `solver` wants."""
     if not 1 <= n <= self.steps:
       raise ValueError(f"diffusion steps must be in [1, {self.steps}], not {n}")
-    return dataclasses.replace(
-      self, used=tuple(int(i) for i in respaced_steps(self.steps, n))
-    )
+    spaced = respaced_steps if solver == "ancestral" else trailing_steps
+    return dataclasses.replace(self, used=tuple(int(i) for i in spaced(self.steps, n)))
 
   @functools.cached_property
   def tables(self) -> dict[str, np.ndarray]:
@@ -91,18 +101,21 @@ class Diffusion:
     """q(x_t | x_0)."""
     return self.at("sqrt_bar", t) * x0 + self.at("sqrt_one_minus_bar", t) * noise
 
-  def posterior(self, output, x_t, t, clip=0.0):
-    """Network output [..., 2C] = (eps, variance fraction) -> mean, log variance.
+  def implied(self, eps, x_t, t, clip=0.0):
+    """The x_0 that a prediction of the noise implies.
 
-    A positive `clip` bounds the implied x_0 to [-clip, clip]: near pure noise it is eps
-    times 1e4, so that a small error of a young network would throw the chain far off.
+    A positive `clip` bounds it to [-clip, clip]: near pure noise it is eps times 1e4,
+    and a small error of a young network would throw the chain far off.
     """
-    eps, fraction = jnp.split(output, 2, -1)
     x0 = (
       self.at("sqrt_recip_bar", t) * x_t - self.at("sqrt_recip_bar_minus_one", t) * eps
     )
-    if clip:
-      x0 = jnp.clip(x0, -clip, clip)
+    return jnp.clip(x0, -clip, clip) if clip else x0
+
+  def posterior(self, output, x_t, t, clip=0.0):
+    """Network output [..., 2C] = (eps, variance fraction) -> mean, log variance."""
+    eps, fraction = jnp.split(output, 2, -1)
+    x0 = self.implied(eps, x_t, t, clip)
     mean = self.at("mean_x0", t) * x0 + self.at("mean_xt", t) * x_t
     low, high = self.at("log_variance", t), self.at("log_beta", t)
     fraction = (fraction + 1) / 2  # The network's [-1, 1] spans the two bounds.
@@ -136,7 +149,25 @@ class Diffusion:
     added = jnp.exp(0.5 * log_var) * noise * temperature
     return mean + jnp.where((t > 0)[..., None], added, 0)
 
-  def sample(self, network, x, noise, temperature=1.0, clip=0.0):
+  @functools.cached_property
+  def ode_tables(self) -> dict[str, np.ndarray]:
+    """Float32 coefficients of one solver step from each step of this schedule.
+
+    x <- keep x + move (x_0 + curve (x_0 - x_0 of the step before)). `curve` is for the
+    second order; the first step has no past and the last, to data, no finite length.
+    """
+    bar = np.cumprod(1 - cosine_betas(self.steps))
+    bar = bar[np.array(self.used)] if self.used else bar
+    alpha, sigma = np.sqrt(bar), np.sqrt(1 - bar)
+    next_alpha, next_sigma = np.append(1.0, alpha[:-1]), np.append(0.0, sigma[:-1])
+    keep = next_sigma / sigma
+    curve = np.zeros_like(bar)
+    length = -np.diff(np.log(alpha / sigma))  # In half log-SNR, from i + 1 to i.
+    curve[1:-1] = length[:-1] / (2 * length[1:])
+    tables = dict(keep=keep, move=next_alpha - keep * alpha, curve=curve)
+    return {k: v.astype(np.float32) for k, v in tables.items()}
+
+  def sample(self, network, x, noise, temperature=1.0, clip=0.0, *, solver="ancestral"):
     """Runs the whole reverse process.
 
     Args:
@@ -144,15 +175,33 @@ class Diffusion:
         training step is tables['timestep'][i].
       x: first noise [..., C].
       noise: i -> noise of that step, like x.
-      temperature: scales the noise added in each step.
-      clip: bound on the implied x_0 (0: none), see `posterior`.
+      temperature: scales the noise added in each step; of the solvers that add none,
+        the first noise.
+      clip: bound on the implied x_0 (0: none), see `implied`.
+      solver: 'ancestral', 'ddim' or 'dpmpp'; the last two are deterministic given x.
     """
+    if solver != "ancestral":
+      return self._solve(network, x * temperature, clip, second_order=solver == "dpmpp")
 
     def body(x, i):
       t = jnp.full(x.shape[:-1], i)
       return self.step(network(x, i), x, t, noise(i), temperature, clip), None
 
     return jax.lax.scan(body, x, jnp.arange(len(self) - 1, -1, -1))[0]
+
+  def _solve(self, network, x, clip, *, second_order: bool):
+    tables = {k: jnp.asarray(v) for k, v in self.ode_tables.items()}
+
+    def body(carry, i):
+      x, before = carry
+      keep, move, curve = (tables[k][i] for k in ("keep", "move", "curve"))
+      eps = jnp.split(network(x, i), 2, -1)[0]
+      x0 = self.implied(eps, x, jnp.full(x.shape[:-1], i), clip)
+      target = x0 + curve * (x0 - before) if second_order else x0
+      return (keep * x + move * target, x0), None
+
+    steps = jnp.arange(len(self) - 1, -1, -1)
+    return jax.lax.scan(body, (x, x), steps)[0][0]
 
 
 def _discretized_log_likelihood(x, mean, log_std):

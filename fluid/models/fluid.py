@@ -81,11 +81,13 @@ class Fluid(nn.Module):
     """-> text [B, T, D], mask [B, T]."""
     return self.aligner(text, text_mask, drop)
 
-  def fill_in(self, tokens, unknown, cache, text_mask):
-    """Tokens [B, L(, C)], unknown [B, L] -> z [B, L, D]."""
+  def fill_in(self, tokens, unknown, at, cache, text_mask):
+    """Tokens [B, L(, C)], unknown [B, L], positions `at` [B, M] -> z [B, M, D]."""
     x = self.head.embed(tokens)
     x = jnp.where(unknown[..., None], self.fill().astype(x.dtype), x)
-    return self._through(x, 0, cache, None, text_mask)[0]
+    x = self.norm_in(x + self.pos().astype(x.dtype))
+    z = self.trunk.outputs_at(x, at, cache, text_mask)
+    return z + self.pos_out().astype(x.dtype)[at]
 
   def start(self, batch: int):
     """The first raster input [B, 1, D]."""
@@ -110,4 +112,5 @@ class Fluid(nn.Module):
       temperature=sample.temperature,
       steps=sample.diffusion_steps,
       clip=sample.clip,
+      solver=sample.solver,
     )

@@ -145,10 +145,11 @@ class Block(nn.Module):
   kernel: str = "xla"
 
   @nn.compact
-  def __call__(self, x, cache, text, text_mask, mask):
+  def __call__(self, x, cache, text, text_mask, mask, at=None):
     """x [B, L, D], text [B, T, D], text_mask and mask [B, T] -> x, cache.
 
-    `mask` (True: attend) is over the keys of self-attention, for padded sequences.
+    `mask` (True: attend) is over the keys of self-attention, for padded sequences. With
+    positions `at` [B, M], only these are computed; all of x still gives the keys.
     """
     cache = dict(cache or {})
     attend = Attention(self.width, self.heads, self.kernel, name="self")
@@ -163,6 +164,8 @@ class Block(nn.Module):
       mask = (jnp.arange(k.shape[1]) <= index)[None]
       causal = False
       cache |= {"k": k, "v": v, "index": index + x.shape[1]}
+    if at is not None:
+      x, y = (jnp.take_along_axis(a, at[..., None], 1) for a in (x, y))
     x = x + attend(y, k, v, mask=mask, causal=causal)
     if self.cross:
       attend = Attention(self.width, self.heads, self.kernel, name="cross")

@@ -6,6 +6,7 @@ B batch, L tokens, D width, M tokens decoded in one step, K decoding steps.
 """
 
 import dataclasses
+import itertools
 import math
 from typing import Any, Protocol
 
@@ -28,8 +29,8 @@ class Net(Protocol):
   def blank(self) -> jax.Array:
     """Tokens [B, L, ...], all zero."""
 
-  def fill_in(self, tokens, unknown) -> jax.Array:
-    """Tokens [B, L, ...], unknown [B, L] -> trunk outputs of every position."""
+  def fill_in(self, tokens, unknown, positions, stage) -> jax.Array:
+    """Tokens [B, L, ...], unknown [B, L] -> trunk outputs at positions [B, M]."""
 
   def start(self) -> tuple[Any, jax.Array]:
     """Empty key/value cache, first input."""
@@ -40,11 +41,34 @@ class Net(Protocol):
   def embed(self, tokens) -> jax.Array:
     """Tokens [B, 1, ...] -> next input."""
 
-  def draw(self, z, positions, decoded) -> jax.Array:
+  def draw(self, z, positions, decoded, stage) -> jax.Array:
     """Trunk outputs at positions [B, M] -> tokens [B, M, ...].
 
     `decoded` is the number of tokens known after this step, for the guidance schedule.
     """
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """What differs between decoding steps but is compiled in.
+
+  Attributes:
+    guided: the unconditional pass runs as well.
+    diffusion_steps: of the diffusion head.
+  """
+
+  guided: bool
+  diffusion_steps: int
+
+
+def stage(cfg: config.Sample, known: float) -> Stage:
+  """The stage of a step before which the share `known` of the tokens is decoded."""
+  first, last = cfg.diffusion_steps, cfg.diffusion_steps_last or cfg.diffusion_steps
+  quarter = min(int(4 * known), 3)
+  return Stage(
+    cfg.guidance != 1 and cfg.guidance_from <= known < max(cfg.guidance_to, 1e-9),
+    round(first + (last - first) * quarter / 3),
+  )
 
 
 class Order(Protocol):
@@ -55,7 +79,7 @@ class Order(Protocol):
   def corrupt(self, keys, x, fill):
     """Keys [B], x [B, L, D], fill [D] -> inputs [B, L, D], predicted [B, L]."""
 
-  def sample(self, net: Net, steps: int) -> jax.Array:
+  def sample(self, net: Net, cfg: config.Sample) -> jax.Array:
     """-> tokens [B, L, ...]."""
 
 
@@ -72,18 +96,21 @@ class Raster:
     inputs = jnp.concatenate([start, x[:, :-1]], 1)
     return inputs, jnp.ones_like(x[..., 0], bool)
 
-  def sample(self, net, steps):
-    """One token a step, with a key/value cache; `steps` does not apply."""
-    del steps
+  def sample(self, net, cfg):
+    """One token a step, with a key/value cache; `cfg.steps` does not apply."""
+    carry, tokens = net.start(), []
+    stages = [stage(cfg, i / net.length) for i in range(net.length)]
+    for now, positions in itertools.groupby(range(net.length), stages.__getitem__):
 
-    def body(carry, i):
-      cache, x = carry
-      z, cache = net.decode(cache, x, i)
-      tokens = net.draw(z, jnp.full((net.keys.shape[0], 1), i), i + 1)
-      return (cache, net.embed(tokens)), tokens[:, 0]
+      def body(carry, i, now=now):
+        cache, x = carry
+        z, cache = net.decode(cache, x, i)
+        new = net.draw(z, jnp.full((net.keys.shape[0], 1), i), i + 1, now)
+        return (cache, net.embed(new)), new[:, 0]
 
-    _, tokens = jax.lax.scan(body, net.start(), jnp.arange(net.length))
-    return jnp.moveaxis(tokens, 0, 1)
+      carry, new = jax.lax.scan(body, carry, jnp.array([*positions]))
+      tokens.append(new)
+    return jnp.moveaxis(jnp.concatenate(tokens), 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,30 +136,30 @@ class Random:
     masked = jax.vmap(draw)(keys)
     return jnp.where(masked[..., None], fill.astype(x.dtype), x), masked
 
-  def sample(self, net, steps):
-    """Reveals L tokens in `steps` steps of the cosine schedule, at least one each.
+  def sample(self, net, cfg):
+    """Reveals L tokens in `cfg.steps` steps of the cosine schedule, at least one each.
 
     The head runs on the tokens of the step alone: steps of similar size form a segment,
     whose gather is padded to the largest of them.
     """
-    n, b = net.length, net.keys.shape[0]
+    n = net.length
     order = jax.vmap(lambda k: permutation(k, n))(net.keys)  # [B, L]
     tokens = net.blank()
-    for left, counts in segments(remaining(n, steps)):
+    unknown_at = remaining(n, cfg.steps)
+    stages = [stage(cfg, 1 - k / n) for k in unknown_at[:-1]]
+    for now_stage, left, counts in segments(unknown_at, stages):
       width = max(counts)
       padded = jnp.pad(order, ((0, 0), (0, width)))
 
-      def body(tokens, step, padded=padded, width=width):
+      def body(tokens, step, padded=padded, width=width, stage=now_stage):
         # Known so far: the end of the order; now decoded: [left - count, left).
         left, count = step
         unknown = jax.vmap(
           lambda o: jnp.zeros(n, bool).at[o].set(jnp.arange(n) < left)
         )(order)
-        z = net.fill_in(tokens, unknown)
         now = jax.lax.dynamic_slice_in_dim(padded, left - count, width, 1)  # [B, M]
-        rows = z.shape[0] // b
-        at = jnp.tile(now, (rows, 1))[..., None]
-        new = net.draw(jnp.take_along_axis(z, at, 1), now, n - left + count)
+        z = net.fill_in(tokens, unknown, now, stage)
+        new = net.draw(z, now, n - left + count, stage)
         now = jnp.where(jnp.arange(width) < count, now, n)  # Padding is dropped.
         put = jax.vmap(lambda t, i, v: t.at[i].set(v, mode="drop"))
         return put(tokens, now, new.astype(tokens.dtype)), None
@@ -177,21 +204,26 @@ def remaining(length: int, steps: int) -> np.ndarray:
   return np.array([*left, 0]) if steps < length else np.arange(length, -1, -1)
 
 
-def segments(left: np.ndarray, waste: float = 1.5) -> list[tuple[list, list]]:
+def segments(left: np.ndarray, stages: list, waste: float = 1.5) -> list[tuple]:
   """Groups consecutive steps so that padding to a group's largest count wastes little.
 
-  Returns (unknown before the step, tokens decoded in it) per group, covering all steps;
-  a step joins a group while padded work stays within `waste` times the real work, so
-  that few programs are compiled and the head rarely runs on padding.
+  Args:
+    left: tokens unknown before each of K steps and after the last [K + 1].
+    stages: the stage of each step [K]; a group has one.
+    waste: a step joins a group while padded work stays within so many times the real
+      work: few programs are compiled, and the head rarely runs on padding.
+
+  Returns:
+    (stage, unknown before each step, tokens decoded in each) per group.
   """
   groups = []
-  for before, count in zip(left[:-1].tolist(), (left[:-1] - left[1:]).tolist()):
-    if groups:
-      lefts, counts = groups[-1]
-      merged = [*counts, count]
+  counts = (left[:-1] - left[1:]).tolist()
+  for now, before, count in zip(stages, left[:-1].tolist(), counts, strict=True):
+    if groups and groups[-1][0] == now:
+      merged = [*groups[-1][2], count]
       if max(merged) * len(merged) <= waste * sum(merged):
-        lefts.append(before)
-        counts.append(count)
+        groups[-1][1].append(before)
+        groups[-1][2].append(count)
         continue
-    groups.append(([before], [count]))
+    groups.append((now, [before], [count]))
   return groups

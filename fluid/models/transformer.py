@@ -54,6 +54,25 @@ class Stack(nn.Module):
       x, cache = self.blocks(x, cache, text, text_mask, mask)
     return self.norm(x), cache
 
+  def outputs_at(self, x, at, cache, text_mask):
+    """The outputs at positions `at` [B, M] alone -> [B, M, D].
+
+    All blocks but the last need every position; the last needs them for its keys only.
+    """
+    block = layers.Block(
+      self.width, self.heads, self.hidden, self.causal, self.cross, self.kernel,
+      parent=None,
+    )  # fmt: skip
+
+    def run(x, layer, at=None):
+      params, cache = layer
+      return block.apply({"params": params}, x, cache, None, text_mask, None, at)[0]
+
+    stacked = (self.variables["params"]["blocks"], cache)
+    before, last = (jax.tree.map(lambda a: a[i], stacked) for i in (slice(-1), -1))  # noqa: B023
+    x, _ = jax.lax.scan(lambda x, layer: (run(x, layer), None), x, before)
+    return self.norm(run(x, last, at))
+
 
 def text_cache(stack_params, text: jax.Array, heads: int) -> dict:
   """Projects the text [B, T, D] for every layer once: text_k, text_v [N, B, T, H, K].

@@ -135,3 +135,17 @@ def test_a_missing_checkpoint_is_one_line(tmp_path):
   )
   assert out.returncode == 2 and "Traceback" not in out.stdout
   assert "no run in" in out.stdout.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_sweep_folder_can_be_renamed(study):
+  """config.json names tokenizer and cache; both are found beside the moved run."""
+  import fluid
+
+  elsewhere = study[0].rename(study[0].with_name("elsewhere"))
+  try:
+    loaded = fluid.load(elsewhere / "runs" / "discrete-raster-xs")
+    assert loaded.config.tokenizer.path.startswith(str(elsewhere))
+    assert loaded.config.data.cache.startswith(str(elsewhere))
+  finally:
+    elsewhere.rename(study[0])

@@ -132,14 +132,24 @@ class DiffusionHead(nn.Module):
     return {"loss": (mse + vb).mean(-1), "mse": mse, "vb": vb, "t": t}
 
   def sample(
-    self, z, keys, *, z_uncond=None, guidance=1.0, temperature=1.0, steps=100, clip=0.0
+    self,
+    z,
+    keys,
+    *,
+    z_uncond=None,
+    guidance=1.0,
+    temperature=1.0,
+    steps=100,
+    clip=0.0,
+    solver="ancestral",
   ):
     """z and z_uncond [B, M, D], keys [B, M] -> tokens [B, M, C].
 
     Guidance acts on eps, u + w (c - u), with one noise for both; the variance is the
-    conditional one. `steps` reverse steps; `clip` bounds the implied tokens.
+    conditional one. `steps` reverse steps; `clip` bounds the implied tokens; `solver`
+    as in Diffusion.sample.
     """
-    diffusion = Diffusion(self.cfg.diffusion_steps).respace(steps)
+    diffusion = Diffusion(self.cfg.diffusion_steps).respace(steps, solver)
     both = z if z_uncond is None else jnp.stack([z, z_uncond])
     cond = self.net.condition(both)
     times = self.net.time(jnp.asarray(diffusion.tables["timestep"]), z.dtype)
@@ -161,6 +171,7 @@ class DiffusionHead(nn.Module):
       lambda i: normal(fold(i)),
       temperature,
       clip,
+      solver=solver,
     )
 
 
