@@ -334,6 +334,12 @@ def _panel_per_tokens(table):
 
 def _log_axes(ax, *, y: bool = False):
   ax.set_xscale("log")
+  # Sizes span about a decade, in which powers of ten would label one point.
+  low, high = ax.get_xlim()
+  subs = (1, 2, 5) if high < 200 * low else (1,)
+  ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
+  ax.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+  ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
   if y:
     # Losses span less than a decade: plain numbers read better than powers of ten.
     ax.set_yscale("log")

@@ -4,4 +4,4 @@ from configs import toy
 
 
 def sweep():
-  yield from toy.cells(("m",), {"steps": 2500}, data="emoji")
+  yield from toy.cells(("m",), {"steps": 1000}, data="emoji")
