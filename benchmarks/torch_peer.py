@@ -178,6 +178,6 @@ def step(net, batch: dict, optim):
     optimizer.step()
     with torch.no_grad():
       torch._foreach_lerp_(ema, list(model.parameters()), 1 - optim.ema)
-    return float(loss)
+    return float(loss.detach())
 
   return call
