@@ -57,9 +57,10 @@ def collectives(text: str) -> dict[str, Traffic]:
         body = re.search(r"body=%?([\w.\-]+)", line)[1]
         walk(body, times * _trips(line, bodies))
         continue
+      pairs = kind in ("all-gather-start", "collective-permute-start")
       kind = kind.removesuffix("-start")
       if kind in KINDS:
-        size, group = _bytes(shape), _group(line)
+        size, group = _bytes(shape, pairs), _group(line)
         if kind == "reduce-scatter":
           size *= group
         # A ring sends all but one's own share; a sum goes round twice.
@@ -101,16 +102,16 @@ def _trips(line: str, bodies: dict) -> int:
   return max(bounds, default=1)
 
 
-def _bytes(shape: str) -> int:
-  """Bytes of an array; of a tuple (an asynchronous start), its largest member."""
+def _bytes(shape: str, pairs: bool) -> int:
+  """Bytes of the results: all of a tuple, its second half if operands come first."""
   sizes = []
   for kind, dims in _SHAPE.findall(shape):
-    if kind in ("S", "T"):  # Memory space and tiling of a layout.
-      continue
+    if kind in ("S", "T") or pairs and kind == "u32" and not dims:
+      continue  # Memory space and tiling of a layout; handles of a permutation.
     digits = re.search(r"\d+", kind)
     bits = _WIDTH.get(kind, int(digits[0]) if digits else 0)
     sizes.append(math.prod(int(d) for d in dims.split(",") if d) * bits // 8)
-  return max(sizes, default=0)
+  return sum(sizes[len(sizes) // 2 :] if pairs else sizes)
 
 
 def _group(line: str) -> int:

@@ -54,8 +54,14 @@ def test_bytes_and_groups_of_the_forms_that_tpu_programs_take():
   text = "ENTRY %main (p: f32[4]) -> f32[4] {\n  " + line + "\n}\n"
   size = 16 * 64 * 2
   assert hlo.collectives(text) == {"all-gather": hlo.Traffic(1, size, size * 7 / 8)}
-  scattered = text.replace("all-gather-start", "reduce-scatter").replace(
-    "mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}", "[2,4]<=[8]"
+  # XLA combines small collectives into one with a tuple of results.
+  two = text.replace("(f32[4]{0}, bf16", "(f32[2]{0}, bf16").replace("-start", "")
+  summed = two.replace("all-gather", "all-reduce")
+  assert hlo.collectives(summed)["all-reduce"].bytes == size + 8
+  scattered = (
+    text.replace("f32[4]{0}, ", "")
+    .replace("all-gather-start", "reduce-scatter")
+    .replace("mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}", "[2,4]<=[8]")
   )
   assert hlo.collectives(scattered)["reduce-scatter"].link_bytes == 3 * size
 

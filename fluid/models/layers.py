@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fluid import sharding
 from fluid.models.attention import attention
 from fluid.sharding import spec
 
@@ -60,17 +61,17 @@ class Linear(nn.Module):
     )
     w = _param(self, "w", init, shape, self.axes)
     lead, i, o = "abcde"[: x.ndim - n], "uvw"[:n], "xyz"[:m]
-    out_axes = self.axes[n:]
     # Outputs over fsdp would collide with the batch, which is sharded there already.
-    out_axes = [None if a == "embed" else a for a in out_axes]
-    y = jnp.einsum(
+    free = [None if a == "embed" else a for a in self.axes]
+    y = sharding.product(
       f"{lead}{i},{i}{o}->{lead}{o}",
       x,
       w.astype(x.dtype),
-      out_sharding=spec("batch", *[None] * (len(lead) - 1), *out_axes),
+      x_axes=("batch", *[None] * (len(lead) - 1), *free[:n]),
+      w_axes=self.axes,
     )
     if self.bias:
-      b = _param(self, "b", nn.initializers.zeros, tuple(self.outputs), out_axes)
+      b = _param(self, "b", nn.initializers.zeros, tuple(self.outputs), free[n:])
       y = y + b.astype(x.dtype)
     return y
 

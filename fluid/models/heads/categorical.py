@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from fluid import config
+from fluid import config, sharding
 from fluid.models import layers
 from fluid.sharding import spec as pspec
 from fluid.tokenizers.base import TokenSpec
@@ -35,12 +35,13 @@ class CategoricalHead(nn.Module):
   def logits(self, z: jax.Array) -> jax.Array:
     """[B, M, D] -> [B, M, V], float32."""
     w = self.table() if self.cfg.tie_embeddings else self.output()
-    y = jnp.einsum(
+    y = sharding.product(
       "bld,vd->blv",
       z,
       w.astype(z.dtype),
-      preferred_element_type=jnp.float32,
-      out_sharding=pspec("batch", None, "vocab"),
+      x_axes=("batch", None, None),
+      w_axes=("vocab", "embed"),
+      dtype=jnp.float32,
     )
     return y + self.bias()
 
