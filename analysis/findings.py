@@ -9,9 +9,10 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
+from analysis.clean import cells_of, finished, having
 from analysis.correlate import correlate
+from analysis.figures.study import TAGS
 from analysis.fit import fit
-from analysis.plots import TAGS, cells_of, finished, having
 
 GOOD_R2 = 0.97
 APPEARS, PARTLY, ABSENT, OPEN = (
@@ -99,10 +100,7 @@ def power_laws(runs: pd.DataFrame) -> Finding:
     if not f.refused:
       text += f", R² {f.r2:.3f} in log space"
       if f.held_out:
-        text += (
-          f", largest size predicted {f.held_out.relative_error:+.1%} off "
-          f"({'inside' if f.held_out.inside else 'outside'} its interval)"
-        )
+        text += f", {f.held_out.reading}"
     evidence.append(text)
   fitted = [f for f in results.values() if not f.refused]
   good = [f for f in fitted if f.r2 >= GOOD_R2 and f.params["a"] > 0]

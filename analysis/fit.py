@@ -1,170 +1,80 @@
-"""Curves through (size or compute, loss), with intervals and reasons to refuse.
+"""Curves through tables of runs, with intervals, and with reasons to refuse.
 
   python -m analysis.fit --csv points.csv --form power --x N --y loss
+  python -m analysis.fit --csv points.csv --form chinchilla \\
+    --n "Model Size" --compute "Training FLOP" --loss loss --drop-largest 5
 
-Forms, in `FORMS`: power L = (N0/x)^a, power_floor L = E + (N0/x)^a, linear y = c + m x.
-The first two are least squares in log L (relative errors count), where their R^2 and
-AICc live too. Intervals are 95 % and take noise as equal and independent between runs:
-Student t around the least-squares solution (exact for power and linear).
+The forms are in analysis.forms. All but chinchilla are least squares (in logarithms,
+where relative errors count); chinchilla is Huber's loss of log L with threshold 1e-3,
+summed, as in its paper. Intervals are 95 %: profile likelihood for least squares,
+bootstrap over runs and seeds for Huber, or as asked.
 
-n runs, k parameters.
+n runs, d inputs, k parameters, S starts.
 """
 
-import argparse
 import dataclasses
-import json
-import sys
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from analysis.forms import FORMS, Form
+from analysis import intervals
+from analysis.clean import clean
+from analysis.forms import FORMS, Form, Own
+from analysis.frontier import FrontierError
+from analysis.problem import Problem
+from analysis.result import ZERO, Fit, FitError, HeldOut, is_own, parameters
 
-LEVEL = 0.95
-
-
-class FitError(ValueError):
-  """A fit asked for in a way that cannot work; the message names the remedy."""
-
-
-@dataclasses.dataclass(frozen=True)
-class HeldOut:
-  """The largest size, predicted from the others; `lo`, `hi` its prediction interval."""
-
-  x: float
-  actual: float
-  predicted: float
-  lo: float
-  hi: float
-
-  @property
-  def relative_error(self) -> float:
-    return (self.predicted - self.actual) / self.actual
-
-  @property
-  def inside(self) -> bool:
-    return bool(self.lo <= self.actual <= self.hi)
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-  """A fitted curve, or the reason why there is none.
-
-  Attributes:
-    params, intervals: by name; for the power forms y = E + (N0/x)^a, with log10_N0.
-    r2: in the space of the residuals, which `space` names ('log' or 'linear').
-    held_out: prediction of the largest x; None where the others do not suffice.
-    refused: why there are no parameters ('' if there are).
-    x, y: the points used.
-  """
-
-  form: str
-  x_name: str
-  y_name: str
-  x: np.ndarray
-  y: np.ndarray
-  refused: str = ""
-  warnings: tuple[str, ...] = ()
-  theta: np.ndarray | None = None
-  covariance: np.ndarray | None = None
-  params: dict[str, float] = dataclasses.field(default_factory=dict)
-  intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-  r2: float = np.nan
-  aicc: float = np.nan
-  held_out: HeldOut | None = None
-
-  @property
-  def space(self) -> str:
-    return "log" if FORMS[self.form].log else "linear"
-
-  @property
-  def residuals(self) -> np.ndarray:
-    """log y (or y) minus the curve's [n]."""
-    return _residuals(FORMS[self.form], self._theta(), self.x, self.y)
-
-  def predict(self, x) -> np.ndarray:
-    """The curve at x."""
-    return FORMS[self.form].predict(self._theta(), np.asarray(x, float))
-
-  def band(self, x, *, new_run: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of the curve at x, or of a new run there."""
-    form, theta, x = FORMS[self.form], self._theta(), np.atleast_1d(x).astype(float)
-    jacobian = form.jacobian(theta, x)
-    variance = np.einsum("nk,kl,nl->n", jacobian, self.covariance, jacobian)
-    if new_run:
-      variance = variance + np.sum(self.residuals**2) / self._freedom
-    half = stats.t.ppf((1 + LEVEL) / 2, self._freedom) * np.sqrt(variance)
-    y = form.predict(theta, x)
-    return (y * np.exp(-half), y * np.exp(half)) if form.log else (y - half, y + half)
-
-  @property
-  def reading(self) -> str:
-    """One line in words."""
-    if self.refused:
-      return f"no fit: {self.refused}"
-    if self.form == "linear":
-      lo, hi = self.intervals["m"]
-      return f"{self.y_name} changes by {self.params['m']:.3g} [{lo:.3g}, {hi:.3g}] per unit of {self.x_name}"  # fmt: skip  # noqa: E501
-    lo, hi = self.intervals["a"]
-    times, best, worst = (10**-v for v in (self.params["a"], hi, lo))
-    what = self.y_name if self.form == "power" else f"{self.y_name} above its floor"
-    return f"10x {self.x_name} -> {what} x {times:.3f} [{best:.3f}, {worst:.3f}]"
-
-  def to_dict(self) -> dict:
-    """JSON-able summary."""
-    held = self.held_out
-    return {
-      "form": self.form, "x": self.x_name, "y": self.y_name, "n": len(self.x),
-      "refused": self.refused, "warnings": list(self.warnings), "params": self.params,
-      "intervals": {k: list(v) for k, v in self.intervals.items()},
-      "r2": None if self.refused else self.r2, "r2_space": self.space,
-      "aicc": self.aicc if np.isfinite(self.aicc) else None,
-      "held_out": held and dataclasses.asdict(held) | {
-        "relative_error": held.relative_error, "inside": held.inside},
-      "reading": self.reading,
-    }  # fmt: skip
-
-  @property
-  def _freedom(self) -> int:
-    return len(self.x) - len(FORMS[self.form].names)
-
-  def _theta(self) -> np.ndarray:
-    if self.theta is None:
-      raise FitError(f"there is no curve to ask: {self.refused}")
-    return self.theta
+METHODS = ("auto", "profile", "bootstrap", "none")
 
 
 def fit(
-  table: pd.DataFrame, *, form: str = "power", x: str = "N", y: str = "val/loss"
+  table: pd.DataFrame,
+  *,
+  form: str = "power",
+  x: str | Sequence[str] | None = None,
+  y: str | None = None,
+  **options,
 ) -> Fit:
-  """Fits a form to two columns of a table with one row per run.
+  """Fits a form to columns of a table.
 
-  Rows without a finite value are left out and named in `warnings`. The result has no
-  parameters, and a reason instead, when the rows mix cells, when there are fewer than
-  parameters + 2, or (forms with an exponent) when x spans less than a decade.
+  Rows that cannot be used are left out and named in `warnings`. The result has no
+  parameters, and a reason instead, when the rows mix cells, when a run has two results,
+  when there are fewer runs than parameters + 2, or (forms with exponents) when an input
+  spans less than a decade.
+
+  Args:
+    table: one row per run ('envelope': one per run and step, as load(rows='eval')).
+    form: of analysis.forms.FORMS.
+    x: input column or columns; each form has its own default.
+    y: column of the output; each form has its own default.
+    **options: of `fit_points`: fixed, intervals, draws, starts, seed, hold_out, delta.
 
   Raises:
-    FitError: unknown form or column.
+    FitError: unknown form, column or option.
   """
   if form not in FORMS:
     raise FitError(f"unknown form '{form}'; choose from {', '.join(FORMS)}")
-  for column in (x, y):
+  curve = FORMS[form]
+  names = tuple([x] if isinstance(x, str) else x or curve.columns)
+  if len(names) != len(curve.columns):
+    raise FitError(f"{form} takes x = {', '.join(curve.columns)}; got {len(names)}")
+  y = y or curve.y
+  for column in (*names, y):
     if column not in table:
       raise FitError(f"the table has no column '{column}'")
-  values = table[[x, y]].apply(pd.to_numeric, errors="coerce")
-  good = np.isfinite(values.to_numpy(float)).all(1)
-  warnings = []
-  if not good.all():
-    left_out = table.loc[~good, "run"] if "run" in table else table.index[~good]
-    warnings.append(f"left out, no finite {y}: {', '.join(map(str, left_out))}")
-  points = values[good].to_numpy(float)
-  cells = sorted(set(table.loc[good, "cell"])) if "cell" in table else []
-  mixed = f"the rows mix cells: {', '.join(cells)}" if len(cells) > 1 else ""
+  rows, warnings, refused = clean(table, (*names, y), rows=curve.rows)
   return fit_points(
-    points[:, 0], points[:, 1], form=form, x_name=x, y_name=y,
-    refuse=mixed, warnings=tuple(warnings),
-  )  # fmt: skip
+    rows[list(names)].to_numpy(float).T,
+    rows[y].to_numpy(float),
+    form=form,
+    x_name=names,
+    y_name=y,
+    runs=rows["run"].to_numpy() if "run" in rows else None,
+    refuse=refused,
+    warnings=tuple(warnings),
+    **options,
+  )
 
 
 def fit_points(
@@ -172,131 +82,219 @@ def fit_points(
   y: np.ndarray,
   *,
   form: str = "power",
-  x_name: str = "x",
+  x_name: str | Sequence[str] | None = None,
   y_name: str = "y",
+  runs: np.ndarray | None = None,
   refuse: str = "",
   warnings: tuple[str, ...] = (),
+  fixed: Mapping[str, float] | None = None,
+  intervals: str = "auto",
+  draws: int = 500,
+  starts: int | None = None,
+  seed: int = 0,
+  hold_out: float | None = None,
+  delta: float | None = None,
 ) -> Fit:
-  """`fit` on arrays x [n], y [n]."""
-  x, y = np.asarray(x, float), np.asarray(y, float)
-  order = np.argsort(x, kind="stable")
-  x, y = x[order], y[order]
-  empty = Fit(form, x_name, y_name, x, y, warnings=warnings)
-  reason = refuse or _refuse(FORMS[form], x, y, x_name, y_name)
+  """`fit` on arrays x [n] or [d, n], y [n].
+
+  Args:
+    x, y: the points.
+    form: of FORMS.
+    x_name, y_name: for messages.
+    runs: name of the run of each point [n], for 'envelope'.
+    refuse: a reason known already.
+    warnings: known already.
+    fixed: public parameters that are given, such as {'low': 0.04}.
+    intervals: one of METHODS.
+    draws: of the bootstrap.
+    starts: of the search, or as many as the form is used to need.
+    seed: of starts and bootstrap; the same seed gives the same result.
+    hold_out: predict the points above this x (N D, of two inputs) from the others; by
+      default the largest x, or the points above a third of the largest N D.
+    delta: Huber's threshold instead of the form's.
+  """
+  if intervals not in METHODS:
+    raise FitError(f"intervals is {intervals!r}; choose from {', '.join(METHODS)}")
+  curve = FORMS[form]
+  default = curve.columns if len(curve.columns) > 1 else ("x",)
+  names = (x_name,) if isinstance(x_name, str) else tuple(x_name or default)
+  x, y = np.atleast_2d(np.asarray(x, float)), np.asarray(y, float)
+  order = np.lexsort(x[::-1])
+  x, y = x[:, order], y[order]
+  weights, table = np.ones(len(y)), None
+  if not refuse and curve.log and len(y) and min(x.min(), y.min()) <= 0:
+    refuse = f"{', '.join(names)} and {y_name} must be positive"
+  if curve.reduce and not refuse:
+    try:
+      runs = np.arange(len(y)) if runs is None else np.asarray(runs)[order]
+      points = curve.reduce(x, y, runs)
+      x, y, weights = points.compute[None], points.best, points.weights
+      weights = weights / weights.mean()
+      table, warnings = points.table, warnings + points.warnings
+      names, y_name = names[1:], names[0]
+    except FrontierError as error:
+      refuse = str(error)
+  result = Fit(form, names, y_name, x, y, weights, warnings=warnings, table=table)
+  free, start = _fixed(curve, fixed or {})
+  reason = refuse or _refuse(result, int(free.sum()))
   if reason:
-    return dataclasses.replace(empty, refused=reason)
-  theta, covariance = _solve(FORMS[form], x, y)
-  residuals = _residuals(FORMS[form], theta, x, y)
-  target = np.log(y) if FORMS[form].log else y
-  rss = np.sum(residuals**2)
-  params, intervals = _report(form, theta, covariance, len(x))
-  if form == "power_floor" and params["E"] <= 0:
-    warnings += ("the floor is not identified: the best one is 0",)
-  return dataclasses.replace(
-    empty,
-    warnings=warnings,
-    theta=theta,
-    covariance=covariance,
-    params=params,
-    intervals=intervals,
-    r2=float(1 - rss / np.sum((target - target.mean()) ** 2)),
-    aicc=_aicc(rss, len(x), len(theta)),
-    held_out=_hold_out(form, x, y),
+    return dataclasses.replace(result, refused=reason)
+  problem = Problem(
+    curve,
+    np.log(x) if curve.log else x,
+    np.log(y) if curve.log else y,
+    weights,
+    free,
+    start,
+    curve.delta if delta is None else delta,
   )
+  theta, reached = problem.best(starts or curve.count, seed)
+  result = _with(result, problem, theta, reached)
+  result = _with_intervals(result, problem, intervals, draws, seed)
+  result = dataclasses.replace(result, held_out=_hold_out(result, problem, hold_out))
+  return dataclasses.replace(result, warnings=result.warnings + _doubts(result))
 
 
-def _refuse(form: Form, x, y, x_name, y_name) -> str:
-  n, k = len(x), len(form.names)
+def _fixed(curve: Form, fixed: Mapping[str, float]):
+  free, start = np.ones(len(curve.names), bool), np.zeros(len(curve.names))
+  known = {k: p for k, p in curve.report.items() if isinstance(p, Own)}
+  for name, value in fixed.items():
+    if name not in known:
+      raise FitError(f"cannot fix '{name}'; choose from {', '.join(known)}")
+    free[known[name].index] = False
+    start[known[name].index] = known[name].inner(value)
+  return free, start
+
+
+def _refuse(result: Fit, k: int) -> str:
+  what = {"isoflop": "budgets", "envelope": "crossings"}.get(result.form, "runs")
+  n, log = len(result.y), result.curve.log
+  names = result.x_names
+  for name, x in zip(names, result.x):
+    if n and len(np.unique(x)) < min(k, 2):
+      return f"only 1 different value of {name}"
   if n < k + 2:
-    return f"{n} runs; {k} parameters need {k + 2}"
-  if len(np.unique(x)) < k:
-    return f"only {len(np.unique(x))} different values of {x_name}"
-  if form.log and (x.min() <= 0 or y.min() <= 0):
-    return f"{x_name} and {y_name} must be positive"
-  if form.log and x.max() < 10 * x.min():
-    return f"{x_name} spans x{x.max() / x.min():.1f}, less than a decade"
+    return f"{n} {what}; {k} parameters need {k + 2}"
+  for name, x in zip(names, result.x):
+    if len(names) == 1 and len(np.unique(x)) < k:
+      return f"only {len(np.unique(x))} different values of {name}; {k} are needed"
+    if log and x.max() < 10 * x.min():
+      return f"{name} spans x{x.max() / x.min():.1f}, less than a decade"
   return ""
 
 
-def _residuals(form: Form, theta, x, y):
-  predicted = form.predict(theta, x)
-  return np.log(y) - np.log(predicted) if form.log else y - predicted
+def _with(result: Fit, problem: Problem, theta, reached: float) -> Fit:
+  """The result with its solution and what follows from it directly."""
+  report = problem.form.report
+  floor = report.get("E")
+  if floor and problem.free[floor.index] and floor(theta) < 1e-3 * result.y.min():
+    theta = theta.copy()  # on its way to no floor at all
+    theta[floor.index] = np.log(1e-2 * ZERO * result.y.min())
+  fields = dict(theta=theta, free=problem.free, reached=reached)
+  result = dataclasses.replace(result, **fields, params={})
+  _, slope = problem.form.curve(theta[None], problem.x)
+  matrix = np.zeros((len(theta), len(theta)))
+  inside = intervals.covariance(
+    slope[0][problem.free], problem.weights, result.spread**2
+  )
+  matrix[np.ix_(problem.free, problem.free)] = inside
+  target = problem.target
+  total = np.sum(problem.weights * (target - np.average(target, weights=problem.weights)) ** 2)  # fmt: skip  # noqa: E501
+  rss = np.sum(problem.weights * result.residuals**2)
+  return dataclasses.replace(
+    result,
+    covariance=matrix,
+    params=parameters(result),
+    r2=float(1 - rss / total) if total else np.nan,
+    aicc=_aicc(problem, rss, theta),
+  )
 
 
-def _solve(form: Form, x, y) -> tuple[np.ndarray, np.ndarray]:
-  """Parameters [k] and their covariance [k, k]."""
-  theta = form.solve(x, y)
-  jacobian = form.jacobian(theta, x)
-  scale = np.sum(_residuals(form, theta, x, y) ** 2) / (len(x) - len(theta))
-  return theta, scale * np.linalg.pinv(jacobian.T @ jacobian)
+def _with_intervals(result, problem, method, draws, seed) -> Fit:
+  if method == "auto":
+    method = "profile" if np.isinf(problem.delta) else "bootstrap"
+  if method == "none":
+    return result
+  if method == "bootstrap":
+    rng = np.random.default_rng(seed)
+    k = int(problem.free.sum())
+    weights = intervals.resample(problem.x, draws, k + 1, rng)
+    thetas, costs = problem.solve(np.tile(result.theta, (draws, 1)), weights=weights)
+    result = dataclasses.replace(result, draws=thetas[np.isfinite(costs)])
+  ends = {}
+  for name, function in result.curve.report.items():
+    if method == "profile" and is_own(result, name):
+      i = function.index
+      spread = intervals.student(result.freedom) * np.sqrt(result.covariance[i, i])
+      spread = min(spread, 3.0) if function.exp else spread
+      moved = np.tile(result.theta, (2, 1))
+      moved[:, i] = intervals.profile(problem, result.theta, i, float(spread))
+      ends[name] = tuple(map(float, function(moved)))
+    else:
+      ends[name] = result.derived(function)[1:]
+  return dataclasses.replace(result, intervals=ends)
 
 
-def _report(form: str, theta, covariance, n):
-  """Parameters under their public names, with intervals."""
-  t = stats.t.ppf((1 + LEVEL) / 2, n - len(theta))
-  half = t * np.sqrt(np.diag(covariance))
-  params = dict(zip(FORMS[form].names, map(float, theta)))
-  intervals = {
-    k: (float(v - h), float(v + h)) for (k, v), h in zip(params.items(), half)
-  }
-  if "b" in params:  # b = a log N0
-    a, b = params["a"], params.pop("b")
-    intervals.pop("b")
-    if a:
-      gradient = np.zeros(len(theta))
-      gradient[:2] = -b / a**2, 1 / a
-      spread = t * np.sqrt(gradient @ covariance @ gradient) / np.log(10)
-      params["log10_N0"] = float(b / a / np.log(10))
-      intervals["log10_N0"] = (
-        float(params["log10_N0"] - spread),
-        float(params["log10_N0"] + spread),
-      )
-  return params, intervals
+def _doubts(result: Fit) -> tuple[str, ...]:
+  """Warnings that can be read off the result."""
+  out, wide = [], []
+  for name, function in result.curve.report.items():
+    if not is_own(result, name) or name not in result.intervals:
+      continue
+    low, high = result.intervals[name]
+    if name == "E" and result.params["E"] == 0:
+      out.append("the floor is not identified: the best one is 0")
+    elif name == "E" and low < ZERO * result.y.min():
+      out.append("the floor is not told apart from 0")
+    elif not np.isfinite([low, high]).all() or (function.exp and high > 10 * low):
+      wide.append(f"{name} [{low:.3g}, {high:.3g}]")
+  if wide:
+    names = " and ".join(w.split(" [")[0] for w in wide)
+    out.append(f"not identified by these points: {', '.join(wide)}; report no {names}")
+  return tuple(out)
 
 
-def _aicc(rss: float, n: int, k: int) -> float:
-  """Akaike's criterion with the small-sample correction; the noise counts as one."""
-  k += 1
+def _aicc(problem: Problem, rss: float, theta) -> float:
+  """Akaike's criterion, small samples; Laplace's likelihood where Huber is fitted."""
+  n, k = len(problem.target), int(problem.free.sum()) + 1
   if n <= k + 1 or rss <= 0:
     return np.nan
-  return float(n * np.log(rss / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
+  if np.isinf(problem.delta):
+    fitted = n * np.log(rss / n)
+  else:
+    fitted = 2 * n * np.log(2 * problem.cost(theta) / problem.delta / n)
+  return float(fitted + 2 * k + 2 * k * (k + 1) / (n - k - 1))
 
 
-def _hold_out(form: str, x, y) -> HeldOut | None:
-  """Fits all but the largest x and predicts it (the mean of its runs)."""
-  rest = x < x.max()
-  k = len(FORMS[form].names)
-  if rest.sum() < k + 1 or len(np.unique(x[rest])) < k:
+def _hold_out(result: Fit, problem: Problem, above: float | None) -> HeldOut | None:
+  """Fits what is not above the limit and predicts what is."""
+  key = np.prod(result.x, axis=0)
+  if above is None:
+    above = key.max() / 3 if len(result.x) > 1 else np.nextafter(key.max(), 0)
+  rest = key <= above
+  k = int(problem.free.sum())
+  few = len(np.unique(result.x[:, rest], axis=1).T) < k
+  if rest.all() or rest.sum() < k + 1 or few:
     return None
-  theta, covariance = _solve(FORMS[form], x[rest], y[rest])
-  part = Fit(
-    form, "", "", x[rest], y[rest], theta=theta, covariance=covariance
+  part = dataclasses.replace(
+    result, x=result.x[:, rest], y=result.y[rest], weights=result.weights[rest],
+    draws=None,
   )  # fmt: skip
-  lo, hi = part.band(x.max(), new_run=True)
-  actual = float(y[~rest].mean())
-  predicted = float(part.predict(x.max()))
-  return HeldOut(float(x.max()), actual, predicted, float(lo[0]), float(hi[0]))
-
-
-def main() -> None:
-  parser = argparse.ArgumentParser(prog="python -m analysis.fit")
-  parser.add_argument("--csv", required=True, help="table, or a folder of runs")
-  parser.add_argument("--form", default="power", choices=sorted(FORMS))
-  parser.add_argument("--x", default="N")
-  parser.add_argument("--y", default="val/loss")
-  args = parser.parse_args()
-  from analysis.load import load
-
-  table = load(args.csv)
-  groups = table.groupby("cell", sort=False) if "cell" in table else [("", table)]
-  for cell, rows in groups:
-    result = fit(rows, form=args.form, x=args.x, y=args.y)
-    print(json.dumps({"cell": cell} | result.to_dict(), indent=1))
+  smaller = problem.without(rest)
+  count = 1 if problem.form.count == 1 else 30
+  theta, _ = smaller.best(count, 0)
+  warm, cost = smaller.solve(result.theta[None])
+  theta = warm[0] if cost[0] < smaller.cost(theta) else theta
+  part = _with(part, smaller, theta, np.nan)
+  points, group = np.unique(result.x[:, ~rest], axis=1, return_inverse=True)
+  weights = np.bincount(group.ravel(), result.weights[~rest])
+  actual = np.bincount(group.ravel(), (result.weights * result.y)[~rest]) / weights
+  predicted = part.predict(*points)
+  lo, hi = part.band(*points, new_run=True, weights=weights)
+  return HeldOut(float(above), points, actual, predicted, lo, hi)
 
 
 if __name__ == "__main__":
-  try:
-    main()
-  except (ValueError, FileNotFoundError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+  from analysis.cli import fit_main
+
+  fit_main()

@@ -57,11 +57,14 @@ def image(png: bytes, alt: str) -> str:
   return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 
-def figure(png: Path, title: str, caption: str) -> str:
+def figure(png: Path, title: str, caption: str, command: str = "") -> str:
+  """A figure with its caption, and how to draw it again."""
+  again = f"<details><summary>draw it again</summary>{code(command)}</details>"
   return (
     f'<figure id="{png.stem}"><h3>{html.escape(title)}</h3>'
     f'<div class="wide">{image(png.read_bytes(), title)}</div>'
-    f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    f"<figcaption>{html.escape(caption)}{again if command else ''}</figcaption>"
+    "</figure>"
   )
 
 

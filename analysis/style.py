@@ -26,8 +26,14 @@ LABELS = {
   "step": "training step",
   "val/loss": "validation loss",
   "geneval/overall": "GenEval overall (higher is better)",
+  "fid": "FID (lower is better)",
+  "fid_30k": "FID-30K (lower is better)",
   "kid": "KID (lower is better)",
   "fd": "FD (lower is better)",
+  "sample/seconds_per_image": "seconds per image",
+  "guidance": "guidance scale",
+  "temperature": "temperature",
+  "aligner_layers": "blocks of the text aligner",
 }
 UNITS = {"continuous": "diffusion loss", "discrete": "cross-entropy, nats per token"}
 RC = {
@@ -62,6 +68,7 @@ class Plot:
       # Without a date, the same data give the same bytes.
       svg = folder / f"{self.name}.svg"
       self.figure.savefig(svg, metadata={"Date": None})
+      self.figure.set_layout_engine("none")  # it is laid out by now
       self.figure.savefig(folder / f"{self.name}.png")
     return folder / f"{self.name}.png"
 

@@ -1,8 +1,9 @@
 """Metrics of a checkpoint: `python -m fluid.evaluate --workdir DIR [--weights raw]`.
 
 Runs the evaluators of the run's config, or those named by --evals, prints a table and
-writes WORKDIR/eval/<step>-<weights>.json. Values that metrics.jsonl does not have for
-this step are appended to it, unless --override changed what is measured.
+writes WORKDIR/eval/<step>-<weights>[-<overrides>].json: a sweep over guidance keeps
+every point. Values that metrics.jsonl does not have for this step are appended to it,
+unless --override changed what is measured.
 """
 
 import ast
@@ -58,7 +59,7 @@ def evaluate(
   plain = {k: _plain(v) for k, v in out.items()}
   if weights == "raw":
     plain = {f"raw/{k}": v for k, v in plain.items()}
-  name = f"{loaded.step}-{weights}.json"
+  name = "-".join([str(loaded.step), weights, *overrides]).replace("/", "_") + ".json"
   described = {"step": loaded.step, "weights": weights, "overrides": list(overrides)}
   checkpoint.write_json(
     pathlib.Path(workdir) / "eval" / name, described | {"values": plain}

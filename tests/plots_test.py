@@ -1,13 +1,21 @@
 """analysis.plots and analysis.samples: what is drawn, and the numbers behind it."""
 
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-import analysis
-from analysis import plots, samples
+from analysis import coverage, plots, samples
+from analysis.figures import FIGURES, Study, metrics
+from analysis.load import CELLS
 from fluid.evals import images as evaluator
 from tests import synthetic
+
+TOY = Path(__file__).parents[1] / "analysis/results/toy_study"
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +28,14 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn(study):
-  runs, evals = analysis.load(study), analysis.load(study, "eval")
-  return {p.name: p for p in plots.draw(runs, evals, study)}
+  return {p.name: p for p in plots.draw(Study.read(study))}
 
 
 def test_all_figures_of_a_study(drawn):
   assert set(drawn) == {
     "val_loss_vs_size", "val_loss_vs_compute", "val_loss_curves", "metrics_vs_size",
-    "metrics_vs_steps", "metrics_vs_loss", "geneval_tags", "samples",
+    "metrics_vs_steps", "metrics_vs_compute", "metrics_vs_loss", "geneval_tags",
+    "published", "seconds_per_image", "samples",
   }  # fmt: skip
 
 
@@ -53,7 +61,7 @@ def test_fit_is_of_finished_runs_and_said_in_the_caption(drawn):
 def test_unfinished_runs_have_their_curve(drawn):
   assert "discrete-random-s" in set(drawn["metrics_vs_steps"].data["run"])
   titles = [ax.get_title() for ax in drawn["metrics_vs_steps"].figure.axes[:4]]
-  assert titles == list(plots.CELLS)
+  assert titles == list(CELLS)
 
 
 def test_distances_are_named_after_their_network(drawn):
@@ -72,19 +80,19 @@ def test_metric_against_loss_carries_pearson_r(drawn):
 
 
 def test_the_same_table_gives_the_same_files(study, tmp_path):
-  runs = analysis.load(study)
   for name in "ab":
-    path = plots.metrics_vs_size(runs).save(tmp_path / name)
+    path = metrics.against_size(Study.read(study)).save(tmp_path / name)
     assert path == tmp_path / name / "metrics_vs_size.png"
   for suffix in ("png", "svg", "csv"):
     one, two = (tmp_path / d / f"metrics_vs_size.{suffix}" for d in "ab")
     assert one.read_bytes() == two.read_bytes()
-  assert len(pd.read_csv(tmp_path / "a/metrics_vs_size.csv")) == 16
+  assert len(pd.read_csv(tmp_path / "a/metrics_vs_size.csv")) == 15
 
 
 def test_nothing_to_draw_draws_nothing(tmp_path):
   runs = pd.DataFrame({"run": ["a"], "cell": [""], "size": [""], "status": ["failed"]})
-  assert plots.draw(runs, pd.DataFrame(), tmp_path) == []
+  empty = Study(runs, pd.DataFrame(), pd.DataFrame(), tmp_path)
+  assert [p.name for p in plots.draw(empty)] == ["published"]
 
 
 def test_grids_are_cut_into_the_tiles_they_were_made_of(tmp_path):
@@ -111,4 +119,49 @@ def test_a_grid_of_something_else_is_no_grid(tmp_path):
 def test_a_sheet_shows_every_cell_for_the_same_prompts(drawn):
   data = drawn["samples"].data
   assert set(data["prompt"]) == set(synthetic.PROMPTS)
-  assert list(data["run"].unique()) == [f"{c}-xl" for c in plots.CELLS]
+  assert list(data["run"].unique()) == [f"{c}-xl" for c in CELLS]
+
+
+def test_settings_of_sampling_are_drawn_where_they_vary(study):
+  s = Study.read(study)
+  assert metrics.sampling(s) is None and metrics.aligner_depth(s) is None
+  rows = [
+    s.ended.iloc[0].to_dict() | {"guidance": g, "temperature": t, "kid": g * t}
+    for g in (1.0, 3.0, 5.0)
+    for t in (0.9, 1.0)
+  ]
+  varied = dataclasses.replace(s, samplings=pd.DataFrame(rows))
+  plot = metrics.sampling(varied)
+  assert {"guidance", "temperature", "kid"} <= set(plot.data) and len(plot.data) == 6
+  kid = [ax for ax in plot.figure.axes if ax.get_ylabel().startswith("KID")]
+  assert [ax.get_xlabel() for ax in kid] == ["guidance scale", "temperature"]
+  assert len(kid[0].get_legend_handles_labels()[1]) == 2  # a line per temperature
+  deep = s.runs.assign(aligner_layers=np.arange(len(s.runs)) % 3)
+  assert metrics.aligner_depth(dataclasses.replace(s, runs=deep)) is not None
+
+
+def test_a_study_of_budgets_shows_its_frontier(tmp_path):
+  x = coverage.isoflop_grid(np.geomspace(1e18, 1e20, 5))
+  y = coverage.chinchilla(x[0], x[1] / 6 / x[0], **coverage.CHINCHILLA)
+  runs = pd.DataFrame({"N": x[0], "compute": x[1], "val/loss": y})
+  runs = runs.assign(run=runs.index.map(str), cell="discrete-raster", size="")
+  plot = FIGURES["frontier"](Study(runs, pd.DataFrame(), pd.DataFrame(), tmp_path))
+  assert "compute-optimal N ~ compute^0.514" in plot.caption
+  assert len(plot.data) == 5
+
+
+def test_command_line_draws_one_and_names_what_is_missing(tmp_path):
+  def call(name):
+    argv = [
+      sys.executable,
+      "-m",
+      "analysis.plots",
+      f"--workdir={TOY}",
+      f"--only={name}",
+    ]
+    argv.append(f"--out={tmp_path}")
+    return subprocess.run(argv, cwd=TOY.parents[2], capture_output=True, text=True)
+
+  assert call("geneval_tags").stdout == f"{tmp_path / 'geneval_tags.png'}\n"
+  bad = call("aligner_depth")
+  assert bad.returncode == 2 and "has no numbers for aligner_depth" in bad.stderr

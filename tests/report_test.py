@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -32,13 +33,13 @@ def verdicts(runs):
 
 
 def test_the_page_stands_alone(html, study):
-  assert html.count("data:image/png;base64,") == 8
+  assert html.count("data:image/png;base64,") == 11
   assert not re.search(r'(src|href)="(?!data:|#)', html)
   assert 'name="viewport"' in html
   for suffix in ("png", "svg", "csv"):
-    assert len(list((study / "report/figures").glob(f"*.{suffix}"))) == 8
+    assert len(list((study / "report/figures").glob(f"*.{suffix}"))) == 11
   assert {p.stem for p in (study / "report/tables").glob("*.csv")} == {
-    "results", "sizes", "fits", "correlations", "runs", "evals",
+    "results", "sizes", "fits", "trends", "correlations", "systems", "runs", "evals",
   }  # fmt: skip
 
 
@@ -57,10 +58,29 @@ def test_tables(study, html):
   fits = pd.read_csv(study / "report/tables/fits.csv")
   fits = fits[(fits.form == "power") & (fits.x == "N")].set_index("cell")
   assert fits.loc["continuous-random", "a"] == pytest.approx(0.05, rel=1e-3)
-  assert fits.loc["continuous-raster", "runs"] == 4  # the unfinished run is not fitted
+  assert (
+    fits.loc["continuous-raster", "points"] == 4
+  )  # the unfinished run is not fitted
   correlations = pd.read_csv(study / "report/tables/correlations.csv")
   assert set(correlations.metric) == {"geneval/overall", "kid", "fd"}
+  systems = pd.read_csv(study / "report/tables/systems.csv").set_index("model")
+  assert systems.loc["Fluid 10.5B", "FID-30K"] == 6.16
+  assert systems.loc["continuous-random", "where"] == "ours, shapes"
   assert "<td>1,000,000</td>" in html
+
+
+def test_published_rows_are_fitted_beside_ours(study):
+  trends = pd.read_csv(study / "report/tables/trends.csv").set_index(["who", "metric"])
+  n = np.log10([0.369e9, 0.665e9, 1.1e9, 3.1e9, 10.5e9])
+  fid = trends.loc[("Fluid, published", "fid_30k")]
+  r = np.corrcoef(n, [7.23, 6.84, 6.59, 6.41, 6.16])[0, 1]
+  assert fid["Pearson r with log N"] == pytest.approx(r)
+  slope = np.polyfit(n, np.log([7.23, 6.84, 6.59, 6.41, 6.16]), 1)[0]
+  assert f"10x N -> fid_30k x {np.exp(slope):.3f}" in fid["reading"]
+  geneval = trends.loc[("Fluid, published", "geneval/overall")]
+  r = np.corrcoef(n, [0.62, 0.65, 0.67, 0.70, 0.69])[0, 1]
+  assert geneval["Pearson r with log N"] == pytest.approx(r)
+  assert {"continuous-random", "discrete-raster"} <= {who for who, _ in trends.index}
 
 
 def test_findings_of_a_study_made_like_the_paper(study):
@@ -106,7 +126,7 @@ def test_a_study_without_geneval_and_with_one_size(tmp_path):
   root = synthetic.write_study(tmp_path / "emoji", sizes=("m",), geneval=False)
   html = report.write(root, tmp_path / "out").read_text()
   assert "No run has geneval/overall: left out below." in html
-  assert "no fit: 1 runs; 2 parameters need 4" in html
+  assert "no fit: only 1 different value of N" in html
   assert (tmp_path / "out/figures/metrics_vs_size.png").exists()
   assert not (root / "report").exists()
   assert verdicts(analysis.load(root)) == [OPEN, APPEARS, OPEN, OPEN, OPEN, OPEN]

@@ -1,0 +1,113 @@
+"""What of a table can be used: rows are left out, or the table refused, with reasons.
+
+Left out: values that are not numbers, a run's earlier rows, the same run twice.
+Refused: rows of several cells or data sets, one run with two different results.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis.load import CELLS
+
+# Losses of rows that differ in one of these are different quantities.
+_ONE_OF = ("cell", "source", "image_size")
+
+
+def clean(
+  table: pd.DataFrame, columns: Sequence[str], *, rows: str = "run", cell: bool = True
+) -> tuple[pd.DataFrame, list[str], str]:
+  """The usable rows of a table.
+
+  Args:
+    table: one row per run, or per run and step.
+    columns: inputs and, last, the output: all have to be finite numbers.
+    rows: 'run' (the last step of each counts) or 'eval' (all steps do).
+    cell: whether rows of several cells are refused.
+
+  Returns:
+    The rows, warnings, and why the table cannot be used ('' if it can).
+  """
+  values = table[list(columns)].apply(pd.to_numeric, errors="coerce")
+  good = np.isfinite(values.to_numpy(float)).all(1)
+  warnings = []
+  if not good.all():
+    bad = [c for c in columns if not np.isfinite(values[c].to_numpy(float)).all()]
+    warnings.append(f"left out, no finite {' or '.join(bad)}: {_names(table, ~good)}")
+  kept = table[good].assign(**{c: values.loc[good, c] for c in columns})
+  refused = _mixed(kept) if cell else ""
+  if "run" in kept and not refused:
+    kept, more, refused = _once(kept, list(columns), rows)
+    warnings += more
+  return kept, warnings, refused
+
+
+def _mixed(table: pd.DataFrame) -> str:
+  for column in _ONE_OF:
+    if column in table:
+      found = sorted(map(str, table[column].dropna().unique()))
+      if len(found) > 1:
+        return f"the rows mix {column.replace('_', ' ')}s: {', '.join(found)}"
+  return ""
+
+
+def _once(table, columns, rows):
+  """Every run once (or once per step)."""
+  warnings = []
+  key = ["run", "step"] if rows == "eval" and "step" in table else ["run"]
+  if key == ["run"] and "step" in table:
+    last = table.groupby("run")["step"].transform("max") == table["step"]
+    if not last.all():
+      warnings.append(f"only the last step counts of {_names(table, ~last)}")
+      table = table[last]
+  same = table.duplicated(key + columns)
+  if same.any():
+    warnings.append(f"left out, twice in the table: {_names(table, same)}")
+    table = table[~same]
+  twice = table.duplicated(key)
+  if twice.any() and key != ["run"]:
+    twice &= table.duplicated(key, keep=False)
+  if twice.any():
+    return table, warnings, f"two different rows for run {_names(table, twice)}"
+  if rows == "run" and "config_hash" in table:
+    again = table["config_hash"].notna() & table.duplicated(
+      ["config_hash", *columns[:-1]]
+    )
+    if again.any():
+      warnings.append(f"left out, same config as another run: {_names(table, again)}")
+      table = table[~again]
+  return table, warnings, ""
+
+
+def _names(table: pd.DataFrame, mask) -> str:
+  """The runs (or row numbers) where mask holds, at most eight of them."""
+  picked = table.loc[mask, "run"] if "run" in table else table.index[mask]
+  names = [str(n) for n in dict.fromkeys(picked)]
+  more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+  return ", ".join(names[:8]) + more
+
+
+def cells_of(table: pd.DataFrame) -> list[str]:
+  """The cells of a table, those of the grid first and in its order."""
+  present = list(table["cell"].dropna().unique()) if "cell" in table else []
+  known = [c for c in CELLS if c in present]
+  return known + sorted(c for c in present if c and c not in CELLS)
+
+
+def kinds_of(table: pd.DataFrame) -> list[str]:
+  """The token types of a table's cells."""
+  return list(dict.fromkeys(c.split("-")[0] for c in cells_of(table)))
+
+
+def having(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+  """The rows with a finite number in every column (none if a column is absent)."""
+  if any(c not in table for c in columns):
+    return table.iloc[:0].reindex(columns=[*dict.fromkeys([*table, *columns])])
+  values = table[list(columns)].apply(pd.to_numeric, errors="coerce")
+  return table[np.isfinite(values.to_numpy(float)).all(1)]
+
+
+def finished(runs: pd.DataFrame) -> pd.DataFrame:
+  """The finished runs (all, where the table does not say)."""
+  return runs[runs["status"] == "finished"] if "status" in runs else runs

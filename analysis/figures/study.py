@@ -1,0 +1,115 @@
+"""What figures are drawn from, and the pieces that they are drawn with."""
+
+import dataclasses
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from analysis import style
+from analysis.clean import finished, having, kinds_of
+from analysis.load import load
+from analysis.remote import local
+from analysis.style import cell_style, panels
+
+METRICS = ("geneval/overall", "fid", "kid", "fd")
+# Columns to read a metric by: what chance scores, what the tokenizer alone scores.
+CHANCE = {"geneval/overall": "geneval/chance"}
+CEILING = {"geneval/overall": "geneval/tokenizer", "kid": "kid_tokenizer"}
+TAGS = (
+  "single_object",
+  "two_object",
+  "counting",
+  "colors",
+  "position",
+  "color_attr",
+)
+KEYS = ["run", "cell", "size", "status", "step", "N", "compute"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """The tables of a study.
+
+  Attributes:
+    runs, evals, samplings: of analysis.load.
+    workdir: where samples are found.
+  """
+
+  runs: pd.DataFrame
+  evals: pd.DataFrame
+  samplings: pd.DataFrame
+  workdir: Path
+
+  @classmethod
+  def read(cls, workdir: str | Path) -> "Study":
+    workdir = local(workdir)
+    tables = (load(workdir, rows) for rows in ("run", "eval", "sampling"))
+    return cls(*tables, workdir)
+
+  @property
+  def ended(self) -> pd.DataFrame:
+    """The finished runs: the others have no place among results."""
+    return finished(self.runs)
+
+
+def points(ax, rows, x, y, cell, *, line: bool = True, name: str | None = None):
+  """Points of one cell with error bars from NAME_lo and NAME_hi or NAME_sem."""
+  error = None
+  if f"{y}_lo" in rows and f"{y}_hi" in rows:
+    error = np.stack([rows[y] - rows[f"{y}_lo"], rows[f"{y}_hi"] - rows[y]])
+  elif f"{y}_sem" in rows:
+    error = 1.96 * np.stack([rows[f"{y}_sem"]] * 2)
+  if error is not None:
+    error = np.nan_to_num(np.clip(error.astype(float), 0, None))
+  look = cell_style(cell) | {"linestyle": "-" if line else "none"}
+  ax.errorbar(rows[x], rows[y], error, label=name or cell, capsize=2, **look)
+
+
+def fitted(ax, result, grid, colour):
+  """A fit's curve and its 95 % band, of one input."""
+  ax.plot(grid, result.predict(grid), color=colour)
+  ax.fill_between(grid, *result.band(grid), color=colour, alpha=0.15, lw=0)
+
+
+def marks(ax, table, metric):
+  """Lines at what chance and the tokenizers score."""
+  if len(rows := having(table, CHANCE.get(metric, ""))):
+    ax.axhline(rows[CHANCE[metric]].mean(), color=style.OTHER_COLOUR, linestyle=":")
+  if len(rows := having(table, CEILING.get(metric, ""))):
+    for cell, ceiling in rows.groupby("cell")[CEILING[metric]].mean().items():
+      if cell.endswith("random"):  # Both orders have the same tokenizer.
+        ax.axhline(ceiling, color=style.cell_style(cell)["color"], linestyle="--", lw=1)
+
+
+def panel_per_tokens(table, *, rows: int = 1):
+  """-> figure, axes [rows, kinds], kinds: losses of two heads never share an axis."""
+  kinds = kinds_of(table)
+  return *panels(rows, len(kinds), width=4.2, height=3.2), kinds
+
+
+def loss_label(kind: str) -> str:
+  return f"validation loss ({style.UNITS[kind]})" if kind in style.UNITS else "loss"
+
+
+def log_axes(ax, *, y: bool = False):
+  """Logarithmic x (and y), with labels that also divide less than a decade."""
+  ax.set_xscale("log")
+  # Sizes span about a decade, in which powers of ten would label one point.
+  low, high = ax.get_xlim()
+  subs = (1, 2, 5) if high < 200 * low else (1,)
+  ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
+  ax.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+  ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+  if y:
+    # Losses span less than a decade: plain numbers read better than powers of ten.
+    ax.set_yscale("log")
+    for which in ("set_major_formatter", "set_minor_formatter"):
+      getattr(ax.yaxis, which)(matplotlib.ticker.StrMethodFormatter("{x:.3g}"))
+    ax.yaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=(2, 3, 4, 5, 7)))
+
+
+def known(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+  """The columns that the table has."""
+  return table[[c for c in dict.fromkeys(columns) if c in table]]

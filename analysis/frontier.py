@@ -1,0 +1,197 @@
+"""Where a budget is spent best: the points that approaches 1 and 2 fit N* = G C^a to.
+
+  isoflop    runs at several sizes for each of several budgets: a parabola in log N per
+             budget, its minimum is N*
+  envelope   training curves of several sizes: where the curve of a size meets that of
+             the next, the geometric mean of both sizes is N*
+
+Both need sizes on either side of the optimum, and say where they were not there.
+
+n points, m points of the frontier.
+"""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+
+_GAP = 0.25  # budgets nearer than this in log C are one
+# Exponents published by Hoffmann et al. 2022, to judge grids by.
+_ALPHA, _BETA = 0.34, 0.28
+_BIAS = 0.02
+
+
+class FrontierError(ValueError):
+  """A table that has no frontier; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Points:
+  """Points of the frontier.
+
+  Attributes:
+    compute, best: budgets [m] and compute-optimal sizes [m].
+    weights: inverse variances of log best, up to a factor [m].
+    table: what is known of each, with those that were left out.
+    warnings: in words.
+  """
+
+  compute: np.ndarray
+  best: np.ndarray
+  weights: np.ndarray
+  table: pd.DataFrame
+  warnings: tuple[str, ...]
+
+
+def isoflop(x: np.ndarray, loss: np.ndarray, runs: np.ndarray) -> Points:
+  """Minima of the parabolas through log N [n] and loss [n], one per budget.
+
+  Args:
+    x: N and compute [2, n].
+    loss: [n].
+    runs: not used.
+  """
+  del runs
+  size, compute = np.log(x)
+  order = np.argsort(compute)
+  groups = np.split(order, np.flatnonzero(np.diff(compute[order]) > _GAP) + 1)
+  rows, designs = [], []
+  for group in groups:
+    u, y = size[group], loss[group]
+    row = {
+      "compute": float(np.exp(compute[group].mean())),
+      "sizes": len(np.unique(u)),
+      "runs": len(u),
+    }
+    if row["sizes"] < 3:
+      rows.append(row | {"note": f"{row['sizes']} sizes; a parabola needs 3"})
+      continue
+    middle = u.mean()
+    curve, slope, level = np.polyfit(u - middle, y, 2)
+    design = np.stack([(u - middle) ** 2, u - middle, np.ones_like(u)], 1)
+    rss = np.sum((y - design @ [curve, slope, level]) ** 2)
+    row |= {"rss": rss, "curvature": curve}
+    if curve <= 0:
+      rows.append(row | {"note": "the parabola opens downwards"})
+      continue
+    best = middle - slope / (2 * curve)
+    row |= {"N": float(np.exp(best)), "loss": level - slope**2 / (4 * curve)}
+    row["centring"] = (best - (u.min() + u.max()) / 2) / (np.ptp(u) / 2)
+    gradient = np.array([slope / (2 * curve**2), -1 / (2 * curve), 0.0])
+    row["variance"] = gradient @ np.linalg.inv(design.T @ design) @ gradient
+    row["bias"] = grid_bias(u - best)
+    outside = "" if abs(row["centring"]) < 1 else "the minimum is outside the sizes"
+    rows.append(row | {"note": outside})
+    designs.append(row)
+  table = pd.DataFrame(rows)
+  for column in ("N", "loss", "variance", "bias", "centring"):
+    table[column] = table.get(column, np.nan)
+  return _points(table, "budget", _isoflop_warnings(table[table["note"] == ""]))
+
+
+def _isoflop_warnings(good: pd.DataFrame) -> list[str]:
+  warnings = []
+  if len(aside := good[good["centring"].abs() > 0.5]):
+    at = ", ".join(f"{c:.3g}" for c in aside["compute"])
+    warnings.append(f"the sizes are not centred on the minimum at compute {at}")
+  if len(coarse := good[good["bias"].abs() > _BIAS]):
+    warnings.append(
+      f"grid bias: on sizes so placed a parabola misses the optimum by up to "
+      f"{coarse['bias'].abs().max():.0%} (Chinchilla's exponents); place them closer"
+    )
+  return warnings
+
+
+def grid_bias(offsets: np.ndarray, alpha=_ALPHA, beta=_BETA) -> float:
+  """Relative error of a parabola's minimum for log(N / N*) = offsets [n], no noise.
+
+  Along a budget D ~ 1 / N, so the loss is E + exp(-alpha u)/alpha + exp(beta u)/beta
+  around its minimum at u = 0: not a parabola, and not symmetric.
+  """
+  loss = np.exp(-alpha * offsets) / alpha + np.exp(beta * offsets) / beta
+  curve, slope, _ = np.polyfit(offsets, loss, 2)
+  return float(np.expm1(-slope / (2 * curve))) if curve > 0 else np.inf
+
+
+def envelope(x: np.ndarray, loss: np.ndarray, runs: np.ndarray) -> Points:
+  """Where training curves of neighbouring sizes cross.
+
+  Args:
+    x: N and compute [2, n]: each run has several rows, along its training.
+    loss: [n].
+    runs: name of the run of each row [n].
+  """
+  size, compute = np.log(x)
+  curves = []
+  for run in dict.fromkeys(runs):
+    mine = np.flatnonzero(runs == run)
+    if len(mine) > 1:
+      mine = mine[np.argsort(compute[mine])]
+      curves.append((size[mine].mean(), compute[mine], np.log(loss[mine])))
+  if len(curves) < 2:
+    raise FrontierError(
+      "an envelope needs training curves: several rows per run (analysis.load, "
+      "rows='eval'), of at least two runs"
+    )
+  curves.sort(key=lambda c: c[0])
+  rows = []
+  for small, large in _neighbours(curves):
+    row = {"small": np.exp(small[0]), "large": np.exp(large[0])}
+    low, high = max(small[1][0], large[1][0]), min(small[1][-1], large[1][-1])
+    if low >= high:
+      rows.append(row | {"note": "the curves share no compute"})
+      continue
+    grid = np.linspace(low, high, 400)
+    a, b = (np.interp(grid, c[1], c[2]) for c in (small, large))
+    crossings = np.flatnonzero((a[:-1] < b[:-1]) & (a[1:] >= b[1:]))
+    if not len(crossings):
+      ahead = "small" if a[-1] < b[-1] else "large"
+      rows.append(row | {"note": f"the {ahead} one is ahead all along"})
+      continue
+    i = crossings[len(crossings) // 2]
+    # A crossing moves by the noise over the angle between the curves: the large sizes,
+    # near the floor of the loss, cross at the smallest angles.
+    near = np.abs(grid - grid[i]) <= 0.1 * (high - low)
+    angle = np.polyfit(grid[near], (a - b)[near], 1)[0]
+    rows.append(
+      row | {
+        "compute": float(np.exp(grid[i])),
+        "N": float(np.exp((small[0] + large[0]) / 2)),
+        "loss": float(np.exp(a[i])),
+        "variance": 1 / max(angle**2, 1e-12),
+        "note": "",
+      }
+    )  # fmt: skip
+  table = pd.DataFrame(rows).reindex(
+    columns=["small", "large", "compute", "N", "loss", "variance", "note"]
+  )
+  table["note"] = table["note"].fillna("")
+  return _points(table, "pair of sizes", [])
+
+
+def _neighbours(curves):
+  """Pairs of curves of one size and of the next larger one (each with each)."""
+  sizes = sorted({c[0] for c in curves})
+  for small, large in zip(sizes, sizes[1:]):
+    for a in (c for c in curves if c[0] == small):
+      yield from ((a, b) for b in curves if b[0] == large)
+
+
+def _points(table: pd.DataFrame, what: str, warnings: list[str]) -> Points:
+  good = table["note"] == ""
+  names = table["compute"].map("{:.3g}".format) if what == "budget" else [
+    f"{a:.3g}/{b:.3g}" for a, b in zip(table["small"], table["large"])
+  ]  # fmt: skip
+  for name, note in zip(names, table["note"]):
+    if note:
+      warnings.append(f"{what} {name} left out: {note}")
+  if not good.any():
+    raise FrontierError("; ".join(warnings))
+  kept = table[good]
+  return Points(
+    kept["compute"].to_numpy(float),
+    kept["N"].to_numpy(float),
+    1 / kept["variance"].to_numpy(float),
+    table,
+    tuple(warnings),
+  )

@@ -1,0 +1,261 @@
+"""What a fit comes to: `Fit`, and `HeldOut`, its prediction of what it did not see.
+
+n runs, d inputs, k parameters, S bootstrap draws, m points.
+"""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+
+from analysis import intervals
+from analysis.forms import FORMS, Form, Own
+
+ZERO = 1e-6  # a floor below this share of the lowest loss is none
+
+
+class FitError(ValueError):
+  """A fit asked for in a way that cannot work; the message names the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+  """The largest runs, predicted from the others.
+
+  Attributes:
+    above: size (or compute, where there are two inputs) that the fit did not pass.
+    x: [d, m], in ascending order; runs of equal x are one point, their mean.
+    actual, predicted, lo, hi: [m]; 95 % prediction intervals of the means.
+  """
+
+  above: float
+  x: np.ndarray
+  actual: np.ndarray
+  predicted: np.ndarray
+  lo: np.ndarray
+  hi: np.ndarray
+
+  @property
+  def errors(self) -> np.ndarray:
+    """Relative errors, signed [m]."""
+    return (self.predicted - self.actual) / self.actual
+
+  @property
+  def error(self) -> float:
+    """Mean absolute relative error: the headline number of a fit."""
+    return float(np.abs(self.errors).mean())
+
+  @property
+  def inside(self) -> float:
+    """Share of the points inside their prediction intervals."""
+    return float(((self.lo <= self.actual) & (self.actual <= self.hi)).mean())
+
+  @property
+  def reading(self) -> str:
+    """One line in words."""
+    if len(self.actual) == 1:
+      where = "inside" if self.inside else "OUTSIDE"
+      return (
+        f"largest held out: predicted {self.predicted[0]:.4g} "
+        f"[{self.lo[0]:.4g}, {self.hi[0]:.4g}], was {self.actual[0]:.4g} "
+        f"({self.errors[0]:+.1%}, {where} its interval)"
+      )
+    return (
+      f"held out above {self.above:.3g}: {len(self.actual)} points, mean error "
+      f"{self.error:.2%}, {self.inside:.0%} inside their intervals"
+    )
+
+  def to_dict(self) -> dict:
+    """JSON-able."""
+    arrays = {
+      k: v.tolist() if isinstance(v, np.ndarray) else v
+      for k, v in dataclasses.asdict(self).items()
+    }
+    return arrays | {"error": self.error, "inside": self.inside}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """A fitted curve, or the reason why there is none.
+
+  Attributes:
+    form, x_names, y_name: what was fitted.
+    x, y, weights: the points [d, n], [n], [n]; of a frontier (isoflop, envelope) these
+      are budgets and their best sizes, and `table` says how they came about.
+    refused: why there are no parameters ('' if there are).
+    warnings: what to know before believing it.
+    theta, free: inner parameters [k] and which of them were fitted.
+    covariance: of theta, zero where not free [k, k].
+    draws: bootstrapped theta [S, k], where that was asked for.
+    params, intervals: by public name.
+    r2: in the space of the residuals, which `space` names ('log' or 'linear').
+    aicc: comparable between forms of one `delta` on the same points.
+    reached: share of the starts that ended in this solution.
+    held_out: None where the other points do not suffice.
+  """
+
+  form: str
+  x_names: tuple[str, ...]
+  y_name: str
+  x: np.ndarray
+  y: np.ndarray
+  weights: np.ndarray
+  refused: str = ""
+  warnings: tuple[str, ...] = ()
+  theta: np.ndarray | None = None
+  free: np.ndarray | None = None
+  covariance: np.ndarray | None = None
+  draws: np.ndarray | None = None
+  params: dict[str, float] = dataclasses.field(default_factory=dict)
+  intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+  r2: float = np.nan
+  aicc: float = np.nan
+  reached: float = np.nan
+  held_out: HeldOut | None = None
+  table: pd.DataFrame | None = None
+
+  @property
+  def curve(self) -> Form:
+    return FORMS[self.form]
+
+  @property
+  def space(self) -> str:
+    return "log" if self.curve.log else "linear"
+
+  @property
+  def freedom(self) -> int:
+    """Degrees of freedom, n - k."""
+    return len(self.y) - int(self._free().sum())
+
+  @property
+  def residuals(self) -> np.ndarray:
+    """log y (or y) minus the curve's [n]."""
+    target = np.log(self.y) if self.curve.log else self.y
+    return target - self._evaluate(self.x)[0]
+
+  @property
+  def spread(self) -> float:
+    """Standard deviation of a run of weight 1 around the curve, in that space."""
+    return float(np.sqrt(np.sum(self.weights * self.residuals**2) / self.freedom))
+
+  def predict(self, *x) -> np.ndarray:
+    """The curve at x (one argument per input) -> [m]."""
+    value = self._evaluate(self._stack(x))[0]
+    return np.exp(value) if self.curve.log else value
+
+  def band(
+    self, *x, new_run: bool = False, weights: np.ndarray | float = 1.0
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of the curve at x [m], or of a new run of some weight there."""
+    x = self._stack(x)
+    value, slope = self._evaluate(x)
+    noise = self.spread**2 / weights if new_run else 0.0
+    if self.draws is not None:
+      inner = np.log(x) if self.curve.log else x
+      lo, hi = intervals.quantiles(self.curve.curve(self.draws, inner)[0])
+      noise = intervals.student(self.freedom) * np.sqrt(noise)
+      lo = value - np.hypot(value - lo, noise)
+      hi = value + np.hypot(hi - value, noise)
+    else:
+      variance = np.einsum("km,kl,lm->m", slope, self.covariance, slope)
+      half = intervals.student(self.freedom) * np.sqrt(variance + noise)
+      lo, hi = value - half, value + half
+    return (np.exp(lo), np.exp(hi)) if self.curve.log else (lo, hi)
+
+  def derived(self, function) -> tuple[float, float, float]:
+    """Value and interval of any function of theta [..., k] -> [...]."""
+    value = float(function(self._theta()))
+    if self.draws is not None:
+      lo, hi = intervals.quantiles(function(self.draws))
+      return value, float(min(lo, value)), float(max(hi, value))
+    step = 1e-6 * (1 + np.abs(self.theta))
+    with np.errstate(invalid="ignore"):
+      moved = np.stack([function(self.theta + s) for s in np.diag(step)])
+      gradient = (moved - value) / step
+    gradient = np.where(np.isfinite(gradient), gradient, 0)
+    variance = gradient @ self.covariance @ gradient
+    half = intervals.student(self.freedom) * np.sqrt(max(variance, 0.0))
+    return value, value - half, value + half
+
+  @property
+  def reading(self) -> str:
+    """One line in words."""
+    if self.refused:
+      return f"no fit: {self.refused}"
+
+    def show(name, transform, shape):
+      transform = transform or (lambda v: v)
+      with np.errstate(over="ignore"):
+        ends = sorted(float(transform(np.float64(v))) for v in self._interval(name))
+        value = float(transform(np.float64(self.params[name])))
+      return f"{value:{shape}} [{ends[0]:{shape}}, {ends[1]:{shape}}]"
+
+    return self.curve.reading(show, self.x_names, self.y_name)
+
+  def to_dict(self) -> dict:
+    """JSON-able summary; what is not finite is None."""
+    return _plain(
+      {
+        "form": self.form,
+        "x": list(self.x_names),
+        "y": self.y_name,
+        "n": len(self.y),
+        "refused": self.refused,
+        "warnings": list(self.warnings),
+        "params": self.params,
+        "intervals": {k: list(v) for k, v in self.intervals.items()},
+        "r2": self.r2,
+        "r2_space": self.space,
+        "aicc": self.aicc,
+        "starts_reached": self.reached,
+        "held_out": self.held_out and self.held_out.to_dict(),
+        "reading": self.reading,
+      }
+    )
+
+  def _interval(self, name):
+    return self.intervals.get(name, (np.nan, np.nan))
+
+  def _stack(self, x) -> np.ndarray:
+    if len(x) != len(self.x):
+      raise FitError(f"{self.form} takes {len(self.x)} inputs, not {len(x)}")
+    return np.stack(np.broadcast_arrays(*(np.atleast_1d(v).astype(float) for v in x)))
+
+  def _evaluate(self, x):
+    """-> value [m] and derivatives [k, m], in the space of the fit."""
+    inner = np.log(x) if self.curve.log else x
+    value, slope = self.curve.curve(self._theta()[None], inner)
+    return value[0], slope[0]
+
+  def _free(self) -> np.ndarray:
+    self._theta()
+    return self.free
+
+  def _theta(self) -> np.ndarray:
+    if self.theta is None:
+      raise FitError(f"there is no curve to ask: {self.refused}")
+    return self.theta
+
+
+def parameters(fit: Fit) -> dict[str, float]:
+  """Public name -> value."""
+  values = {name: float(f(fit.theta)) for name, f in fit.curve.report.items()}
+  if "E" in values and values["E"] < ZERO * fit.y.min():
+    values["E"] = 0.0
+  return values
+
+
+def is_own(fit: Fit, name: str) -> bool:
+  """Whether a public parameter is a fitted inner one."""
+  parameter = fit.curve.report[name]
+  return isinstance(parameter, Own) and bool(fit.free[parameter.index])
+
+
+def _plain(value):
+  if isinstance(value, dict):
+    return {k: _plain(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(v) for v in value]
+  if isinstance(value, float):
+    return value if np.isfinite(value) else None
+  return value

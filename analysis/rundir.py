@@ -1,0 +1,191 @@
+"""What a run directory says: config, sizes, metrics over steps."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+TRAINED = ("core", "aligner", "head", "embeddings")
+COMPONENTS = (*TRAINED, "text_encoder", "tokenizer")
+# What the config says that a study may vary: column -> (section, key).
+_VARIED = {
+  "source": ("data", "source"),
+  "image_size": ("data", "image_size"),
+  "layers": ("model", "layers"),
+  "width": ("model", "width"),
+  "heads": ("model", "heads"),
+  "aligner_layers": ("model", "aligner_layers"),
+  "guidance": ("sample", "guidance"),
+  "temperature": ("sample", "temperature"),
+}
+_TRAINING = ("train/", "images_per_s", "mfu", "input_wait", "step", "time")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run directory (or what the sweep says of a run that has none).
+
+  Attributes:
+    base: columns that do not change along the training.
+    records: one per step with its metrics merged, ascending.
+    samplings: one per file that fluid.evaluate left in eval/.
+  """
+
+  base: dict
+  records: list[dict]
+  samplings: list[dict]
+
+  def run(self) -> list[dict]:
+    """One row: the last value of everything."""
+    row = dict(self.base)
+    step = 0
+    for record in self.records:
+      step = max(step, record["step"])
+      row.update({k: v for k, v in record.items() if k not in ("step", "time")})
+    row.pop("images_per_s", None)
+    row["step"] = max(step, row.pop("done_step", 0))
+    return [row | _costs(row)]
+
+  def eval(self) -> list[dict]:
+    """A row per evaluated step."""
+    out = []
+    start = self.records[0].get("time", 0.0) if self.records else 0.0
+    for record in self.records:
+      if all(k.startswith(_TRAINING) for k in record):
+        continue
+      row = {k: v for k, v in self.base.items() if k not in ("note", "done_step")}
+      row |= record | {"time": record.get("time", start) - start}
+      out.append(row | _costs(row))
+    return out
+
+  def sampling(self) -> list[dict]:
+    """A row per file of fluid.evaluate: how it sampled, and what came of it."""
+    base = {k: v for k, v in self.base.items() if k not in ("note", "done_step")}
+    return [(row := base | s) | _costs(row) for s in self.samplings]
+
+
+def read(name: str, folder: Path | None, listed: dict) -> Run:
+  """Reads a run.
+
+  Args:
+    name: of the run.
+    folder: its directory, if there is one yet.
+    listed: its record in the sweep's sweep.json.
+  """
+  base = {
+    "run": name,
+    "cell": listed.get("cell", ""),
+    "size": listed.get("size", ""),
+    "status": listed.get("status", "unfinished"),
+    "note": listed.get("note", ""),
+    "command": listed.get("command", ""),
+    "steps": listed.get("steps") or None,
+  }
+  model = _json(folder, "model.json")
+  config = _json(folder, "config.json")
+  done = _json(folder, "done.json")
+  if model:
+    base |= {k: model[k] for k in ("cell", "size", "batch", "steps") if k in model}
+    base["tokens_per_image"] = model.get("tokens_per_image")
+    base["commit"] = model.get("commit")
+    params, flops = model.get("params", {}), model.get("forward_flops_per_image", {})
+    base["N"] = sum(params.get(c, 0) for c in TRAINED) or params.get("total")
+    base |= {f"N_{c}": params.get(c, 0) for c in COMPONENTS}
+    base["flops_per_image"] = sum(flops.get(c, 0) for c in TRAINED) or flops.get(
+      "total"
+    )
+  if config:
+    for column, (section, key) in _VARIED.items():
+      if key in config.get(section, {}):
+        base[column] = config[section][key]
+    base |= {"seed": config.get("seed", 0), "config_hash": config_hash(config)}
+  if done:
+    base |= {"status": "finished", "note": "", "done_step": done.get("step", 0)}
+    base["wall_seconds"] = done.get("wall_seconds")
+    base["train_images_per_s"] = done.get("images_per_s")
+  base["tokens"], _, base["order"] = (base["cell"] or "").partition("-")
+  return Run(base, _metrics(folder), _samplings(folder))
+
+
+def folders(path: Path) -> dict[str, Path]:
+  """Name -> directory of the runs at or below `path`."""
+  if (path / "metrics.jsonl").exists() or (path / "model.json").exists():
+    return {path.resolve().name: path}
+  parent = path / "runs" if (path / "runs").is_dir() else path
+  return {
+    p.name: p
+    for p in sorted(parent.iterdir())
+    if p.is_dir() and any((p / f).exists() for f in ("metrics.jsonl", "config.json"))
+  }
+
+
+def listed(path: Path) -> dict[str, dict]:
+  """Name -> record of sweep.json, runs only."""
+  if not (path / "sweep.json").exists():
+    return {}
+  records = json.loads((path / "sweep.json").read_text())
+  return {r["name"]: r for r in records if r.get("kind", "run") == "run"}
+
+
+def config_hash(config: dict) -> str:
+  """Hash of a config without the places its files are at."""
+  data = {k: v for k, v in config.get("data", {}).items() if k != "cache"}
+  tokenizer = {k: v for k, v in config.get("tokenizer", {}).items() if k != "path"}
+  text = json.dumps(config | {"data": data, "tokenizer": tokenizer}, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _metrics(folder: Path | None) -> list[dict]:
+  """metrics.jsonl -> one record per step; where a step was repeated, the later wins."""
+  steps: dict[int, dict] = {}
+  path = folder / "metrics.jsonl" if folder else None
+  if path is None or not path.exists():
+    return []
+  for line in path.read_text(errors="replace").splitlines():
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError:  # cut off when the run was killed
+      continue
+    if isinstance(record, dict) and "step" in record:
+      steps.setdefault(record["step"], {}).update(record)
+  return [steps[s] for s in sorted(steps)]
+
+
+def _samplings(folder: Path | None) -> list[dict]:
+  """eval/*.json of averaged weights, the overrides of sampling as columns."""
+  out = []
+  for path in sorted((folder / "eval").glob("*.json")) if folder else ():
+    record = _json(folder / "eval", path.name)
+    if record.get("weights") != "ema" or "values" not in record:
+      continue
+    row = {"step": record.get("step", 0)}
+    for item in record.get("overrides", ()):
+      key, _, value = item.partition("=")
+      if key.startswith("sample."):
+        row[key.removeprefix("sample.")] = _number(value)
+    out.append(row | record["values"])
+  return out
+
+
+def _number(text: str):
+  try:
+    return float(text)
+  except ValueError:
+    return text
+
+
+def _costs(row: dict) -> dict:
+  """Tokens and compute at the row's step."""
+  out = {}
+  if row.get("batch") and row.get("tokens_per_image"):
+    out["D"] = row["step"] * row["batch"] * row["tokens_per_image"]
+  if row.get("batch") and row.get("flops_per_image"):
+    out["compute"] = 3.0 * row["flops_per_image"] * row["batch"] * row["step"]
+  return out
+
+
+def _json(folder: Path | None, name: str) -> dict:
+  try:
+    return json.loads((folder / name).read_text()) if folder else {}
+  except (FileNotFoundError, json.JSONDecodeError):
+    return {}
