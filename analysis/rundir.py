@@ -15,6 +15,7 @@ _VARIED = {
   "width": ("model", "width"),
   "heads": ("model", "heads"),
   "aligner_layers": ("model", "aligner_layers"),
+  "warmup": ("optim", "warmup"),
   "guidance": ("sample", "guidance"),
   "temperature": ("sample", "temperature"),
 }
