@@ -63,6 +63,10 @@ def isoflop(x: np.ndarray, loss: np.ndarray, runs: np.ndarray) -> Points:
       "sizes": len(np.unique(u)),
       "runs": len(u),
     }
+    if np.ptp(compute[group]) > 2 * _GAP:
+      spans = np.exp(np.ptp(compute[group]))
+      rows.append(row | {"note": f"compute spans x{spans:.1f}: not one budget"})
+      continue
     if row["sizes"] < 3:
       rows.append(row | {"note": f"{row['sizes']} sizes; a parabola needs 3"})
       continue

@@ -4,6 +4,7 @@ A figure is three files of one name: PNG (screens), SVG (print) and the CSV behi
 """
 
 import dataclasses
+import io
 from pathlib import Path
 
 import matplotlib
@@ -71,6 +72,12 @@ class Plot:
       self.figure.set_layout_engine("none")  # it is laid out by now
       self.figure.savefig(folder / f"{self.name}.png")
     return folder / f"{self.name}.png"
+
+  def _repr_png_(self) -> bytes:
+    """A notebook shows it so."""
+    with matplotlib.rc_context(RC), io.BytesIO() as file:
+      self.figure.savefig(file, dpi=100)
+      return file.getvalue()
 
 
 def panels(rows: int, columns: int, *, width: float = 3.6, height: float = 2.9):

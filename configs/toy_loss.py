@@ -1,4 +1,4 @@
-"""configs/toy.py with validation loss as the only evaluation: for studies of budgets."""
+"""configs/toy.py with validation loss as its one evaluation: for studies of budgets."""
 
 import ml_collections
 
