@@ -59,6 +59,7 @@ class Form:
     delta: Huber's threshold; inf is least squares.
     count: default number of starts.
     reduce: (x [d, n], y [n], runs [n]) -> frontier.Points that the curve is fitted to.
+    twin: of two theta [k] that are the same curve, the one to report.
     rows: the rows of analysis.load that it is fitted to, 'run' or 'eval'.
   """
 
@@ -73,6 +74,7 @@ class Form:
   delta: float = np.inf
   count: int = 1
   reduce: Callable | None = None
+  twin: Callable[[np.ndarray], np.ndarray] | None = None
   rows: str = "run"
 
 
@@ -165,6 +167,12 @@ def _sigmoid_starts(x, y, count, rng):
   high = y.max() + height * rng.uniform(0, 1, count)
   centre = rng.uniform(x[0].min() - span / 2, x[0].max() + span / 2, count)
   return np.stack([low, high, centre, sign * rng.uniform(1, 12, count) / span], 1)
+
+
+def _upright(theta):
+  """A sigmoid and its mirror image, low and high exchanged, are the same curve."""
+  low, high, centre, k = theta
+  return theta if low <= high else np.array([high, low, centre, -k])
 
 
 def _log10_n0(theta):
@@ -266,6 +274,7 @@ FORMS = {
     starts=_sigmoid_starts,
     report={"low": Own(0), "high": Own(1), "x0": Own(2), "k": Own(3)},
     log=False,
+    twin=_upright,
     columns=("val/loss",),
     y="geneval/overall",
     count=60,

@@ -64,7 +64,10 @@ class Problem:
     finalists = np.argsort(costs, kind="stable")[:16]
     thetas, ends = self.solve(thetas[finalists])
     same = costs <= ends.min() * (1 + 1e-3) + 1e-20
-    return thetas[ends.argmin()], float(same.mean())
+    best = thetas[ends.argmin()]
+    if self.form.twin and self.free.all():
+      best = self.form.twin(best)
+    return best, float(same.mean())
 
   def without(self, mask) -> "Problem":
     """The same, of the points where mask holds only."""

@@ -77,7 +77,7 @@ def _body(runs, shown, images, workdir: str) -> list[str]:
   body += [page.section("Scaling of validation loss")]
   if len(shown["fits"]):
     body += figures("val_loss_vs_size", "val_loss_vs_compute", "val_loss_curves")
-    body += [page.table(shown["fits"]), *figures("frontier")]
+    body += _fits(shown["fits"]) + list(figures("frontier"))
   body += [page.section("Metrics")]
   body += figures("metrics_vs_size", "geneval_tags", "metrics_vs_loss")
   if len(shown["correlations"]):
@@ -91,6 +91,20 @@ def _body(runs, shown, images, workdir: str) -> list[str]:
   body += [page.section("How to make this again"), page.code(_commands(runs, workdir))]
   text = "Beside this page: figures/ (PNG, SVG and the CSV behind each) and tables/."
   return [*body, page.paragraph(text, "soft")]
+
+
+def _fits(table: pd.DataFrame) -> list[str]:
+  """The fits as a table, and in a line each those that were refused."""
+  refused = table["reading"].str.startswith("no fit: ")
+  lines = [
+    f"{row['cell']}, {row['form']} in {row['x']}: {row['reading']}"
+    for _, row in table[refused].iterrows()
+  ]
+  fitted = table[~refused].dropna(axis=1, how="all")
+  body = [page.table(fitted)] if len(fitted) else []
+  if lines:
+    body += [page.folded(f"{len(lines)} fits that these runs cannot carry", lines)]
+  return body
 
 
 def _printed() -> str:

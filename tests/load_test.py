@@ -1,5 +1,6 @@
 """analysis.load: run directories, committed results and files -> tables."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,52 @@ def test_importing_analysis_does_not_import_jax():
     "sys.exit(any(m in sys.modules for m in ('jax', 'tensorflow', 'fluid')))"
   )
   assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_url_reads_like_the_folder_behind_it(study, tmp_path):
+  import fsspec
+
+  memory = fsspec.filesystem("memory")
+  memory.put(str(study), "/bucket/sweep", recursive=True)
+  (study / "report").mkdir()
+  for rows in ("run", "eval"):
+    pd.testing.assert_frame_equal(
+      analysis.load("memory://bucket/sweep", rows), analysis.load(study, rows)
+    )
+  one = analysis.load("memory://bucket/sweep/runs/discrete-random-l")
+  assert one["run"].item() == "discrete-random-l"
+  memory.pipe("/bucket/t.csv", b"N,loss\n1,2\n")
+  assert analysis.load("memory://bucket/t.csv")["loss"].item() == 2
+  with pytest.raises(FileNotFoundError, match="no run, sweep or table at memory://b/x"):
+    analysis.load("memory://b/x")
+
+
+@pytest.mark.parametrize("absent", ["fsspec", "gcsfs"])
+def test_without_the_package_of_a_protocol_one_line_names_it(absent, monkeypatch):
+  monkeypatch.setitem(sys.modules, absent, None)
+  monkeypatch.delitem(sys.modules, "fsspec.implementations.gcs", raising=False)
+  with pytest.raises(ValueError, match="pip install fsspec gcsfs"):
+    analysis.load("gs://bucket/sweep")
+
+
+def test_settings_of_evaluations_are_columns(study):
+  folder = study / "runs/discrete-random-l/eval"
+  folder.mkdir()
+  for guidance in (1, 3):
+    record = {"step": 100, "weights": "ema", "values": {"kid": 0.1 * guidance}}
+    record["overrides"] = [f"sample.guidance={guidance}", "evals.kid.n=9"]
+    (folder / f"100-ema-{guidance}.json").write_text(json.dumps(record))
+  table = analysis.load(study, "sampling")
+  assert list(table["guidance"]) == [1, 3] and list(table["kid"]) == pytest.approx(
+    [0.1, 0.3]
+  )
+  assert set(table["run"]) == {"discrete-random-l"} and table["D"].iloc[0] == 51200
+
+
+def test_what_is_no_table_is_named(tmp_path):
+  (tmp_path / "a.json").write_text("{")
+  with pytest.raises(ValueError, match="a.json cannot be read as json"):
+    analysis.load(tmp_path / "a.json")
+  (tmp_path / "a.xls").write_text("")
+  with pytest.raises(ValueError, match="expected a folder or a .csv"):
+    analysis.load(tmp_path / "a.xls")

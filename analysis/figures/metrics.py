@@ -51,7 +51,9 @@ def against_compute(s: Study) -> Plot | None:
 
 
 def _training(s: Study, x: str, name: str, what: str) -> Plot | None:
-  metrics = [m for m in ("val/loss", *METRICS) if len(having(s.evals, x, m))]
+  metrics = [m for m in ("val/loss", *METRICS) if _is_curve(having(s.evals, x, m))]
+  if x == "compute" and metrics == ["val/loss"]:  # which val_loss_curves has
+    return None
   return per_cell(
     s.evals[s.evals["step"] > 0] if metrics else s.evals,
     x,
@@ -61,6 +63,11 @@ def _training(s: Study, x: str, name: str, what: str) -> Plot | None:
     "A line per model size.",
     log=x == "compute",
   )
+
+
+def _is_curve(table: pd.DataFrame) -> bool:
+  """Whether some run has several points."""
+  return bool(len(table) and table.groupby("run").size().max() > 1)
 
 
 def against_loss(s: Study) -> Plot | None:
