@@ -121,15 +121,16 @@ def fit_points(
   x, y = np.atleast_2d(np.asarray(x, float)), np.asarray(y, float)
   order = np.lexsort(x[::-1])
   x, y = x[:, order], y[order]
-  weights, table = np.ones(len(y)), None
+  weights, noise, table = np.ones(len(y)), None, None
   if not refuse and curve.log and len(y) and min(x.min(), y.min()) <= 0:
     refuse = f"{', '.join(names)} and {y_name} must be positive"
   if curve.reduce and not refuse:
     try:
       runs = np.arange(len(y)) if runs is None else np.asarray(runs)[order]
       points = curve.reduce(x, y, runs)
-      x, y, weights = points.compute[None], points.best, points.weights
-      weights = weights / weights.mean()
+      x, y, noise = points.compute[None], points.best, points.noise
+      noise = noise / np.diag(noise).mean()
+      weights = 1 / np.diag(noise)
       table, warnings = points.table, warnings + points.warnings
       names, y_name = names[1:], names[0]
     except FrontierError as error:
@@ -143,7 +144,7 @@ def fit_points(
     curve,
     np.log(x) if curve.log else x,
     np.log(y) if curve.log else y,
-    weights,
+    noise,
     free,
     start,
     curve.delta if delta is None else delta,
@@ -190,22 +191,23 @@ def _with(result: Fit, problem: Problem, theta, reached: float) -> Fit:
   if floor and problem.free[floor.index] and floor(theta) < 1e-3 * result.y.min():
     theta = theta.copy()  # on its way to no floor at all
     theta[floor.index] = np.log(1e-2 * ZERO * result.y.min())
-  fields = dict(theta=theta, free=problem.free, reached=reached)
+  rss = np.sum(problem.residuals(theta) ** 2)
+  spread = float(np.sqrt(rss / problem.freedom))
+  fields = dict(theta=theta, free=problem.free, reached=reached, spread=spread)
   result = dataclasses.replace(result, **fields, params={})
-  _, slope = problem.form.curve(theta[None], problem.x)
+  _, slope = problem.curve(theta[None], problem.x)
   matrix = np.zeros((len(theta), len(theta)))
-  inside = intervals.covariance(
-    slope[0][problem.free], problem.weights, result.spread**2
-  )
+  inside = intervals.covariance(slope[0][problem.free], spread**2)
   matrix[np.ix_(problem.free, problem.free)] = inside
   target = problem.target
-  total = np.sum(problem.weights * (target - np.average(target, weights=problem.weights)) ** 2)  # fmt: skip  # noqa: E501
-  rss = np.sum(problem.weights * result.residuals**2)
+  off = np.sum(result.weights * result.residuals**2)
+  mean = np.average(target, weights=result.weights)
+  total = np.sum(result.weights * (target - mean) ** 2)
   return dataclasses.replace(
     result,
     covariance=matrix,
     params=parameters(result),
-    r2=float(1 - rss / total) if total else np.nan,
+    r2=float(1 - off / total) if total else np.nan,
     aicc=_aicc(problem, rss, theta),
   )
 

@@ -31,14 +31,14 @@ class Points:
 
   Attributes:
     compute, best: budgets [m] and compute-optimal sizes [m].
-    weights: inverse variances of log best, up to a factor [m].
+    noise: covariance of log best, up to a factor [m, m].
     table: what is known of each, with those that were left out.
     warnings: in words.
   """
 
   compute: np.ndarray
   best: np.ndarray
-  weights: np.ndarray
+  noise: np.ndarray
   table: pd.DataFrame
   warnings: tuple[str, ...]
 
@@ -55,7 +55,7 @@ def isoflop(x: np.ndarray, loss: np.ndarray, runs: np.ndarray) -> Points:
   size, compute = np.log(x)
   order = np.argsort(compute)
   groups = np.split(order, np.flatnonzero(np.diff(compute[order]) > _GAP) + 1)
-  rows, designs = [], []
+  rows = []
   for group in groups:
     u, y = size[group], loss[group]
     row = {
@@ -86,11 +86,13 @@ def isoflop(x: np.ndarray, loss: np.ndarray, runs: np.ndarray) -> Points:
     row["bias"] = grid_bias(u - best)
     outside = "" if abs(row["centring"]) < 1 else "the minimum is outside the sizes"
     rows.append(row | {"note": outside})
-    designs.append(row)
   table = pd.DataFrame(rows)
   for column in ("N", "loss", "variance", "bias", "centring"):
     table[column] = table.get(column, np.nan)
-  return _points(table, "budget", _isoflop_warnings(table[table["note"] == ""]))
+  good = table[table["note"] == ""]
+  names = [f"budget {c:.3g}" for c in table["compute"]]
+  noise = np.diag(good["variance"].to_numpy(float))
+  return _points(table, names, noise, _isoflop_warnings(good))
 
 
 def _isoflop_warnings(good: pd.DataFrame) -> list[str]:
@@ -138,8 +140,9 @@ def envelope(x: np.ndarray, loss: np.ndarray, runs: np.ndarray) -> Points:
       "rows='eval'), of at least two runs"
     )
   curves.sort(key=lambda c: c[0])
-  rows = []
-  for small, large in _neighbours(curves):
+  rows, moves = [], []
+  for i, j in _neighbours([c[0] for c in curves]):
+    small, large = curves[i], curves[j]
     row = {"small": np.exp(small[0]), "large": np.exp(large[0])}
     low, high = max(small[1][0], large[1][0]), min(small[1][-1], large[1][-1])
     if low >= high:
@@ -152,50 +155,54 @@ def envelope(x: np.ndarray, loss: np.ndarray, runs: np.ndarray) -> Points:
       ahead = "small" if a[-1] < b[-1] else "large"
       rows.append(row | {"note": f"the {ahead} one is ahead all along"})
       continue
-    i = crossings[len(crossings) // 2]
-    # A crossing moves by the noise over the angle between the curves: the large sizes,
-    # near the floor of the loss, cross at the smallest angles.
-    near = np.abs(grid - grid[i]) <= 0.1 * (high - low)
-    angle = np.polyfit(grid[near], (a - b)[near], 1)[0]
+    at = crossings[len(crossings) // 2]
+    # A crossing moves by the noise of both runs over the angle between the curves. The
+    # large sizes, near the floor of the loss, cross at the smallest angles; and what
+    # lifts a run moves its crossings with both neighbours, in opposite directions.
+    near = np.abs(grid - grid[at]) <= 0.1 * (high - low)
+    angle = max(np.polyfit(grid[near], (a - b)[near], 1)[0], 1e-6)
+    move = np.zeros(len(curves))
+    move[[i, j]] = -1 / angle, 1 / angle
+    moves.append(move)
     rows.append(
       row | {
-        "compute": float(np.exp(grid[i])),
+        "compute": float(np.exp(grid[at])),
         "N": float(np.exp((small[0] + large[0]) / 2)),
-        "loss": float(np.exp(a[i])),
-        "variance": 1 / max(angle**2, 1e-12),
+        "loss": float(np.exp(a[at])),
         "note": "",
       }
     )  # fmt: skip
   table = pd.DataFrame(rows).reindex(
-    columns=["small", "large", "compute", "N", "loss", "variance", "note"]
+    columns=["small", "large", "compute", "N", "loss", "note"]
   )
-  table["note"] = table["note"].fillna("")
-  return _points(table, "pair of sizes", [])
+  moves = np.array(moves).reshape(-1, len(curves))
+  noise = moves @ moves.T
+  noise += 1e-6 * np.diag(np.diag(noise))  # replicates close circles
+  names = [f"{a:.3g}/{b:.3g}" for a, b in zip(table["small"], table["large"])]
+  return _points(table, [f"sizes {name}" for name in names], noise, [])
 
 
-def _neighbours(curves):
-  """Pairs of curves of one size and of the next larger one (each with each)."""
-  sizes = sorted({c[0] for c in curves})
-  for small, large in zip(sizes, sizes[1:]):
-    for a in (c for c in curves if c[0] == small):
-      yield from ((a, b) for b in curves if b[0] == large)
+def _neighbours(sizes):
+  """Pairs (i, j) of runs of one size and of the next larger one, each with each."""
+  levels = sorted(set(sizes))
+  for small, large in zip(levels, levels[1:]):
+    for i in np.flatnonzero(np.equal(sizes, small)):
+      yield from ((i, j) for j in np.flatnonzero(np.equal(sizes, large)))
 
 
-def _points(table: pd.DataFrame, what: str, warnings: list[str]) -> Points:
+def _points(table: pd.DataFrame, names, noise, warnings: list[str]) -> Points:
+  """The rows of the table without a note; `noise` is of these alone."""
   good = table["note"] == ""
-  names = table["compute"].map("{:.3g}".format) if what == "budget" else [
-    f"{a:.3g}/{b:.3g}" for a, b in zip(table["small"], table["large"])
-  ]  # fmt: skip
   for name, note in zip(names, table["note"]):
     if note:
-      warnings.append(f"{what} {name} left out: {note}")
+      warnings.append(f"{name} left out: {note}")
   if not good.any():
     raise FrontierError("; ".join(warnings))
   kept = table[good]
   return Points(
     kept["compute"].to_numpy(float),
     kept["N"].to_numpy(float),
-    1 / kept["variance"].to_numpy(float),
+    noise,
     table,
     tuple(warnings),
   )

@@ -25,11 +25,11 @@ def student(freedom: int) -> float:
   return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
-def covariance(slope: np.ndarray, weights: np.ndarray, variance: float) -> np.ndarray:
-  """Of least squares with derivatives [f, n] and weights [n] -> [f, f]."""
-  size = np.sqrt(np.maximum((slope**2 * weights).sum(1), 1e-300))
+def covariance(slope: np.ndarray, variance: float) -> np.ndarray:
+  """Of least squares with derivatives [f, n] -> [f, f]."""
+  size = np.sqrt(np.maximum((slope**2).sum(1), 1e-300))
   unit = slope / size[:, None]
-  return variance * np.linalg.pinv((unit * weights) @ unit.T) / np.outer(size, size)
+  return variance * np.linalg.pinv(unit @ unit.T) / np.outer(size, size)
 
 
 def profile(problem, theta, index: int, spread: float) -> tuple[float, float]:
@@ -49,7 +49,7 @@ def profile(problem, theta, index: int, spread: float) -> tuple[float, float]:
   if np.isinf(problem.delta):
     limit = at * (1 + t2 / problem.freedom)
   else:
-    limit = at * np.exp(t2 / (2 * problem.weights.sum()))
+    limit = at * np.exp(t2 / (2 * len(problem.target)))
   spread = spread if np.isfinite(spread) and spread > 0 else 1 + abs(theta[index])
 
   def rises(values):

@@ -90,6 +90,7 @@ class Fit:
     params, intervals: by public name.
     r2: in the space of the residuals, which `space` names ('log' or 'linear').
     aicc: comparable between forms of one `delta` on the same points.
+    spread: standard deviation of a run of weight 1 around the curve, in that space.
     reached: share of the starts that ended in this solution.
     held_out: None where the other points do not suffice.
   """
@@ -111,6 +112,7 @@ class Fit:
   r2: float = np.nan
   aicc: float = np.nan
   reached: float = np.nan
+  spread: float = np.nan
   held_out: HeldOut | None = None
   table: pd.DataFrame | None = None
 
@@ -132,11 +134,6 @@ class Fit:
     """log y (or y) minus the curve's [n]."""
     target = np.log(self.y) if self.curve.log else self.y
     return target - self._evaluate(self.x)[0]
-
-  @property
-  def spread(self) -> float:
-    """Standard deviation of a run of weight 1 around the curve, in that space."""
-    return float(np.sqrt(np.sum(self.weights * self.residuals**2) / self.freedom))
 
   def predict(self, *x) -> np.ndarray:
     """The curve at x (one argument per input) -> [m]."""
