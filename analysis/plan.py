@@ -17,6 +17,7 @@ import dataclasses
 import json
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,8 @@ class Planner:
       alpha, beta, log_a, log_b, log_e = (theta[..., i] for i in range(5))
       u = best(theta)
       terms = [log_e, log_a - alpha * u, log_b - beta * (log_nd - u)]
-      return np.logaddexp.reduce(np.stack(terms))
+      with np.errstate(invalid="ignore"):
+        return np.logaddexp.reduce(np.stack(terms))
 
     return self._exp(at_best)
 
@@ -142,7 +144,6 @@ def grid(planner, ladder, budgets, *, sizes: int, spacing: float) -> pd.DataFram
         {
           "run": f"{near['cell']}-{shape.N:.3g}-{budget:.3g}".replace("+", ""),
           "cell": near["cell"],
-          "base": near["size"],
           "budget": budget,
           "N": shape.N,
           "D": d,
@@ -189,14 +190,17 @@ def write_sweep(plan: pd.DataFrame, config: str, path: Path, command: str) -> No
     }
     if pd.notna(row["warmup"]):
       overrides["optim.warmup"] = int(row["warmup"])
+    lines = "".join(f'      "{k}": {json.dumps(v)},\n' for k, v in overrides.items())
     points.append(
-      f"  dict(\n    name={row['run']!r},\n"
-      f"    config='{config}:tokens={tokens},order={order},size={row['base']}',\n"
-      f"    overrides={overrides!r},\n  ),\n"
+      f'  dict(\n    name="{row["run"]}",\n'
+      f'    config="{config}:tokens={tokens},order={order}",\n'
+      f"    overrides={{\n{lines}    }},\n  ),\n"
     )
+  words = textwrap.wrap(command, 80, break_on_hyphens=False, break_long_words=False)
+  told = " \\\\\n    ".join(words)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(
-    f'"""Sizes around the compute-optimal one of every budget.\n\n  {command}\n"""\n\n'
+    f'"""Sizes around the compute-optimal one of every budget.\n\n  {told}\n"""\n\n'
     f"POINTS = [\n{''.join(points)}]\n\n\ndef sweep():\n  yield from POINTS\n"
   )
 
@@ -246,7 +250,7 @@ def main() -> int:
     )  # fmt: skip
     write_sweep(plan, args.config, Path(args.sweep), command)
     record["runs"] = json.loads(plan.to_json(orient="records"))
-    print(plan.drop(columns=["cell", "base", "warmup"]).to_string(index=False))
+    print(plan.drop(columns=["cell", "warmup"]).to_string(index=False))
     print(f"sweep: {args.sweep}")
   if args.predict:
     Path(args.predict).write_text(json.dumps(record, indent=1) + "\n")
