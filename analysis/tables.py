@@ -122,7 +122,7 @@ def trends(runs: pd.DataFrame) -> pd.DataFrame:
 def systems(runs: pd.DataFrame) -> pd.DataFrame:
   """Table 1: published rows, and the largest finished run of each of our cells."""
   table = published.table("fluid_table1")
-  columns = {"model": "model", "size": "size", "N": "N", "fid_30k": "FID-30K",
+  columns = {"run": "model", "size": "size", "N": "N", "fid_30k": "FID-30K",
              "geneval/overall": "GenEval", "seconds_per_image": "s/image"}  # fmt: skip
   rows = [table[list(columns)].rename(columns=columns).assign(where="published")]
   for cell in cells_of(having(runs, "N")):

@@ -33,7 +33,7 @@ def with_log(table: pd.DataFrame) -> pd.DataFrame:
 def beside_ours(s: Study) -> Plot | None:
   """Table 1 as a figure: quality against size, Fluid with fits, others, ours."""
   table = published.table("fluid_table1")
-  fluid, others = published.fluid(), table[table["family"] != "Fluid"]
+  fluid, others = published.fluid(), table[table["cell"] != "Fluid"]
   figure, axes = panels(1, len(FITS), width=4.2, height=3.2)
   data, notes = [table], []
   for ax, (metric, result) in zip(axes[0], fits().items()):
@@ -47,7 +47,7 @@ def beside_ours(s: Study) -> Plot | None:
     ax.plot(rows["N"], rows[metric], "x", color=OTHER_COLOUR, label="others, published")
     for _, row in rows.iterrows():
       ax.annotate(
-        row["model"], (row["N"], row[metric]), xytext=(3, 3), fontsize=6,
+        row["run"], (row["N"], row[metric]), xytext=(3, 3), fontsize=6,
         textcoords="offset points", color=OTHER_COLOUR,
       )  # fmt: skip
     # Only the same metric on the same images belongs on the axis of the published one.

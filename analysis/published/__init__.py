@@ -17,4 +17,4 @@ def table(name: str) -> pd.DataFrame:
 def fluid() -> pd.DataFrame:
   """Fluid's own rows of its system-level table, one per size."""
   rows = table("fluid_table1")
-  return rows[rows["family"] == "Fluid"].reset_index(drop=True)
+  return rows[rows["cell"] == "Fluid"].reset_index(drop=True)
