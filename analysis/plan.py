@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import cli, shapes
-from analysis.clean import having
+from analysis.clean import finished, having
 from analysis.fit import fit, fit_points
 from analysis.load import load
 from analysis.result import Fit, FitError
@@ -207,7 +207,7 @@ def write_sweep(plan: pd.DataFrame, config: str, path: Path, command: str) -> No
 
 def score(predictions: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
   """Predictions beside what came of them, for the runs that have finished."""
-  done = having(runs, "N", "D", "val/loss")
+  done = having(finished(runs), "N", "D", "val/loss")
   done = done[["run", "N", "D", "compute", "val/loss"]]
   table = predictions.merge(done, on="run", suffixes=("_planned", ""))
   error = table["loss"] / table["val/loss"] - 1
@@ -231,8 +231,8 @@ def main() -> int:
     planner = Guess(args.around, min(args.budget), per_token)
   else:
     table = runs if FORMS[args.form] == "run" else cli.read_table(args, "eval")
-    if "status" in table and FORMS[args.form] == "run":
-      table = table[table["status"] == "finished"]
+    if FORMS[args.form] == "run":
+      table = finished(table)
     result = fit(
       table, form=args.form, draws=args.draws, starts=args.starts, seed=args.seed
     )
@@ -265,7 +265,9 @@ def _score(args) -> int:
     raise FitError(f"{args.score} predicts no losses; write it with --sweep --predict")
   table = score(predictions, load(args.csv))
   if table.empty:
-    raise FitError(f"none of the {len(predictions)} predicted runs is in {args.csv}")
+    raise FitError(
+      f"none of the {len(predictions)} predicted runs has finished in {args.csv}"
+    )
   print(table.to_string(index=False, float_format="{:.4g}".format))
   print(
     f"{len(table)} of {len(predictions)} runs: mean error "

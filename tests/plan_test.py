@@ -101,8 +101,9 @@ def test_predictions_are_scored_by_run():
      "loss": [2.0, 1.8, 1.7], "lo": [1.9, 1.7, 1.6], "hi": [2.1, 1.9, 1.8]}
   )  # fmt: skip
   came = pd.DataFrame(
-    {"run": ["b", "a", "x"], "N": [2.1e6, 1e6, 1.0], "D": 1e6, "compute": 1e12,
-     "val/loss": [2.0, 2.0, 1.0]}
+    {"run": ["b", "a", "x", "c"], "N": [2.1e6, 1e6, 1.0, 4e6], "D": 1e6,
+     "compute": 1e12, "val/loss": [2.0, 2.0, 1.0, 1.7],
+     "status": ["finished"] * 3 + ["running"]}
   )  # fmt: skip
   table = score(told, came).set_index("run")
   assert list(table.index) == ["a", "b"]
