@@ -49,7 +49,7 @@ RECOMMENDED: dict[str, list[tuple[str, int, dict[str, Any]]]] = {
     ("v5e:16x16", 1, SHARDED), ("v5p:4x4x4", 1, SHARDED), ("v6e:8x16", 1, SHARDED),
   ],
   "10.5B": [
-    ("v5e:16x16", 1, SPREAD), ("v5p:4x4x8", 1, SHARDED), ("v6e:16x16", 1, SHARDED),
+    ("v5e:16x16", 1, SPREAD), ("v5p:4x4x8", 1, SHARDED), ("v6e:8x16", 1, SHARDED),
     ("v5p:4x4x8", 2, SHARDED),
   ],
 }  # fmt: skip

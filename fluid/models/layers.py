@@ -63,17 +63,17 @@ class Linear(nn.Module):
     lead, i, o = "abcde"[: x.ndim - n], "uvw"[:n], "xyz"[:m]
     # Outputs over fsdp would collide with the batch, which is sharded there already.
     free = [None if a == "embed" else a for a in self.axes]
-    y = sharding.product(
+    b = None
+    if self.bias:
+      b = _param(self, "b", nn.initializers.zeros, tuple(self.outputs), free[n:])
+    return sharding.product(
       f"{lead}{i},{i}{o}->{lead}{o}",
       x,
       w.astype(x.dtype),
+      b,
       x_axes=("batch", *[None] * (len(lead) - 1), *free[:n]),
       w_axes=self.axes,
     )
-    if self.bias:
-      b = _param(self, "b", nn.initializers.zeros, tuple(self.outputs), free[n:])
-      y = y + b.astype(x.dtype)
-    return y
 
 
 class Norm(nn.Module):
