@@ -1,20 +1,29 @@
-"""Checkpoints of (state, data iterator), and which config a workdir belongs to.
+"""Checkpoints of (state, data iterator): saved in the background, restored anywhere.
 
 Nothing else imports orbax. A step holds four items, so that a reader takes what it
 needs: params, ema, optimizer (with the step) and data (JSON, the same for any number of
-processes). A step is there completely or not at all: Orbax renames it when it is done.
+processes, with the checksums of all arrays). A step is there completely or not at all:
+Orbax renames it when it is done; what damage does to it later, the checksums tell.
 """
 
+import contextlib
 import json
 import os
 import pathlib
+import re
 import sys
+import zlib
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath  # Orbax's own paths.
+from flax import traverse_util
 
-from fluid import config, optim
+from fluid import config, distributed, integrity, optim
 from fluid.state import TrainState
+from fluid.workdir import write_json
+
+ARRAYS = ("params", "ema", "optimizer")
 
 
 class CheckpointError(config.ConfigError):
@@ -22,11 +31,10 @@ class CheckpointError(config.ConfigError):
 
 
 def _manager(folder, **options) -> ocp.CheckpointManager:
-  arrays = ("params", "ema", "optimizer")
   return ocp.CheckpointManager(
     folder,
     options=ocp.CheckpointManagerOptions(**options),
-    item_handlers={k: ocp.StandardCheckpointHandler() for k in arrays}
+    item_handlers={k: ocp.StandardCheckpointHandler() for k in ARRAYS}
     | {"data": ocp.JsonCheckpointHandler()},
   )
 
@@ -40,127 +48,240 @@ class Checkpoints:
 
   def __init__(self, workdir, *, keep: int = 3):
     self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+    self._ledger = self.folder.with_name("saved.json")
+    self._last = 0
     self._manager = _manager(
-      self.folder, max_to_keep=keep, cleanup_tmp_directories=True
+      self.folder,
+      max_to_keep=keep,
+      cleanup_tmp_directories=True,
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._complete),
     )
 
   def save(self, state: TrainState, data: dict, step: int) -> None:
     """Copies the state to the host and returns; files are written meanwhile.
 
     Args:
-      data: state of the data iterator before the batch of the next step (JSON).
+      data: what to go on with beside arrays, first of all where the data are (JSON).
       step: updates done.
+
+    Raises:
+      CheckpointError: the save before this one, or the start of this one, failed.
     """
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        params=ocp.args.StandardSave(state.params),
-        ema=ocp.args.StandardSave(state.ema),
-        optimizer=ocp.args.StandardSave(_optimizer(state)),
-        data=ocp.args.JsonSave(data),
-      ),
-    )
+    items = _items(state)
+    sums = {k: integrity.checksums(v) for k, v in items.items()}
+    with self._written():
+      self._manager.wait_until_finished()
+      self._last = step
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          **{k: ocp.args.StandardSave(v) for k, v in items.items()},
+          data=ocp.args.JsonSave(_seal({"data": data, "sums": sums})),
+        ),
+      )
+
+  def check(self) -> None:
+    """Raises CheckpointError where a save in the background failed. Does not wait."""
+    with self._written():
+      self._manager.check_for_errors()
+
+  def wait(self) -> None:
+    """Returns when all is on disk; raises CheckpointError where that failed."""
+    with self._written():
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, then stops the writing threads."""
+    with self._written():
+      self._manager.close()
+
+  def _complete(self):
+    write_json(self._ledger, {"step": self._last})
+
+  @contextlib.contextmanager
+  def _written(self):
+    try:
+      yield
+    except Exception as e:
+      there = self._known()
+      kept = f"that of step {there} is the last good one" if there else "there is none"
+      raise CheckpointError(
+        f"checkpoint of step {self._last} cannot be written to {self.folder} "
+        f"({_why(e)}); {kept}: free space or repair the folder, then start again"
+      ) from e
+
+  def _known(self) -> int:
+    """The last step known to be complete."""
+    try:
+      return int(json.loads(self._ledger.read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+      return 0
 
   def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
-    """Newest step that can be read -> state and data iterator state; None if no step.
+    """Newest good step -> state and the data saved with it; None if none was saved.
 
-    A step that cannot be read, where an older one can, is moved to
+    A step that is damaged, where an older one is good, is moved to
     WORKDIR/checkpoints-damaged with a warning.
 
     Args:
       abstract: `state.abstract_state` on the mesh to restore onto.
 
     Raises:
-      CheckpointError: there are steps but none can be read, or their arrays have other
-        shapes than `abstract`.
+      CheckpointError: there are or were steps but none is good, or their arrays have
+        other shapes than `abstract`.
     """
     damaged = []
     for step in sorted(self._manager.all_steps(), reverse=True):
+      found, why = None, "another process cannot read it"
       try:
-        found = self._restore(step, abstract)
+        found = _restore(self.folder / str(step), abstract)
       except CheckpointError:
         raise
       except Exception as e:  # Orbax and tensorstore raise whatever they meet.
-        damaged.append((step, " ".join(str(e).split())[:200]))
-        continue
-      self._set_aside(damaged)
-      return found
+        why = _why(e)
+      if distributed.everyone(found is not None):
+        self._set_aside(damaged)
+        if self._known() > step and not damaged:
+          _warn(
+            f"checkpoint of step {self._known()} was saved, but is gone; step {step} "
+            "is used"
+          )
+        return found
+      damaged.append((step, why))
     if damaged:
       step, why = damaged[0]
       raise CheckpointError(
         f"no checkpoint in {self.folder} can be read; step {step}: {why}"
       )
+    if self._known():
+      raise CheckpointError(
+        f"checkpoint of step {self._known()} was saved in {self.folder}, but is gone: "
+        "put it back, or start again in another --workdir"
+      )
     return None
-
-  def _restore(self, step, abstract):
-    _check_shapes(_metadata(self._manager, step, "params"), abstract.params, step)
-    found = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        params=ocp.args.StandardRestore(abstract.params),
-        ema=ocp.args.StandardRestore(abstract.ema),
-        optimizer=ocp.args.StandardRestore(_optimizer(abstract)),
-        data=ocp.args.JsonRestore(),
-      ),
-    )
-    state = TrainState(params=found.params, ema=found.ema, **found.optimizer)
-    return state, found.data
 
   def _set_aside(self, damaged):
     for step, why in damaged:
       aside = self.folder.with_name("checkpoints-damaged") / str(step)
-      print(
-        f"warning: checkpoint of step {step} cannot be read and moves to {aside}; "
-        f"an older one is used ({why})",
-        file=sys.stderr,
+      while aside.exists():
+        aside = aside.with_name(aside.name + "_")
+      _warn(
+        f"checkpoint of step {step} cannot be read and moves to {aside}; "
+        f"an older one is used ({why})"
       )
       if jax.process_index() == 0:
         aside.parent.mkdir(exist_ok=True)
         os.rename(self.folder / str(step), aside)
-    if damaged:
+    if damaged and distributed.everyone(True):  # Process 0 has moved them.
       self._manager.reload()
 
-  def wait(self) -> None:
-    """Returns when everything saved is on disk."""
-    self._manager.wait_until_finished()
 
-  def close(self) -> None:
-    """Waits, then stops the writing threads."""
-    self._manager.close()
+def _items(state):
+  optimizer = {"step": state.step, "opt_state": state.opt_state}
+  return {"params": state.params, "ema": state.ema, "optimizer": optimizer}
 
 
-def _optimizer(state):
-  return {"step": state.step, "opt_state": state.opt_state}
+def _restore(folder, abstract):
+  sealed = _unseal(folder)
+  _check_shapes(_metadata(folder, "params"), abstract.params, folder)
+  found = {k: _read(folder, k, v, sealed) for k, v in _items(abstract).items()}
+  return TrainState(**found | found.pop("optimizer")), sealed["data"]
 
 
-def _metadata(manager, step, item):
-  found = manager.item_metadata(step)[item]
-  if found is None:
-    raise ValueError(f"item {item} is missing")
+def _read(folder: pathlib.Path, item: str, like, sealed: dict, *, partial=False):
+  """Arrays of a step as `like` says, held against their checksums.
+
+  The handler is called directly: a manager's restore waits for all processes, and hangs
+  where one of them fails.
+  """
+  found = ocp.PyTreeCheckpointHandler().restore(
+    epath.Path(folder / item),
+    args=ocp.args.PyTreeRestore(
+      item=like,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+      partial_restore=partial,
+    ),
+  )
+  for name, value in integrity.checksums(found).items():
+    if value != sealed["sums"][item][name]:
+      raise ValueError(f"'{name}' in {item} differs from its checksum")
   return found
 
 
-def _check_shapes(saved, wanted, step):
+def _seal(content: dict) -> dict:
+  return content | {"crc32": zlib.crc32(json.dumps(content, sort_keys=True).encode())}
+
+
+def _unseal(folder: pathlib.Path) -> dict:
+  """The JSON of a step: 'data' and 'sums'."""
+  sealed = ocp.JsonCheckpointHandler().restore(epath.Path(folder / "data"))
+  content = {k: sealed[k] for k in ("data", "sums")}
+  if sealed != _seal(content):
+    raise ValueError("its item data differs from its checksum")
+  return content
+
+
+def _metadata(folder, item):
+  return ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder / item)).tree
+
+
+def _warn(text):
+  if jax.process_index() == 0:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _why(error):
+  return config.one_line(error)[:200]
+
+
+def _check_shapes(saved, wanted, folder):
+  """Refuses arrays that are missing or have other shapes; `wanted` may be a part."""
   saved, wanted = optim.paths(saved), optim.paths(wanted)
-  for name in sorted(saved.keys() | wanted.keys()):
+  for name in sorted(wanted):
     a, b = (tuple(t[name].shape) if name in t else None for t in (saved, wanted))
     if a != b:
       raise CheckpointError(
-        f"checkpoint of step {step} does not fit this model: '{name}' is "
-        f"{a or 'missing'} there and {b or 'missing'} here"
+        f"checkpoint {folder} does not fit this model: '{name}' is "
+        f"{a or 'missing'} there and {b} here"
       )
 
 
-def restore_params(
-  workdir, which: str = "ema", step: int | None = None, mesh=None, like=None
-):
+def _open(workdir, which: str, step: int | None) -> tuple[pathlib.Path, str]:
+  """-> (folder of a step, item of the weights `which`)."""
+  item = {"ema": "ema", "raw": "params"}.get(which)
+  if item is None:
+    raise CheckpointError(f"weights '{which}' are unknown; choose from ema, raw")
+  folder = pathlib.Path(workdir).absolute() / "checkpoints"
+  if not folder.is_dir():
+    raise CheckpointError(f"no checkpoint in {workdir}: {folder} does not exist")
+  steps = sorted(ocp.utils.checkpoint_steps(folder))
+  if not steps or (step is not None and step not in steps):
+    wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+    there = ", ".join(map(str, steps)) or "none"
+    raise CheckpointError(f"no {wanted} in {folder} (steps there: {there})")
+  return folder / str(steps[-1] if step is None else step), item
+
+
+@contextlib.contextmanager
+def _reading(folder):
+  try:
+    yield
+  except CheckpointError:
+    raise
+  except Exception as e:
+    raise CheckpointError(
+      f"checkpoint of step {folder.name} in {folder.parent} cannot be read: {_why(e)}"
+    ) from e
+
+
+def restore_params(workdir, which: str = "ema", step: int | None = None, *, like=None):
   """Only the parameters of a checkpoint, for sampling and evaluation.
 
   Args:
     which: 'ema' or 'raw'.
     step: a saved step; None: the newest.
-    mesh: devices to put the arrays on, replicated; None: the default device.
-    like: tree of ShapeDtypeStruct with shardings, instead of `mesh`.
+    like: tree of ShapeDtypeStruct with shardings, to lay them out over a mesh; None:
+      all on the default device.
 
   Returns:
     params, step.
@@ -168,96 +289,37 @@ def restore_params(
   Raises:
     CheckpointError: no such folder or step, or it cannot be read.
   """
-  item = {"ema": "ema", "raw": "params"}.get(which)
-  if item is None:
-    raise CheckpointError(f"weights '{which}' are unknown; choose from ema, raw")
-  folder = pathlib.Path(workdir).absolute() / "checkpoints"
-  if not folder.is_dir():
-    raise CheckpointError(f"no checkpoint in {workdir}: {folder} does not exist")
-  with _manager(folder, create=False) as manager:
-    steps = sorted(manager.all_steps())
-    if not steps or (step is not None and step not in steps):
-      wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
-      there = ", ".join(map(str, steps)) or "none"
-      raise CheckpointError(f"no {wanted} in {folder} (steps there: {there})")
-    step = steps[-1] if step is None else step
-    try:
-      saved = _metadata(manager, step, item)
-      if like is None:
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        if mesh is not None:
-          place = jax.NamedSharding(mesh, jax.P())
-        like = jax.tree.map(
-          lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), dict(saved)
-        )
-      else:
-        _check_shapes(saved, like, step)
-      args = ocp.args.Composite(**{item: ocp.args.StandardRestore(like)})
-      return manager.restore(step, args=args)[item], step
-    except CheckpointError:
-      raise
-    except Exception as e:
-      raise CheckpointError(
-        f"checkpoint of step {step} in {folder} cannot be read: "
-        f"{' '.join(str(e).split())[:200]}"
-      ) from e
+  folder, item = _open(workdir, which, step)
+  with _reading(folder):
+    sealed, saved = _unseal(folder), _metadata(folder, item)
+    if like is None:
+      place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+      like = jax.tree.map(
+        lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), dict(saved)
+      )
+    _check_shapes(saved, like, folder)
+    return _read(folder, item, like, sealed), int(folder.name)
 
 
-# What may differ between a workdir's config and the run that continues it: nothing
-# here changes what the parameters are or what the next update computes.
-_FREE = {
-    'steps', 'log_every', 'eval_every', 'checkpoint_every', 'keep', 'mesh', 'evals',
-    'sample', 'profile_steps', 'tensorboard', 'accum', 'data.cache', 'data.workers',
-    'tokenizer.path', 'text.path', 'model.remat', 'model.scan', 'model.attention',
-}  # fmt: skip
+def graft(params, init: config.Init):
+  """Parameters of another run in place of those whose names `init.match` fits.
 
-
-def check_workdir(workdir, run: config.Run) -> None:
-  """Refuses a workdir whose config.json belongs to another run.
+  Args:
+    params: arrays of this run's model; their shardings are kept.
 
   Raises:
-    CheckpointError: naming the first keys that differ and both values.
+    CheckpointError: a parameter has no namesake of its shape there, or none fits.
   """
-  path = pathlib.Path(workdir) / "config.json"
-  mine = json.loads(json.dumps(config.to_dict(run)))
-  if path.exists():
-    try:
-      theirs = json.loads(path.read_text())
-    except ValueError as e:
-      raise CheckpointError(f"{path} is damaged ({e}); restore or remove it") from e
-    a, b = _flat(theirs), _flat(mine)
-    differ = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
-    if differ:
-      named = ", ".join(
-        f"{k} ({a.get(k)!r} there, {b.get(k)!r} here)" for k in differ[:3]
-      )
-      more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-      raise CheckpointError(
-        f"workdir {workdir} belongs to another config: {named}{more}; "
-        "choose another --workdir"
-      )
-  elif (path.parent / "checkpoints").exists():
-    raise CheckpointError(f"workdir {workdir} has checkpoints but no config.json")
-
-
-def write_json(path: pathlib.Path, value) -> None:
-  """Replaces the file in one step; only process 0 writes."""
-  if jax.process_index() == 0:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(scratch, path)
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-  out = {}
-  for key, value in tree.items():
-    name = prefix + key
-    if name in _FREE:
-      continue
-    # source_args is one value: its keys belong to the data source.
-    if isinstance(value, dict) and name != "data.source_args":
-      out |= _flat(value, name + ".")
-    else:
-      out[name] = value
-  return out
+  folder, item = _open(init.workdir, init.weights, None if init.step < 0 else init.step)
+  flat = optim.paths(params)
+  chosen = {k: v for k, v in flat.items() if re.fullmatch(init.match, k)}
+  if not chosen:
+    raise CheckpointError(
+      f"config key 'init.match' ({init.match!r}) fits no parameter; there are "
+      f"{', '.join(sorted({k.split('/')[0] for k in flat}))} and what is in them"
+    )
+  with _reading(folder):
+    like = traverse_util.unflatten_dict(chosen, sep="/")
+    _check_shapes(_metadata(folder, item), like, folder)
+    found = optim.paths(_read(folder, item, like, _unseal(folder), partial=True))
+  return traverse_util.unflatten_dict(flat | found, sep="/")

@@ -45,6 +45,24 @@ def workdir_flag() -> flags.FlagHolder:
   return flags.FlagHolder(flags.FLAGS, flags.FLAGS["workdir"])
 
 
+def distributed_flags() -> None:
+  """--coordinator, --processes and --process, of fluid.distributed.join."""
+  if "coordinator" not in flags.FLAGS:
+    flags.DEFINE_string(
+      "coordinator", "", "Several processes: 'auto' or HOST:PORT of process 0."
+    )
+    flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
+    flags.DEFINE_integer("process", None, "Which this one is, from 0.", lower_bound=0)
+
+
+def join() -> None:
+  """Joins the other processes that the flags name, if any."""
+  from fluid import distributed  # Imports jax; not every entry point does.
+
+  args = flags.FLAGS
+  distributed.join(args.coordinator, args.processes, args.process)
+
+
 def require(holder: flags.FlagHolder):
   """Value of a flag that this entry point cannot do without."""
   if holder.value is None:
@@ -63,7 +81,7 @@ def run(main, argv: list[str] | None = None) -> None:
   def guarded(args):
     try:
       return main(args)
-    except (config.ConfigError, FileNotFoundError) as e:
+    except (config.ConfigError, OSError) as e:
       return _report(e)
 
   def parse(args):
@@ -120,8 +138,6 @@ def _cause(error: BaseException, args: list[str]) -> BaseException:
 
 
 def _report(error: BaseException) -> int:
-  message = str(error)
-  if isinstance(error, FileNotFoundError) and error.filename:
-    message = f"{error.strerror}: {error.filename}"
-  print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
+  label = getattr(error, "label", "error")
+  print(f"{label}:", config.one_line(error), file=sys.stderr, flush=True)
   return getattr(error, "exit_code", 2)

@@ -7,6 +7,7 @@ type is an error that names it; past the entry point nothing sees a ConfigDict.
 import dataclasses
 import difflib
 import os
+import re
 import types
 import typing
 from typing import Any
@@ -16,6 +17,16 @@ import ml_collections
 
 class ConfigError(ValueError):
   """A configuration that cannot be used; the message names the key and the remedy."""
+
+
+def one_line(error: BaseException) -> str:
+  """An error's message on one line; of the operating system's, what and which file."""
+  message = str(error)
+  if isinstance(error, OSError) and error.strerror:
+    message = (
+      f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    )
+  return " ".join(message.split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +110,8 @@ class Data:
     cache: folder of cached tokens that fluid.prepare writes and fluid.train reads.
     seed: of the source (what the images are) and of the order they are drawn in.
     workers: grain worker processes; 0 reads in threads of this process.
+    max_bad: share of examples that may be damaged (records, images, captions) and are
+      skipped; one more stops the work, naming file and key.
   """
 
   source: str = "shapes"
@@ -109,6 +122,7 @@ class Data:
   cache: str = ""
   seed: int = 0
   workers: int = 0
+  max_bad: float = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +180,8 @@ class Optim:
   Attributes:
     schedule: after the linear warm-up, 'constant', 'cosine' or 'wsd'
       (constant, then linear to zero over the last `decay_fraction` of the steps).
+    max_skipped: steps whose loss or gradient is not finite that a run may skip (the
+      state stays as it was); 0 stops at the first.
   """
 
   lr: float = 1e-4
@@ -177,6 +193,7 @@ class Optim:
   weight_decay: float = 0.02
   clip: float = 3.0
   ema: float = 0.9999
+  max_skipped: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +249,24 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
+class Init:
+  """Parameters a new run starts from, instead of random ones.
+
+  Attributes:
+    workdir: of the run that has them ('' for none).
+    step: a saved step (-1: the newest).
+    weights: 'ema' or 'raw'.
+    match: regular expression; parameters whose whole name it fits are taken ('trunk/.*'
+      puts a new head on an old trunk), the others are drawn.
+  """
+
+  workdir: str = ""
+  step: int = -1
+  weights: str = "ema"
+  match: str = ".*"
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
   """A whole run. `evals` maps an entry of fluid.evals.EVALS to its arguments.
 
@@ -251,6 +286,7 @@ class Run:
   optim: Optim = Optim()
   mesh: Mesh = Mesh()
   sample: Sample = Sample()
+  init: Init = Init()
   evals: dict[str, Any] = dataclasses.field(default_factory=dict)
   seed: int = 0
   steps: int = 1_000_000
@@ -376,6 +412,15 @@ def validate(run: Run) -> None:
     raise ConfigError(
       f"config key 'batch' ({run.batch}) must be a multiple of accum ({run.accum})"
     )
+  if not 0 <= run.data.max_bad <= 1:
+    raise ConfigError("config key 'data.max_bad' is a share in [0, 1]")
+  if run.optim.max_skipped < 0:
+    raise ConfigError("config key 'optim.max_skipped' must not be negative")
+  choice("init.weights", run.init.weights, ("ema", "raw"))
+  try:
+    re.compile(run.init.match)
+  except re.error as e:
+    raise ConfigError(f"config key 'init.match' is no regular expression: {e}") from e
   if not 0 <= m.text_drop < 1:
     raise ConfigError("config key 'model.text_drop' must be in [0, 1)")
 
@@ -394,7 +439,12 @@ def to_dict(config) -> dict:
 
 
 # Where a run finds what was made before it: (section, field).
-PATHS = (("tokenizer", "path"), ("data", "cache"), ("text", "path"))
+PATHS = (
+  ("tokenizer", "path"),
+  ("data", "cache"),
+  ("text", "path"),
+  ("init", "workdir"),
+)
 
 
 def absolute(path: str) -> str:

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from fluid import api, checkpoint, cli, config, evals, sharding, train
+from fluid import api, cli, config, evals, sharding, train
+from fluid.workdir import write_json
 
 
 def evaluate(
@@ -47,7 +48,7 @@ def evaluate(
   loaded = api.load(workdir, weights, step, mesh=mesh)
 
   def loader(split, batch):
-    return train.make_loader(run, split, batch=batch, shuffle=False, epochs=1)
+    return train.make_loader(run, split, mesh, batch=batch, shuffle=False, epochs=1)
 
   context = evals.EvalContext(
     run, loaded.tokenizer, loaded.vocabulary, mesh, workdir, loader
@@ -61,9 +62,7 @@ def evaluate(
     plain = {f"raw/{k}": v for k, v in plain.items()}
   name = "-".join([str(loaded.step), weights, *overrides]).replace("/", "_") + ".json"
   described = {"step": loaded.step, "weights": weights, "overrides": list(overrides)}
-  checkpoint.write_json(
-    pathlib.Path(workdir) / "eval" / name, described | {"values": plain}
-  )
+  write_json(pathlib.Path(workdir) / "eval" / name, described | {"values": plain})
   if not overrides and jax.process_index() == 0:
     append(pathlib.Path(workdir) / "metrics.jsonl", loaded.step, plain)
   return plain
@@ -131,6 +130,7 @@ def main(argv) -> None:
   """Entry point."""
   del argv
   args = flags.FLAGS
+  cli.join()
   workdir = cli.require(WORKDIR)
   values = evaluate(
     workdir,
@@ -139,7 +139,8 @@ def main(argv) -> None:
     names=args.evals or (),
     overrides=args.override or (),
   )
-  print(table(values))
+  if jax.process_index() == 0:
+    print(table(values))
 
 
 if __name__ == "__main__":
@@ -148,4 +149,5 @@ if __name__ == "__main__":
   flags.DEFINE_integer("step", None, "Checkpoint (default: the newest).")
   flags.DEFINE_list("evals", None, "Evaluators (default: those of the run).")
   flags.DEFINE_multi_string("override", None, "E.g. evals.geneval.n=4; repeatable.")
+  cli.distributed_flags()
   cli.run(main)

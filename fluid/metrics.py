@@ -82,15 +82,24 @@ class Writer:
     line = {"step": int(step), "time": round(self._clock(), 3)} | {
       k: None if k in numbers and not math.isfinite(v) else v for k, v in plain.items()
     }
-    self._file.write(json.dumps(line) + "\n")
-    self._file.flush()
+    try:
+      self._file.write(json.dumps(line) + "\n")
+      self._file.flush()
+    except OSError as e:  # Its own error does not say which file.
+      raise OSError(e.errno, e.strerror, self._file.name) from e
     if self._board:
       self._board.write_scalars(int(step), numbers)
+
+  def sync(self) -> None:
+    """Returns when all lines are on disk, in the file that has the name."""
+    if self._file:
+      os.fsync(self._file.fileno())
 
   def close(self) -> None:
     for out in (self._file, self._board):
       if out:
-        out.close()
+        with contextlib.suppress(OSError):  # What it could not write, `write` has said.
+          out.close()
 
 
 def _step(line: str) -> float:
@@ -135,10 +144,45 @@ class Timer:
     return seconds, share
 
 
-class NonFiniteError(config.ConfigError):
-  """Loss or gradient is not a number any more; the last good checkpoint is kept."""
+class Startup:
+  """Where the time between starting a process and its first step goes.
 
-  exit_code = 3
+  Attributes:
+    seconds: of each part, in the order they were measured.
+  """
+
+  def __init__(self, clock=time.time):
+    self._clock = clock
+    self._last = clock()
+    began = _process_start()
+    self.seconds = {"imports": self._last - began} if began else {}
+
+  @contextlib.contextmanager
+  def part(self, name: str):
+    """Time in this block belongs to `name`."""
+    start = self._clock()
+    yield
+    self.seconds[name] = self.seconds.get(name, 0.0) + self._clock() - start
+
+  def finish(self) -> str:
+    """The line that says it all; what no part claimed is 'rest'."""
+    inside = sum(v for k, v in self.seconds.items() if k != "imports")
+    self.seconds["rest"] = max(self._clock() - self._last - inside, 0.0)
+    self.seconds = {k: round(v, 2) for k, v in self.seconds.items()}
+    parts = ", ".join(f"{k} {v:.1f}" for k, v in self.seconds.items())
+    return f"first step after {sum(self.seconds.values()):.1f} s: {parts}"
+
+
+def _process_start() -> float | None:
+  """When this process was started, in seconds since 1970 (None: not known here)."""
+  try:
+    ticks = int(
+      pathlib.Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]
+    )
+    uptime = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+  except (OSError, IndexError, ValueError):
+    return None
+  return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Log:
@@ -152,13 +196,19 @@ class Log:
     images_per_s: mean over this process's steps after the first; None before that.
   """
 
-  def __init__(self, cfg: config.Run, workdir, *, step, flops, peak, clock=None):
-    """`flops` per image forward, `peak` FLOP/s of all devices, `step` done already."""
+  def __init__(
+    self, cfg: config.Run, workdir, health, *, step, flops, peak, clock=None
+  ):
+    """`flops` per image forward, `peak` FLOP/s of all devices, `step` done already.
+
+    `health.check(step, values, report)` sees every step and may stop the run.
+    """
     self._cfg, self._rate = cfg, 3 * flops / peak
+    self._health = health
     self._writer = Writer(workdir, step=step, tensorboard=cfg.tensorboard)
     self._say = print if jax.process_index() == 0 else lambda *_, **__: None
     self._pending = None
-    self._first = self._lap = step
+    self._lap = step
     self._images, self._seconds = 0, 0.0
     self.timer = Timer(clock or time.perf_counter)
 
@@ -170,27 +220,27 @@ class Log:
     """Takes the metrics of a step just dispatched, reports those of the one before."""
     self.flush()
     self._pending = step, values
-    if step == self._first + 1:
-      jax.block_until_ready(values)
-      seconds, _ = self.timer.lap()
-      self._lap = step
-      self._say(f"first step: {seconds:.1f} s with compilation", flush=True)
+
+  def first(self, step: int, said: str) -> None:
+    """The first step, which compiled, is done: rates count from here."""
+    self.timer.lap()
+    self._lap = step
+    self._say(said, flush=True)
 
   def flush(self) -> None:
-    """Reports the last step taken; raises NonFiniteError if it is not finite."""
+    """Reports the last step taken; raises what `health` has to say of it."""
     if self._pending is None:
       return
     step, values = self._pending
     self._pending = None
-    values = {k: float(v) for k, v in jax.device_get(values).items()}
-    bad = [k for k, v in values.items() if not math.isfinite(v)]
-    if bad:
-      raise NonFiniteError(
-        f"{bad[0]} is {values[bad[0]]} at step {step}; the last good checkpoint is kept"
-      )
+    report = values.get("report", {})
+    scalars = {k: v for k, v in values.items() if k != "report"}
+    values = {k: float(v) for k, v in jax.device_get(scalars).items()}
+    self._health.check(step, values, report)
     every, last = self._cfg.log_every, self._cfg.steps
     if not (step == last or (every and step % every == 0)):
       return
+    values |= self._health.counts
     if step > self._lap:  # Without a whole step there is no rate (right after start).
       seconds, wait = self.timer.lap()
       images = (step - self._lap) * self._cfg.batch
@@ -206,6 +256,10 @@ class Log:
         flush=True,
       )
     self._writer.write(step, values)
+
+  def sync(self) -> None:
+    """Makes sure that what was written is on disk; a checkpoint relies on it."""
+    self._writer.sync()
 
   def results(self, step: int, values: dict) -> None:
     """Writes what evaluators found."""

@@ -5,6 +5,7 @@ B batch, A microbatches.
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import einops
 import jax
@@ -92,26 +93,55 @@ def update_ema(ema, params, decay: float):
   return optax.incremental_update(params, ema, 1 - decay)
 
 
-def mean_grad(loss_fn, params, batch: dict, accum: int = 1) -> tuple[dict, dict]:
+def module_norms(tree) -> dict[str, jax.Array]:
+  """Norm over the leaves of each module, by the first two parts of their names."""
+  squares: dict[str, list] = {}
+  for name, leaf in paths(tree).items():
+    module = "/".join(name.split("/")[:2])
+    squares.setdefault(module, []).append(jnp.sum(jnp.square(leaf)))
+  return {module: jnp.sqrt(sum(s)) for module, s in squares.items()}
+
+
+def distance(a, b) -> jax.Array:
+  """Norm of a - b over all leaves."""
+  return optax.global_norm(jax.tree.map(jnp.subtract, a, b))
+
+
+def keep_unless(good: jax.Array, new, old):
+  """`new` where the scalar `good` is true, else `old`, leaf by leaf.
+
+  Counters go on in any case, so that keys, data and schedule stay those of the step.
+  """
+
+  def leaf(n, o):
+    counts = jnp.issubdtype(n.dtype, jnp.integer)
+    return n if counts else jax.lax.select(good, n, o)
+
+  return jax.tree.map(leaf, new, old)
+
+
+def mean_grad(loss_fn, params, batch: dict, accum: int = 1) -> tuple[dict, Any, dict]:
   """Gradient of a mean over the batch, in `accum` microbatches.
 
   Args:
-    loss_fn: (params, batch) -> dict of name -> Mean with 'loss' among them.
+    loss_fn: (params, batch) -> dict of name -> Mean with 'loss' among them, and an
+      array with a row for each example.
     batch: arrays [B, ...], B a multiple of accum.
 
   Returns:
-    The dict of Means over the whole batch and the gradient of Means['loss'].value.
-    Sums are accumulated and divided once, so microbatches with different counts (masked
-    tokens, padding rows) weigh what they weigh in the unsplit batch.
+    The dict of Means over the whole batch, the rows [B, ...], and the gradient of
+    Means['loss'].value. Sums are accumulated and divided once, so microbatches with
+    different counts (masked tokens, padding rows) weigh what they weigh in the unsplit
+    batch.
   """
 
   def total(params, batch):
-    means = loss_fn(params, batch)
-    return means["loss"].sum, means
+    means, rows = loss_fn(params, batch)
+    return means["loss"].sum, (means, rows)
 
   grad = jax.grad(total, has_aux=True)
   if accum == 1:
-    grads, means = grad(params, batch)
+    grads, (means, rows) = grad(params, batch)
   else:
     # '(b a)': each device splits its own rows; '(a b)' would move them between devices.
     split = {
@@ -119,13 +149,15 @@ def mean_grad(loss_fn, params, batch: dict, accum: int = 1) -> tuple[dict, dict]
     }
 
     def add(carry, microbatch):
-      return jax.tree.map(jnp.add, carry, grad(params, microbatch)), None
+      grads, (means, rows) = grad(params, microbatch)
+      return jax.tree.map(jnp.add, carry, (grads, means)), rows
 
     shapes = jax.eval_shape(grad, params, {k: v[0] for k, v in split.items()})
     zeros = (
       jax.tree.map(jnp.zeros_like, params),
-      jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[1]),
+      jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[1][0]),
     )
-    (grads, means), _ = jax.lax.scan(add, zeros, split)
+    (grads, means), rows = jax.lax.scan(add, zeros, split)
+    rows = einops.rearrange(rows, "a b ... -> (b a) ...")
   count = jnp.maximum(means["loss"].count, 1e-30)
-  return means, jax.tree.map(lambda g: g / count, grads)
+  return means, rows, jax.tree.map(lambda g: g / count, grads)

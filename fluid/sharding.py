@@ -13,7 +13,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -215,12 +215,46 @@ def check_batch(batch: int, mesh: jax.sharding.Mesh, accum: int = 1) -> None:
     )
 
 
-def shard_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict:
-  """This process's rows of a batch -> global arrays sharded on batch."""
+@functools.lru_cache
+def local_rows(batch: int, mesh: jax.sharding.Mesh) -> np.ndarray:
+  """Rows of a global batch that the devices of this process hold, ascending.
+
+  Not always an equal share: processes along the model axis hold the same rows, and a
+  mesh laid over a torus may deal them out in turn.
+  """
   sharding = jax.NamedSharding(mesh, batch_spec())
-  return {
-    k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()
-  }
+  held = sharding.addressable_devices_indices_map((batch,)).values()
+  return np.unique(np.concatenate([np.arange(batch)[index] for index in held]))
+
+
+def shard_batch(
+  batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh, total: int | None = None
+) -> dict:
+  """This process's rows of a batch -> global arrays sharded on batch.
+
+  Args:
+    batch: arrays whose rows are `local_rows(total, mesh)`.
+    total: rows of the global batch (None: the arrays hold all of them).
+  """
+  total = total or len(next(iter(batch.values())))
+  rows, sharding = local_rows(total, mesh), jax.NamedSharding(mesh, batch_spec())
+
+  def whole(local):
+    def part(index):  # A device's rows are neighbours, here as in the whole.
+      start, stop, _ = index[0].indices(total)
+      first = np.searchsorted(rows, start)
+      return local[first : first + stop - start]
+
+    return jax.make_array_from_callback((total, *local.shape[1:]), sharding, part)
+
+  return {k: whole(v) for k, v in batch.items()}
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+  """A global array as a whole, on every process; all of them call it."""
+  if x.is_fully_addressable or x.is_fully_replicated:
+    return np.asarray(x)
+  return multihost_utils.process_allgather(x, tiled=True)
 
 
 def concrete(tree, mesh: jax.sharding.Mesh):

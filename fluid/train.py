@@ -2,23 +2,29 @@
 
 A workdir holds config.json, model.json, metrics.jsonl, checkpoints/ and, at the end,
 done.json. The same command continues a run that was interrupted; a larger
---config.steps continues one that was finished.
+--config.steps continues one that was finished. docs/reliability.md says what a run
+survives; the exit codes are 0 finished, 2 wrong input, 3 not finite, 4 bad data, and 75
+stopped: the same command goes on.
 """
 
-import concurrent.futures
 import contextlib
-import copy
+import dataclasses
 import json
 import pathlib
 import time
 
 import jax
-import optax
+import jax.numpy as jnp
 
-from fluid import checkpoint, cli, config, flops, metrics, models, optim, rng, sharding
+from fluid import checkpoint, cli, config, distributed, flops, metrics, models, sharding
 from fluid.data import pipeline, records
+from fluid.data.feed import Feed
+from fluid.health import Health
+from fluid.preemption import Preempted, Preemption
 from fluid.state import TrainState, abstract_state, init_state
+from fluid.step import make_step
 from fluid.tokenizers.base import TokenSpec
+from fluid.workdir import Workdir, write_json
 
 
 def make_net(run: config.Run) -> models.Net:
@@ -32,65 +38,6 @@ def make_net(run: config.Run) -> models.Net:
   return models.build(run.model, spec, run.text, metadata["text"]["vocab_size"])
 
 
-def make_step(net: models.Net, run: config.Run):
-  """-> step(state, batch) -> (state, metrics: name -> scalar). Pure; not jitted."""
-  optimizer = optim.make_optimizer(run.optim, run.steps)
-  lr = optim.schedule(run.optim, run.steps)
-
-  def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-    key = rng.stream(run.seed, "train", state.step)
-
-    def loss(params, batch):
-      keys = rng.example_keys(key, batch["id"])
-      out = net.loss(params, batch, keys, train=True)
-      mask = out["mask"] & batch["mask"][:, None]
-      names = ("loss", "mse", "vb", "accuracy")
-      return {k: metrics.Mean.of(out[k], mask) for k in names if k in out}
-
-    means, grads = optim.mean_grad(loss, state.params, batch, run.accum)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    values = {f"train/{k}": v.value for k, v in means.items()} | {
-      "train/grad_norm": optax.global_norm(grads),
-      "train/lr": lr(state.step),
-    }
-    ema = optim.update_ema(state.ema, params, run.optim.ema)
-    return TrainState(state.step + 1, params, ema, opt_state), values
-
-  return step
-
-
-class Feed:
-  """Batches on the mesh, one ahead of the loop, drawn in a thread.
-
-  Attributes:
-    state: of the iterator before the batch that `next` returns next.
-  """
-
-  def __init__(self, dataset, mesh, state: dict | None = None):
-    self._iterator, self._mesh = iter(dataset), mesh
-    if state is not None:
-      self._iterator.set_state(state)
-    self._pool = concurrent.futures.ThreadPoolExecutor(1)
-    self._ahead = self._pool.submit(self._draw)
-
-  def _draw(self):
-    state = copy.deepcopy(self._iterator.get_state())
-    return state, sharding.shard_batch(next(self._iterator), self._mesh)
-
-  @property
-  def state(self) -> dict:
-    return self._ahead.result()[0]
-
-  def next(self) -> dict:
-    _, batch = self._ahead.result()
-    self._ahead = self._pool.submit(self._draw)
-    return batch
-
-  def close(self) -> None:
-    self._pool.shutdown(cancel_futures=True)
-
-
 class Evaluations:
   """The evaluators of a run and when they are due."""
 
@@ -101,7 +48,7 @@ class Evaluations:
     from fluid import evals, text, tokenizers
 
     def loader(split, batch):
-      return make_loader(run, split, batch=batch, shuffle=False, epochs=1)
+      return make_loader(run, split, mesh, batch=batch, shuffle=False, epochs=1)
 
     tokenizer = tokenizers.load(run.tokenizer.path) if run.tokenizer.path else None
     vocabulary = text.load(run.text, run.data.cache)
@@ -128,14 +75,17 @@ def due(step: int, every: int, last: int) -> bool:
   return step == last or bool(every) and step > 0 and step % every == 0
 
 
-def make_loader(run: config.Run, split: str, **kwargs):
-  """This process's share of a split of the run's cache."""
+def make_loader(run: config.Run, split: str, mesh=None, *, batch: int, **kwargs):
+  """A split of the run's cache; of each batch, the rows this process's devices hold.
+
+  Without a mesh: all rows.
+  """
   return pipeline.make_loader(
     run.data.cache,
     split,
+    batch=batch,
     seed=run.data.seed,
-    shard_index=jax.process_index(),
-    shard_count=jax.process_count(),
+    rows=None if mesh is None else sharding.local_rows(batch, mesh),
     text_length=run.text.length,
     **kwargs,
   )
@@ -145,96 +95,157 @@ def run(cfg: config.Run, workdir) -> dict:
   """Trains until cfg.steps; returns what done.json says.
 
   Raises:
-    ConfigError: the workdir, the cache or the mesh does not fit the config.
-    NonFiniteError: names the step.
+    ConfigError: the workdir, the cache or the mesh does not fit the config, or what the
+      disk, the data or the numbers do makes it pointless to go on.
+    Preempted: it was told to stop, and has saved.
   """
-  began = time.time()
-  workdir = pathlib.Path(workdir)
-  cfg = config.absolute_paths(cfg)
-  say = print if jax.process_index() == 0 else lambda *_: None
-  profile = _parse_profile(cfg.profile_steps)
-  mesh = sharding.make_mesh(cfg.mesh)
-  sharding.check_batch(cfg.batch, mesh, cfg.accum)
-  data = make_loader(
-    cfg, "train", batch=cfg.batch, shuffle=True, workers=cfg.data.workers
-  )
-  net = make_net(cfg)
-  checkpoint.check_workdir(workdir, cfg)
-  done = workdir / "done.json"
-  finished = json.loads(done.read_text()) if done.exists() else {"step": -1}
-  if finished["step"] >= cfg.steps:
-    say(f"{workdir} is finished: {finished['step']} steps")
-    return finished
-
-  described = flops.describe(net, cfg)
-  peak = flops.peak(mesh.devices.flatten())
-  checkpoint.write_json(workdir / "config.json", config.to_dict(cfg))
-  checkpoint.write_json(
-    workdir / "model.json", _model_json(cfg, net, described, workdir)
-  )
-  say(flops.table({"parameters [M]": described["params"]}, 1e6, ""))
+  began, startup = time.time(), metrics.Startup()
+  path, cfg = pathlib.Path(workdir), config.absolute_paths(cfg)
+  say = print if jax.process_index() == 0 else lambda *_, **__: None
+  profile = Profile(cfg.profile_steps, path)
   with contextlib.ExitStack() as stack:
+    preemption = stack.enter_context(Preemption())
+    mesh = sharding.make_mesh(cfg.mesh)
+    sharding.check_batch(cfg.batch, mesh, cfg.accum)
+    with startup.part("data"):
+      workers = cfg.data.workers
+      data = make_loader(
+        cfg, "train", mesh, batch=cfg.batch, shuffle=True, workers=workers
+      )
+    net = make_net(cfg)
+    described = flops.describe(net, cfg)
+    folder = _claim(path, cfg, _model_json(cfg, net, described, path))
+    stack.callback(folder.close)
+    finished = _finished(path)
+    if finished["step"] >= cfg.steps:
+      say(f"{path} is finished: {finished['step']} steps")
+      return finished
+    say(flops.table({"parameters [M]": described["params"]}, 1e6, ""))
+    peak = flops.peak(mesh.devices.flatten())
+
     stack.enter_context(jax.set_mesh(mesh))
-    saved = checkpoint.Checkpoints(workdir, keep=cfg.keep)
+    saved = checkpoint.Checkpoints(path, keep=cfg.keep)
     stack.callback(saved.close)
-    found = saved.restore(abstract_state(net, cfg, mesh))
-    state, extra = found or (init_state(net, cfg, mesh), {})
+    with startup.part("restore"):
+      state, extra = _start(cfg, net, mesh, saved, data)
     start = step = int(state.step)
-    feed = Feed(data, mesh, extra.get("iterator"))
+    feed = Feed(data, mesh, start)
     stack.callback(feed.close)
+    batches = data.batches
+    health = Health(
+      cfg,
+      path,
+      examples=len(batches.records),
+      damage=batches.damage,
+      counts=extra["counts"],
+    )
     log = metrics.Log(
       cfg,
-      workdir,
+      path,
+      health,
       step=step,
       flops=described["forward_flops_per_image"]["total"],
       peak=peak,
     )
     stack.callback(log.close)
-    evaluations = Evaluations(net, cfg, mesh, workdir)
+    evaluations = Evaluations(net, cfg, mesh, path)
     train_step = jax.jit(make_step(net, cfg), donate_argnums=0)
-    began -= extra.get("wall_seconds", 0.0)
+    began -= extra["wall_seconds"]
     say(
       f"step {step} of {cfg.steps}, mesh {dict(mesh.shape)} of "
-      f"{mesh.devices.flat[0].device_kind}, workdir {workdir}"
+      f"{mesh.devices.flat[0].device_kind}, workdir {path}"
     )
 
-    log.timer.lap()
     while True:
-      if step > start and (
-        evaluations.due(step) or due(step, cfg.checkpoint_every, cfg.steps)
-      ):
+      stop = preemption.reached(step)
+      save = stop or due(step, cfg.checkpoint_every, cfg.steps)
+      if step > start and (save or evaluations.due(step)):
         log.flush()  # A state that is not finite is neither judged nor saved.
         with log.timer.exclude():
           if evaluations.due(step):
             log.results(step, dict(evaluations.run(state, step)))
-          if due(step, cfg.checkpoint_every, cfg.steps):
-            wall = round(time.time() - began, 3)
-            extra = {"wall_seconds": wall, "images_per_s": log.images_per_s}
-            saved.save(state, {"iterator": feed.state} | extra, step)
+          if save:
+            folder.check()
+            log.sync()
+            extra |= {
+              "counts": health.counts,
+              "wall_seconds": round(time.time() - began, 3),
+              "images_per_s": log.images_per_s or extra["images_per_s"],
+            }
+            saved.save(state, extra, step)
       if step >= cfg.steps:
         break
-      if profile and step + 1 == profile[0]:
-        with log.timer.exclude():
-          jax.profiler.start_trace(str(workdir / "profile"))
-      with log.timer.wait():
+      if stop:
+        saved.wait()
+        raise Preempted(
+          f"{preemption.reason} after step {step} of {cfg.steps}, which is saved; the "
+          "same command goes on from there"
+        )
+      profile.before(step + 1, log.timer)
+      with log.timer.wait() if step > start else startup.part("data"):
         batch = feed.next()
-      state, values = train_step(state, batch)
+      with startup.part("compile") if step == start else contextlib.nullcontext():
+        state, values = train_step(state, batch)
+        if step == start:
+          jax.block_until_ready(values)
       step += 1
       log.step(step, values)
-      if profile and step == profile[1]:
-        jax.block_until_ready(values)
-        with log.timer.exclude():
-          jax.profiler.stop_trace()
+      if step == start + 1:
+        log.first(step, startup.finish())
+      elif due(step, cfg.log_every, cfg.steps):
+        folder.check()
+        saved.check()
+      profile.after(step, values, log.timer)
 
     saved.wait()
   result = {
     "step": step,
     "wall_seconds": round(time.time() - began, 3),
-    "images_per_s": log.images_per_s or extra.get("images_per_s"),
+    "images_per_s": log.images_per_s or extra["images_per_s"],
+    "startup_seconds": startup.seconds,
   }
-  checkpoint.write_json(done, result)
+  write_json(path / "done.json", result)
   say(f"finished: {step} steps in {result['wall_seconds']:.0f} s")
   return result
+
+
+def _claim(path, cfg, model) -> Workdir:
+  """Takes the workdir for this run and says in it what the run is."""
+  folder = Workdir(path)
+
+  def claim():
+    folder.claim(cfg)
+    if _finished(path)["step"] < cfg.steps:
+      write_json(path / "config.json", config.to_dict(cfg))
+      write_json(path / "model.json", model)
+
+  distributed.first(claim)
+  return folder
+
+
+def _finished(path) -> dict:
+  done = path / "done.json"
+  return json.loads(done.read_text()) if done.exists() else {"step": -1}
+
+
+def _start(cfg, net, mesh, saved, data) -> tuple[TrainState, dict]:
+  """The newest checkpoint, or a new run's state; and what is saved beside it."""
+  mark = records.fingerprint(data.batches.records.metadata)
+  found = saved.restore(abstract_state(net, cfg, mesh))
+  if found is not None:
+    if found[1]["cache"] != mark:
+      raise config.ConfigError(
+        f"the tokens in {cfg.data.cache} are not those that this run began with; name "
+        "that cache in config key 'data.cache', or choose another --workdir"
+      )
+    return found
+  state = init_state(net, cfg, mesh)
+  if cfg.init.workdir:
+    params = checkpoint.graft(state.params, cfg.init)
+    state = dataclasses.replace(
+      state, params=params, ema=jax.tree.map(jnp.copy, params)
+    )
+  return state, {"cache": mark, "counts": {}, "wall_seconds": 0.0, "images_per_s": None}
 
 
 def _model_json(cfg: config.Run, net: models.Net, described: dict, workdir) -> dict:
@@ -253,28 +264,48 @@ def _model_json(cfg: config.Run, net: models.Net, described: dict, workdir) -> d
   }
 
 
-def _parse_profile(text: str) -> tuple[int, int] | None:
-  if not text:
-    return None
-  try:
-    first, last = map(int, text.split(":"))
-  except ValueError:
-    first, last = 0, -1
-  if not 1 <= first <= last:
-    raise config.ConfigError(
-      f"config key 'profile_steps' must be 'first:last' with 1 <= first <= last, "
-      f"not '{text}'"
-    )
-  return first, last
+class Profile:
+  """Traces the steps 'first:last' into WORKDIR/profile."""
+
+  def __init__(self, text: str, workdir: pathlib.Path):
+    self._folder = str(workdir / "profile")
+    self._steps = None
+    if not text:
+      return
+    try:
+      first, last = map(int, text.split(":"))
+    except ValueError:
+      first, last = 0, -1
+    if not 1 <= first <= last:
+      raise config.ConfigError(
+        "config key 'profile_steps' must be 'first:last' with 1 <= first <= last, "
+        f"not '{text}'"
+      )
+    self._steps = first, last
+
+  def before(self, step: int, timer: metrics.Timer) -> None:
+    """Starts the trace, if this is its first step."""
+    if self._steps and step == self._steps[0]:
+      with timer.exclude():
+        jax.profiler.start_trace(self._folder)
+
+  def after(self, step: int, values, timer: metrics.Timer) -> None:
+    """Ends the trace, if this was its last step."""
+    if self._steps and step == self._steps[1]:
+      jax.block_until_ready(values)
+      with timer.exclude():
+        jax.profiler.stop_trace()
 
 
 def main(argv) -> None:
   """Entry point."""
   del argv
+  cli.join()
   run(cli.read(CONFIG), cli.require(WORKDIR))
 
 
 if __name__ == "__main__":
   CONFIG = cli.config_flag()
   WORKDIR = cli.workdir_flag()
+  cli.distributed_flags()
   cli.run(main)

@@ -22,12 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fluid.config import ConfigError
+from fluid.lock import lock
 from launch import backends
-from launch.lock import lock
 from launch.plan import Stage, command, plan
 from launch.progress import Screen, progress
 
 ENDED = ("finished", "failed", "blocked")
+LEFT_SECONDS = 90.0  # given to the jobs of a killed launcher to stop
 
 
 @dataclasses.dataclass
@@ -243,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
   workdir = args.workdir.resolve()
   workdir.mkdir(parents=True, exist_ok=True)
-  held = lock(workdir)
+  held = lock(workdir, wait=LEFT_SECONDS)
   sweep = Sweep(
     stages,
     workdir,

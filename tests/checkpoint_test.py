@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from fluid import checkpoint, config, sharding, state
+from fluid import checkpoint, config, sharding, state, workdir
 from tests import tiny
 
 
@@ -105,15 +105,12 @@ def test_another_model_is_refused_by_name(tmp_path):
 def test_parameters_alone(tmp_path):
   start = _save(tmp_path, 3, 5)
   kernel = start.params["trunk"]["mlp"]["up"]["w"]
-  mesh = _mesh(2, 2, 2)
   for which in ("ema", "raw"):
     params, step = checkpoint.restore_params(tmp_path, which, 3)
     assert step == 3
     np.testing.assert_array_equal(params["trunk"]["mlp"]["up"]["w"], kernel)
-  params, step = checkpoint.restore_params(tmp_path, mesh=mesh)
-  assert step == 5 and params["trunk"]["mlp"]["up"]["w"].sharding.mesh == mesh
-  like = state.abstract_state(NET, CFG, mesh).params
-  params, _ = checkpoint.restore_params(tmp_path, like=like)
+  like = state.abstract_state(NET, CFG, _mesh(2, 2, 2)).params
+  params, step = checkpoint.restore_params(tmp_path, like=like)
   assert params["trunk"]["mlp"]["up"]["w"].sharding.spec == jax.P("fsdp", "model")
 
 
@@ -126,13 +123,13 @@ def test_missing_checkpoints_are_named(tmp_path):
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
   cfg = tiny.run()
-  checkpoint.check_workdir(tmp_path, cfg)
-  checkpoint.write_json(tmp_path / "config.json", config.to_dict(cfg))
+  workdir.check(tmp_path, cfg)
+  workdir.write_json(tmp_path / "config.json", config.to_dict(cfg))
   free = dataclasses.replace(cfg, steps=99, mesh=config.Mesh(1, -1), accum=2)
-  checkpoint.check_workdir(tmp_path, free)
+  workdir.check(tmp_path, free)
   other = dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, lr=7.0))
-  with pytest.raises(checkpoint.CheckpointError, match=r"optim.lr \(0.01 there, 7.0"):
-    checkpoint.check_workdir(tmp_path, other)
+  with pytest.raises(workdir.WorkdirError, match=r"optim.lr \(0.01 there, 7.0"):
+    workdir.check(tmp_path, other)
   (tmp_path / "config.json").write_text("{")
-  with pytest.raises(checkpoint.CheckpointError, match="config.json is damaged"):
-    checkpoint.check_workdir(tmp_path, cfg)
+  with pytest.raises(workdir.WorkdirError, match="config.json is damaged"):
+    workdir.check(tmp_path, cfg)

@@ -24,6 +24,7 @@ from fluid import sample as sample_lib
 from fluid import state as state_lib
 from fluid.evals import features, images, loss, samples
 from fluid.tokenizers import store
+from fluid.workdir import write_json
 from tests import tiny
 
 
@@ -179,7 +180,7 @@ def workdir(tmp_path_factory):
   saved = checkpoint.Checkpoints(root / "w")
   saved.save(state.replace(step=state.step + 2), {}, 2)
   saved.close()
-  checkpoint.write_json(root / "w" / "config.json", config.to_dict(cfg))
+  write_json(root / "w" / "config.json", config.to_dict(cfg))
   return root / "w"
 
 

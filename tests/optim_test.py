@@ -78,11 +78,13 @@ def test_accumulation_of_unequal_counts_is_the_whole_mean():
   mask = jnp.array([1, 1, 0, 1, 0, 0], bool)
 
   def loss(p, b):
-    return {"loss": Mean.of(p * jnp.square(b["x"]), b["mask"])}
+    each = p * jnp.square(b["x"])
+    return {"loss": Mean.of(each, b["mask"])}, each
 
   batch = {"x": x, "mask": mask}
   for accum in (1, 2, 3, 6):
-    means, grad = optim.mean_grad(loss, jnp.float32(3.0), batch, accum)
+    means, each, grad = optim.mean_grad(loss, jnp.float32(3.0), batch, accum)
+    np.testing.assert_allclose(each, 3 * x**2)
     expected = np.square(x[mask]).mean()
     np.testing.assert_allclose(grad, expected, rtol=1e-6)
     np.testing.assert_allclose(means["loss"].value, 3 * expected, rtol=1e-6)
@@ -106,7 +108,9 @@ def test_loss_and_gradient_on_1_and_8_devices_and_under_accumulation(head):
     with jax.set_mesh(mesh):
       step = jax.jit(train.make_step(net, run))
       _, values = step(start, sharding.shard_batch(batch, mesh))
-    found.append({k: float(v) for k, v in values.items()})
+    report = values.pop("report")
+    found.append({k: np.asarray(v) for k, v in (values | report["grad_norm"]).items()})
+    found[-1] |= {"ids": np.asarray(report["id"]), "each": np.asarray(report["loss"])}
   for other in found[1:]:
     for name in found[0]:
       np.testing.assert_allclose(other[name], found[0][name], rtol=1e-5, err_msg=name)

@@ -28,6 +28,11 @@ def take(loader, n):
   return list(itertools.islice(iter(loader), n))
 
 
+def share(index, count):
+  """Rows of a batch of 8 that one of several processes reads."""
+  return np.arange(8).reshape(count, -1)[index]
+
+
 def join(shards):
   """Batches of every shard -> global batches."""
   return [{k: np.concatenate([p[k] for p in b]) for k in b[0]} for b in zip(*shards)]
@@ -49,6 +54,7 @@ def test_contract(cache):
     "text": (np.int32, (8, 9)),
     "text_mask": (bool, (8, 9)),
     "id": (np.int32, (8,)),
+    "bad": (np.int8, (8,)),
     "mask": (bool, (8,)),
   }
   for i, text, mask in zip(batch["id"] - 10, batch["text"], batch["text_mask"]):
@@ -61,8 +67,7 @@ def test_contract(cache):
 def test_shards_make_up_the_global_batch(cache, count, memory):
   whole = take(train(cache), 6)
   parts = [
-    take(train(cache, shard_index=i, shard_count=count, memory=memory), 6)
-    for i in range(count)
+    take(train(cache, rows=share(i, count), memory=memory), 6) for i in range(count)
   ]
   joined = [
     {k: np.concatenate([p[k] for p in batch]) for k in batch[0]}
@@ -80,38 +85,27 @@ def test_every_id_once_per_epoch_in_orders_of_their_own(cache):
   assert (ids != other).any()
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("at", [0, 1, 5])
-def test_resume_is_bitwise(cache, at):
+def test_any_batch_can_be_the_first(cache, at, workers):
   full = take(train(cache), 9)
-  first = iter(train(cache))
-  for _ in range(at):
-    next(first)
-  state = first.get_state()
-  again = iter(train(cache))
-  next(again)
-  again.set_state(state)
-  assert_same(list(itertools.islice(again, 9 - at)), full[at:])
-  # The state belongs to no process: a half of the readers goes on at the same batch.
-  half = iter(train(cache, shard_index=1, shard_count=2))
-  half.set_state(state)
-  np.testing.assert_array_equal(next(half)["id"], full[at]["id"][4:])
+  later = train(cache, workers=workers).iterate(at)
+  assert_same(list(itertools.islice(later, 9 - at)), full[at:])
 
 
-def test_worker_processes_change_nothing_and_resume(cache):
-  loader = train(cache, workers=1)
-  full = take(train(cache), 5)
-  it = iter(loader)
-  assert_same([next(it), next(it)], full[:2])
-  state = it.get_state()
-  again = iter(loader)
-  again.set_state(state)
-  assert_same([next(again)], full[2:3])
+def test_rows_that_are_no_neighbours(cache):
+  """A mesh laid over a torus deals rows out in turn; a row is the same for anyone."""
+  whole, some = take(train(cache), 3), np.array([0, 1, 4, 7])
+  assert_same(
+    take(train(cache, rows=some), 3),
+    [{k: v[some] for k, v in b.items()} for b in whole],
+  )
 
 
 def test_evaluation_is_in_order_and_masks_its_padding(cache):
   for count in (1, 2, 4):
     shards = [
-      list(train(cache, shuffle=False, epochs=1, shard_index=i, shard_count=count))
+      list(train(cache, shuffle=False, epochs=1, rows=share(i, count)))
       for i in range(count)
     ]
     batches = join(shards)
@@ -155,7 +149,5 @@ def test_discrete_tokens_are_int32(tmp_path):
 
 
 def test_wrong_arguments_are_one_clear_line(cache):
-  with pytest.raises(config.ConfigError, match=r"'batch' \(8\).*3 processes"):
-    train(cache, shard_count=3)
   with pytest.raises(config.ConfigError, match=r"text.length' \(4\).* 6 "):
     train(cache, text_length=4)

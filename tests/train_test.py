@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from fluid import checkpoint, config, evals, metrics, models, sharding, text, train
+from fluid import checkpoint, config, evals, health, models, text, train, workdir
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -113,43 +113,32 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     return out | {"loss": jax.numpy.where(bad, jax.numpy.nan, out["loss"])}
 
   data = iter(train.make_loader(base, "train", batch=8, shuffle=True))
-  poisoned = [next(data) for _ in range(4)][3]["id"][0]
+  poisoned = int([next(data) for _ in range(4)][3]["id"][0])
   monkeypatch.setattr(models.Net, "loss", loss)
-  with pytest.raises(metrics.NonFiniteError, match="train/loss is nan at step 4"):
-    train.run(dataclasses.replace(base, checkpoint_every=1), tmp_path)
+  stop = dataclasses.replace(base, checkpoint_every=1)
+  said = rf"train/loss is nan at step 4 \(examples {poisoned}\)"
+  with pytest.raises(health.NonFiniteError, match=said):
+    train.run(stop, tmp_path)
   assert checkpoint.restore_params(tmp_path)[1] == 3
   assert [x["step"] for x in _lines(tmp_path)] == [1, 2, 3]
   assert not (tmp_path / "done.json").exists()
+  report = json.loads((tmp_path / "nonfinite/step_00000004.json").read_text())
+  assert report["examples"] == [poisoned] and len(report["batch"]) == 8
+  assert {"trunk/blocks", "head/output"} & report["grad_norm"].keys()
 
-
-def test_feed_is_one_ahead_and_its_state_is_not():
-  class Numbers:
-    def __init__(self):
-      self.n = 0
-
-    def __iter__(self):
-      return self
-
-    def __next__(self):
-      self.n += 1
-      return {"x": np.full((8,), self.n)}
-
-    def get_state(self):
-      return {"n": self.n}
-
-    def set_state(self, state):
-      self.n = state["n"]
-
-  mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
-  numbers = Numbers()
-  feed = train.Feed(numbers, mesh)
-  assert int(feed.next()["x"][0]) == 1
-  state = feed.state
-  assert state == {"n": 1} and numbers.n == 2
-  feed.close()
-  again = train.Feed(Numbers(), mesh, state)
-  assert int(again.next()["x"][0]) == 2
-  again.close()
+  # The same workdir goes on where such steps may be skipped, and the state is kept;
+  # the example comes again in the second epoch.
+  skip = dataclasses.replace(
+    stop, optim=dataclasses.replace(base.optim, max_skipped=2), keep=9
+  )
+  train.run(skip, tmp_path)
+  lines = _lines(tmp_path)
+  assert [x["step"] for x in lines] == [1, 2, 3, 4, 5, 6]
+  assert [x.get("train/skipped_steps", 0) for x in lines] == [0, 0, 0, 1, 1, 2]
+  assert [x["step"] for x in lines if x["train/loss"] is None] == [4, 6]
+  for a, b in zip(_params(tmp_path, 3), _params(tmp_path, 4)):
+    np.testing.assert_array_equal(a, b)
+  assert any((a != b).any() for a, b in zip(_params(tmp_path, 4), _params(tmp_path, 5)))
 
 
 def test_unknown_evaluator_and_bad_profile_are_refused(base, tmp_path, monkeypatch):
@@ -218,8 +207,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(command, args, arg, parts):
 
 
 def test_a_finished_workdir_is_quiet_success(command, base, tmp_path):
-  checkpoint.write_json(tmp_path / "config.json", config.to_dict(base))
-  checkpoint.write_json(tmp_path / "done.json", {"step": base.steps})
+  workdir.write_json(tmp_path / "config.json", config.to_dict(base))
+  workdir.write_json(tmp_path / "done.json", {"step": base.steps})
   result = command("CONFIG", f"--workdir={tmp_path}")
   assert result.returncode == 0 and "is finished: 6 steps" in result.stdout
   assert not result.stderr
@@ -227,6 +216,6 @@ def test_a_finished_workdir_is_quiet_success(command, base, tmp_path):
 
 def test_a_workdir_of_another_config_is_one_line(command, base, tmp_path):
   other = dataclasses.replace(base, seed=7)
-  checkpoint.write_json(tmp_path / "config.json", config.to_dict(other))
+  workdir.write_json(tmp_path / "config.json", config.to_dict(other))
   result = command("CONFIG", f"--workdir={tmp_path}")
   _one_line(result, "seed (7 there, 0 here)", "another config")

@@ -18,11 +18,12 @@ from fluid.data.records import Records
 
 
 class Batches:
-  """Batch number -> this shard's rows of that batch (a grain random-access source).
+  """Batch number -> some rows of that batch (a grain random-access source).
 
-  Shard s of k takes rows [s B/k, (s+1) B/k) of every batch. Batches run across epochs;
-  each epoch is a new permutation if `shuffle`. Finite `epochs` (an evaluation): tokens
-  are posterior means, and the last batch is filled with rows whose mask is False.
+  Batches run across epochs; each epoch is a new permutation if `shuffle`. A damaged
+  record keeps its place as a row whose mask is False, so that no other row depends on
+  it. Finite `epochs` (an evaluation): tokens are posterior means, and the last batch is
+  filled with rows whose mask is False.
   """
 
   def __init__(
@@ -33,21 +34,15 @@ class Batches:
     seed: int,
     epochs: int | None,
     shuffle: bool,
-    shard: tuple[int, int],
+    rows: np.ndarray,
     text_length: int,
   ):
-    index, count = shard
-    if not 0 <= index < count or batch % count:
-      raise ConfigError(
-        f"config key 'batch' ({batch}) must be a multiple of the {count} processes "
-        "that read it"
-      )
     if not len(records):
       raise ConfigError(f"no records in {records.cache}")
     self.records, self.batch, self.seed = records, batch, seed
     self.sample = epochs is None
     self.text_length = text_length
-    self.rows = range(index * batch // count, (index + 1) * batch // count)
+    self.rows = np.asarray(rows)
     order = grain.MapDataset.range(len(records))
     if shuffle:
       order = order.shuffle(seed=seed % 2**32)
@@ -56,24 +51,39 @@ class Batches:
   def __len__(self) -> int:
     return -(-len(self.order) // self.batch)
 
+  def indices(self, number: int, rows) -> np.ndarray:
+    """Records that rows of a batch hold; -1 where there are none left."""
+    places = number * self.batch + np.asarray(rows)
+    total = len(self.order)
+    return np.array([self.order[p] if p < total else -1 for p in places.tolist()])
+
+  def damage(self, number: int) -> list[str]:
+    """What is wrong with the records of a whole batch: kind, file and key of each."""
+    indices = self.indices(number, range(self.batch))
+    return [d for i in indices if i >= 0 and (d := self.records.damage(i))]
+
   def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-    first = number * self.batch + self.rows.start
-    real = max(0, min(len(self.rows), len(self.order) - first))
-    indices = np.zeros(len(self.rows), np.int64)  # Padding repeats record 0.
-    indices[:real] = [self.order[first + i] for i in range(real)]
-    out = self.records.gather(indices)
+    indices = self.indices(number, self.rows)
+    real = indices >= 0
+    out = self.records.gather(np.maximum(indices, 0))  # Padding repeats record 0.
+    out["bad"] = np.where(real, out["bad"], 0).astype(np.int8)
     mean, std = out.pop("mean", None), out.pop("std", None)
     if mean is None:
       out["tokens"] = out["tokens"].astype(np.int32)
     else:
       out["tokens"] = mean.astype(np.float32)
       if self.sample:
-        noise = normal(self.seed, first, len(indices), mean[0].size)
+        noise = self._noise(number * self.batch + self.rows, mean[0].size)
         out["tokens"] += std * noise.reshape(mean.shape)
     out["text"] = _fit(out["text"], self.text_length)
     out["text_mask"] = _fit(out["text_mask"], self.text_length)
-    out["mask"] = np.arange(len(indices)) < real
+    out["mask"] = real & (out["bad"] == 0)
     return out
+
+  def _noise(self, places, size):
+    runs = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
+    parts = [normal(self.seed, int(run[0]), len(run), size) for run in runs]
+    return np.concatenate(parts)
 
 
 def make_loader(
@@ -84,29 +94,24 @@ def make_loader(
   seed: int,
   shuffle: bool,
   epochs: int | None = None,
-  shard_index: int = 0,
-  shard_count: int = 1,
+  rows: np.ndarray | None = None,
   text_length: int | None = None,
   workers: int = 0,
   memory: int = 1 << 30,
-) -> grain.IterDataset:
-  """Batches of a cache; iter() of the result has grain's get_state and set_state.
+) -> "Loader":
+  """Batches of a cache, from any batch on.
 
   Args:
-    batch: B over all shards; a batch yielded here has B / shard_count rows.
+    batch: B over all processes.
     seed: of the order and of the noise that samples continuous tokens.
     shuffle: draw each epoch in an order of its own.
     epochs: None is a training stream: endless, continuous tokens are sampled as
       mean + std * noise. A number is an evaluation: tokens are the mean, and the last
       batch is filled with rows whose mask is False.
+    rows: of each batch, the b rows to yield (sharding.local_rows; None: all).
     text_length: T (None: the cache's). Shorter is refused, it would cut prompts.
-    workers: processes that read; 0 reads in a thread. Their iterator state differs in
-      form, so a run keeps its number of workers.
+    workers: processes that read; 0 reads in a thread.
     memory: caches up to this many bytes are held decoded in memory.
-
-  Yields:
-    tokens ([b, L] int32 or [b, L, C] float32), text [b, T] int32, text_mask [b, T]
-    bool, id [b] int32, mask [b] bool (False: a filler row).
 
   Raises:
     RecordError: the cache is missing, unfinished or damaged.
@@ -125,13 +130,36 @@ def make_loader(
     seed=seed,
     epochs=epochs,
     shuffle=shuffle,
-    shard=(shard_index, shard_count),
+    rows=np.arange(batch) if rows is None else rows,
     text_length=text_length,
   )
-  dataset = grain.MapDataset.source(batches).to_iter_dataset(
-    grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-  )
-  return in_processes(dataset, workers)
+  return Loader(batches, workers)
+
+
+class Loader:
+  """Iterates over batches; the only state is the number of the next one.
+
+  Yields:
+    tokens ([b, L] int32 or [b, L, C] float32), text [b, T] int32, text_mask [b, T]
+    bool, id [b] int32, bad [b] int8 (records.BAD), mask [b] bool (False: a damaged
+    record or a filler).
+
+  Attributes:
+    batches: the source itself.
+  """
+
+  def __init__(self, batches: Batches, workers: int = 0):
+    self.batches, self._workers = batches, workers
+
+  def __iter__(self):
+    return self.iterate(0)
+
+  def iterate(self, start: int):
+    """From batch `start` on: the same batches for any number of workers."""
+    dataset = grain.MapDataset.source(self.batches)[start:].to_iter_dataset(
+      grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    )
+    return iter(in_processes(dataset, self._workers))
 
 
 def in_processes(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:

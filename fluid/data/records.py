@@ -2,11 +2,14 @@
 
 A record is a msgpack map: id, caption, text_ids (unpadded, with EOS), meta (as JSON,
 decoded only when asked for), and arrays as [dtype, shape, bytes]: `tokens` for discrete
-tokens, `mean` and `std` for continuous ones.
+tokens, `mean` and `std` for continuous ones. An example that could not be prepared has
+a record as well, so that every other keeps its place: id, `bad` (a kind) and `why`.
 
 N records, L tokens, C channels, T text tokens.
 """
 
+import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -21,6 +24,17 @@ from fluid.config import ConfigError
 
 METADATA = "metadata.json"
 ARRAYS = ("tokens", "mean", "std")
+# Kinds of damage. The first three fluid.prepare finds, the others show in a record.
+BAD = (
+  "image",
+  "caption",
+  "tokenizer",
+  "corrupt",
+  "shape",
+  "nonfinite",
+  "range",
+  "text",
+)
 # Random access wants every record in a chunk of its own.
 _WRITER = "group_size:1"
 _READER = "readahead_buffer_size:0"
@@ -106,6 +120,12 @@ def read_metadata(cache: str | os.PathLike) -> dict[str, Any]:
     ) from e
 
 
+def fingerprint(metadata: dict[str, Any]) -> str:
+  """Of what a cache holds, wherever it lies: its config and its files."""
+  content = {k: metadata.get(k) for k in ("config", "tokens", "splits")}
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
 class Records:
   """Random access to a split, checked against metadata.json when it is opened.
 
@@ -148,6 +168,8 @@ class Records:
     """One example with everything stored: id, caption, text_ids, meta, arrays."""
     if not 0 <= index < len(self):
       raise IndexError(f"record {index} of {len(self)}")
+    if damage := self.damage(index):
+      raise RecordError(damage)
     example = self._read([index])[0]
     return dict(example, meta=json.loads(example["meta"]))
 
@@ -155,8 +177,9 @@ class Records:
     """Rows for training, in the order asked for.
 
     Returns:
-      id [N] int32, text [N, T] int32 padded with 0, text_mask [N, T] bool, and tokens
-      [N, L] or mean and std [N, L, C] as they are stored.
+      id [N] int32, text [N, T] int32 padded with 0, text_mask [N, T] bool, tokens
+      [N, L] or mean and std [N, L, C] as they are stored, and bad [N] int8: 0, or 1 +
+      the place in BAD of what is wrong with a row, which then holds zeros and id -1.
     """
     if self._columns is None and sum(s["bytes"] for s in self.shards) <= self._memory:
       self._columns = self._stack(self._read(range(len(self))))
@@ -164,43 +187,146 @@ class Records:
       return {name: column[indices] for name, column in self._columns.items()}
     return self._stack(self._read(indices))
 
+  def damage(self, index: int) -> str:
+    """What is wrong with a record, its file and its key; '' if nothing is."""
+    example = self._read([index])[0]
+    kind = int(self._stack([example])["bad"][0])
+    if not kind:
+      return ""
+    shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+    path = self.cache / self.shards[shard]["name"]
+    why = f" ({example['why']})" if example.get("why") else ""
+    return (
+      f"{BAD[kind - 1]}{why} in record {index - self._starts[shard]} of {path}, "
+      f"id {example.get('id', 'unknown')}"
+    )
+
+  @functools.cached_property
+  def _layout(self) -> dict[str, tuple] | None:
+    """Kind and shape of every array, as metadata.json says (None: it does not)."""
+    spec = self.metadata.get("tokens")
+    if spec is None:
+      return None
+    if spec["kind"] == "discrete":
+      return {"tokens": ("i", (spec["length"],))}
+    return dict.fromkeys(("mean", "std"), ("f", (spec["length"], spec["channels"])))
+
+  def _fault(self, example: dict[str, Any]) -> str:
+    """A kind of BAD that can be told from one record alone; '' for none."""
+    if "bad" in example:
+      return example["bad"] if example["bad"] in BAD else "corrupt"
+    if not 0 < len(example["text_ids"]) <= self.text_length:
+      return "text"
+    if self._layout is None:
+      return ""
+    arrays = {name: example[name] for name in ARRAYS if name in example}
+    kinds = {"u": "i"}  # Signed or not is a matter of space.
+    found = {
+      name: (kinds.get(a.dtype.kind, a.dtype.kind), a.shape)
+      for name, a in arrays.items()
+    }
+    return "" if found == self._layout else "shape"
+
   def _stack(self, examples: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-    text = np.zeros((len(examples), self.text_length), np.int32)
-    mask = np.zeros(text.shape, bool)
-    for row, example in enumerate(examples):
-      ids = example["text_ids"]
-      text[row, : len(ids)] = ids
-      mask[row, : len(ids)] = True
-    rows = {"id": np.array([e["id"] for e in examples], np.int32)}
-    rows |= {"text": text, "text_mask": mask}
-    for name in ARRAYS:
-      if examples and name in examples[0]:
-        rows[name] = np.stack([e[name] for e in examples])
-    return rows
+    n = len(examples)
+    faults = [self._fault(e) for e in examples]
+    bad = np.array([1 + BAD.index(f) if f else 0 for f in faults], np.int8)
+    rows = {"id": np.full(n, -1, np.int32)}
+    rows |= {"text": np.zeros((n, self.text_length), np.int32)}
+    rows |= {"text_mask": np.zeros(rows["text"].shape, bool)}
+    good = np.flatnonzero(bad == 0)
+    like = {k: np.zeros(s, t) for k, (t, s) in (self._layout or {}).items()}
+    like |= {
+      k: examples[good[0]][k] for k in ARRAYS if len(good) and k in examples[good[0]]
+    }
+    rows |= {k: np.zeros((n, *a.shape), a.dtype) for k, a in like.items()}
+    for row in good:
+      example = examples[row]
+      rows["id"][row] = example["id"]
+      rows["text"][row, : len(example["text_ids"])] = example["text_ids"]
+      rows["text_mask"][row, : len(example["text_ids"])] = True
+      for name in like:
+        rows[name][row] = example[name]
+    for kind, wrong in self._wrong_values(rows):
+      wrong = wrong.reshape(n, -1).any(1) & (bad == 0)
+      bad[wrong] = 1 + BAD.index(kind)
+      for name, array in rows.items():
+        array[wrong] = -1 if name == "id" else 0
+    return rows | {"bad": bad}
+
+  def _wrong_values(self, rows):
+    """(kind, array of bools) of what only shows in the values."""
+    words = self.metadata["text"].get("vocab_size")
+    if words:
+      yield "text", (rows["text"] < 0) | (rows["text"] >= words)
+    vocab = self.metadata.get("tokens", {}).get("vocab")
+    if vocab and "tokens" in rows:
+      yield "range", (rows["tokens"] < 0) | (rows["tokens"] >= vocab)
+    for name in ("mean", "std"):
+      if name in rows:
+        yield "nonfinite", ~np.isfinite(rows[name])
 
   def _read(self, indices: Iterable[int]) -> list[dict[str, Any]]:
-    """Decoded records in the order of `indices`, one read per shard."""
+    """Decoded records in the order of `indices`, one read per shard.
+
+    A record that cannot be read or decoded becomes {'bad': 'corrupt', 'why': ...}.
+    """
     indices = np.asarray(indices, np.int64)
     owner = np.searchsorted(self._starts, indices, side="right") - 1
     out: list[Any] = [None] * len(indices)
     for shard in np.unique(owner).tolist():
       rows = np.flatnonzero(owner == shard).tolist()
       positions = (indices[rows] - self._starts[shard]).tolist()
-      path = self.cache / self.shards[shard]["name"]
+      reader = self._reader(shard)
       try:
-        if shard not in self._readers:
-          self._readers[shard] = array_record_module.ArrayRecordReader(
-            str(path), options=_READER, file_reader_buffer_size=32768
-          )
-        for row, record in zip(rows, self._readers[shard].read(positions)):
-          out[row] = unpack(record)
-      # The reader's own errors are RuntimeError and IndexError, msgpack's ValueError.
-      except (RuntimeError, IndexError, ValueError, KeyError) as e:
-        raise _damaged(path, e) from e
+        found = reader.read(positions)
+      except (RuntimeError, IndexError):
+        found = [_read_one(reader, i) for i in positions]  # One of them is damaged.
+      for row, record in zip(rows, found):
+        out[row] = record if isinstance(record, dict) else _decode(record)
     return out
+
+  def _reader(self, shard: int):
+    path = self.cache / self.shards[shard]["name"]
+    if shard not in self._readers:
+      try:
+        reader = array_record_module.ArrayRecordReader(
+          str(path), options=_READER, file_reader_buffer_size=32768
+        )
+        if reader.num_records() != self.shards[shard]["records"]:
+          raise IndexError(f"{reader.num_records()} records")
+      except (RuntimeError, IndexError, ValueError) as e:
+        raise _damaged(path, e) from e
+      self._readers[shard] = reader
+    return self._readers[shard]
 
   def __getstate__(self):
     return self.__dict__ | {"_readers": {}, "_columns": None}
+
+
+def _read_one(reader, position: int) -> bytes | dict:
+  try:
+    return reader.read([position])[0]
+  except (RuntimeError, IndexError) as e:
+    return _corrupt(e)
+
+
+def _decode(record: bytes) -> dict[str, Any]:
+  try:
+    example = unpack(record)
+    needed = ("id", "bad") if "bad" in example else ("id", "caption", "meta")
+    for name in needed:
+      example[name]
+    if "bad" not in example and not isinstance(example["text_ids"], list):
+      raise TypeError("text_ids is not a list")
+    return example
+  # msgpack raises ValueErrors of its own; the rest is what strange content does.
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
+    return _corrupt(e)
+
+
+def _corrupt(error: Exception) -> dict[str, Any]:
+  return {"bad": "corrupt", "why": str(error).split(";")[0][:100]}
 
 
 def _damaged(path: pathlib.Path, reason: Exception | str) -> RecordError:

@@ -60,10 +60,9 @@ class Loss:
         batch = dict(batch)
         if self.examples:
           # This process's rows of the global batch; those past the limit are padding.
-          first = seen + jax.process_index() * len(batch["mask"])
-          index = first + np.arange(len(batch["mask"]))
+          index = seen + sharding.local_rows(self.batch, self.context.mesh)
           batch["mask"] = batch["mask"] & (index < self.examples)
-        batch = sharding.shard_batch(batch, self.context.mesh)
+        batch = sharding.shard_batch(batch, self.context.mesh, self.batch)
         # Arrays stay on the device until all batches are dispatched.
         rows.append(
           example_sums(params, batch, self.key, net=self.net, draws=self.draws)

@@ -1,0 +1,31 @@
+"""Batches on the mesh, one ahead of the loop, drawn in a thread."""
+
+import concurrent.futures
+
+from fluid import sharding
+from fluid.data.pipeline import Loader
+
+
+class Feed:
+  """Gives batch `start`, `start + 1`, ... of a loader.
+
+  Step t takes batch t, so no state of an iterator has to be kept.
+  """
+
+  def __init__(self, loader: Loader, mesh, start: int = 0):
+    self._iterator, self._mesh = loader.iterate(start), mesh
+    self._total = loader.batches.batch
+    self._pool = concurrent.futures.ThreadPoolExecutor(1)
+    self._ahead = self._pool.submit(self._draw)
+
+  def _draw(self):
+    return sharding.shard_batch(next(self._iterator), self._mesh, self._total)
+
+  def next(self) -> dict:
+    """Global arrays of the next batch."""
+    batch = self._ahead.result()
+    self._ahead = self._pool.submit(self._draw)
+    return batch
+
+  def close(self) -> None:
+    self._pool.shutdown(cancel_futures=True)

@@ -1,0 +1,106 @@
+"""Several processes that train one model: joining, agreeing, noticing a loss.
+
+Each process runs the same command. On Cloud TPU, Slurm and Open MPI
+`--coordinator=auto` finds the others; elsewhere they are told where process 0 listens:
+
+  python -m fluid.train ... --coordinator=HOST:PORT --processes=4 --process=0
+"""
+
+import ctypes
+import os
+import signal
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from fluid import config
+
+REQUEUE = 75  # EX_TEMPFAIL: nothing is wrong, the same command goes on.
+HEARTBEAT = 20  # Seconds of silence after which a process counts as lost.
+_TEXT = 2048  # Bytes that a message between processes is cut to.
+
+
+def join(
+  coordinator: str, processes: int | None = None, process: int | None = None
+) -> None:
+  """Joins the other processes; call it before anything touches a device.
+
+  Args:
+    coordinator: '' (one process), 'auto', or HOST:PORT of process 0.
+    processes, process: how many there are, and which one this is (not for 'auto').
+
+  Raises:
+    ConfigError: the arguments do not fit together, or the others did not come.
+  """
+  if not coordinator:
+    if processes is not None or process is not None:
+      raise config.ConfigError("--processes and --process need --coordinator=HOST:PORT")
+    return
+  where = {}
+  if coordinator != "auto":
+    if processes is None or process is None or not 0 <= process < processes:
+      raise config.ConfigError(
+        f"--coordinator={coordinator} needs --processes=N and --process=0 to N - 1"
+      )
+    where = {
+      "coordinator_address": coordinator,
+      "num_processes": processes,
+      "process_id": process,
+    }
+  _on_abort()
+  try:
+    jax.distributed.initialize(
+      **where,
+      heartbeat_timeout_seconds=HEARTBEAT,
+      shutdown_timeout_seconds=HEARTBEAT,
+    )
+  except (RuntimeError, ValueError) as e:
+    raise config.ConfigError(
+      f"--coordinator={coordinator}: the processes did not find each other: "
+      f"{str(e).splitlines()[0]}"
+    ) from e
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _lost(number):
+  del number
+  os.write(
+    2,
+    b"error: stopped, since another process of this run is gone (see above); start all "
+    b"of them again: the run goes on from its last checkpoint\n",
+  )
+  os._exit(REQUEUE)
+
+
+def _on_abort() -> None:
+  # Where a process is lost, jax ends the others from a thread of its own by SIGABRT,
+  # with a stack trace and no chance for Python to say what it means.
+  ctypes.CDLL(None).signal(signal.SIGABRT, _lost)
+
+
+def first(action: Callable[[], None]) -> None:
+  """Runs `action` on process 0; what it raises for the user, all processes raise."""
+  error = None
+  if jax.process_index() == 0:
+    try:
+      action()
+    except (config.ConfigError, OSError) as e:
+      error = e
+  if jax.process_count() > 1:
+    text = np.zeros(_TEXT, np.uint8)
+    raw = config.one_line(error).encode()[:_TEXT] if error else b""
+    text[: len(raw)] = np.frombuffer(raw, np.uint8)
+    text = multihost_utils.broadcast_one_to_all(text)
+    if jax.process_index() and text.any():
+      raise config.ConfigError(bytes(text[text > 0]).decode(errors="replace"))
+  if error:
+    raise error
+
+
+def everyone(good: bool) -> bool:
+  """Whether it is good on every process; all of them call it."""
+  if jax.process_count() == 1:
+    return good
+  return bool(multihost_utils.process_allgather(np.array(good)).all())

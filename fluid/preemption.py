@@ -1,0 +1,97 @@
+"""When to save and leave: SIGTERM, Ctrl-C, or jax's notice of a preemption.
+
+  with Preemption() as preemption:
+    for step in ...:
+      if preemption.reached(step): save, raise Preempted
+
+A second signal ends the process at once, whatever it is doing.
+"""
+
+import ctypes
+import os
+import signal
+import threading
+
+import jax
+from jax.experimental import multihost_utils
+
+from fluid import config
+from fluid.distributed import REQUEUE
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Preempted(config.ConfigError):
+  """The run was told to stop; what it did is saved."""
+
+  label = "stopped"
+  exit_code = REQUEUE
+
+
+class Preemption:
+  """Listens for signals in a thread of its own, so that they count during a compile.
+
+  Several processes stop at one step: jax's coordination service hands the notice on and
+  agrees on the step. On Cloud TPU it also hears of maintenance without a signal.
+
+  Attributes:
+    reason: what asked to stop.
+  """
+
+  def __init__(self):
+    self.reason = "a notice of preemption"
+    self._asked = False
+
+  def __enter__(self):
+    self._main = threading.current_thread() is threading.main_thread()
+    if not self._main:  # A notebook's worker: signals belong to its main thread.
+      return self
+    self._joined = jax.distributed.is_initialized()
+    self._notify = _native_handler() if self._joined else None
+    self._before = {n: signal.signal(n, lambda *_: None) for n in SIGNALS}
+    self._read, self._write = os.pipe()
+    os.set_blocking(self._write, False)
+    self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+    self._thread = threading.Thread(target=self._listen, daemon=True)
+    self._thread.start()
+    return self
+
+  def __exit__(self, *error):
+    if not self._main:
+      return
+    signal.set_wakeup_fd(self._wakeup)
+    for number, handler in self._before.items():
+      signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    os.write(self._write, b"\0")
+    self._thread.join()
+    os.close(self._read), os.close(self._write)
+
+  def _listen(self):
+    while number := os.read(self._read, 1)[0]:
+      if number not in SIGNALS:
+        continue
+      name = signal.Signals(number).name
+      if self._asked:
+        os.write(2, f"stopped: at once, by a second signal ({name})\n".encode())
+        os._exit(REQUEUE)
+      self._asked, self.reason = True, name
+      os.write(2, f"{name}: saves after this step and stops; again: at once\n".encode())
+      if self._notify:
+        self._notify(signal.SIGTERM)
+
+  def reached(self, step: int) -> bool:
+    """Whether to save now; every process calls it once a step, and gets one answer."""
+    if jax.distributed.is_initialized():
+      return multihost_utils.reached_preemption_sync_point(step)
+    return self._asked
+
+
+def _native_handler():
+  # jax.distributed's own handler of SIGTERM is C++; Python can only put it aside.
+  libc = ctypes.CDLL(None)
+  libc.signal.restype = ctypes.c_void_p
+  libc.signal.argtypes = ctypes.c_int, ctypes.c_void_p
+  address = libc.signal(signal.SIGTERM, None)
+  if not address or address == 1 or address == ctypes.c_void_p(-1).value:
+    return None
+  return ctypes.CFUNCTYPE(None, ctypes.c_int)(address)
