@@ -16,7 +16,7 @@ import jax
 from absl import flags
 from PIL import Image
 
-from fluid import api, cli, config
+from fluid import api, cli, config, sharding
 from fluid.evals.images import grid
 
 OPTIONS = dataclasses.fields(config.Sample)  # Each has its flag.
@@ -38,9 +38,11 @@ def sample(
   Returns:
     Path of the grid.
   """
-  repeated = [p for p in prompts for _ in range(n)]
-  images = loaded.sample(repeated, key=jax.random.key(seed), **options)
   out = pathlib.Path(out)
+  repeated = [p for p in prompts for _ in range(n)]
+  images = loaded.sample(repeated, key=seed, **options)
+  if jax.process_index():
+    return out / "grid.png"
   out.mkdir(parents=True, exist_ok=True)
   files = [f"{i:05d}_{k:02d}.png" for i in range(len(prompts)) for k in range(n)]
   for name, image in zip(files, images):
@@ -68,6 +70,7 @@ def main(argv) -> None:
   """Entry point."""
   del argv
   args = flags.FLAGS
+  cli.join()
   prompts = list(args.prompt or ()) + (
     read_prompts(args.prompts) if args.prompts else []
   )
@@ -76,11 +79,15 @@ def main(argv) -> None:
   if args.n < 1:
     raise cli.UserError(f"flag --n must be at least 1, not {args.n}")
   out = cli.require(OUT)
-  loaded = api.load(cli.require(WORKDIR), args.weights, args.step)
+  workdir, mesh = cli.require(WORKDIR), None
+  if jax.process_count() > 1:  # Laid out as in training.
+    mesh = sharding.make_mesh(api.read_config(workdir).mesh)
+  loaded = api.load(workdir, args.weights, args.step, mesh=mesh)
   given = {f.name: args[f.name].value for f in OPTIONS}
   options = {k: v for k, v in given.items() if v is not None}
   path = sample(loaded, prompts, out, n=args.n, seed=args.seed, **options)
-  print(f"{len(prompts) * args.n} images of step {loaded.step} in {path.parent}")
+  if jax.process_index() == 0:
+    print(f"{len(prompts) * args.n} images of step {loaded.step} in {path.parent}")
 
 
 if __name__ == "__main__":
@@ -99,4 +106,5 @@ if __name__ == "__main__":
   }
   for field in OPTIONS:
     define[field.type](field.name, None, "Overrides the run's config.sample.")
+  cli.distributed_flags()
   cli.run(main)

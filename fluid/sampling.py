@@ -12,7 +12,7 @@ import numpy as np
 
 from fluid import config
 from fluid.models import Net, transformer
-from fluid.sharding import batch_spec
+from fluid.sharding import batch_spec, to_host
 
 
 @dataclasses.dataclass
@@ -141,9 +141,7 @@ class Sampler:
       rows = slice(i, i + b)
       keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(number[rows])
       out.append(
-        np.asarray(
-          _generate(params, ids[rows], mask[rows], keys, net=self.net, cfg=cfg)
-        )
+        to_host(_generate(params, ids[rows], mask[rows], keys, net=self.net, cfg=cfg))
       )
     return np.concatenate(out)[:n]
 

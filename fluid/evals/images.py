@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -69,6 +70,8 @@ class Images:
       **self.sample,
     )
     pick = range(len(images)) if self.pick is None else self.pick
+    if jax.process_index():
+      return
     folder = self.context.workdir / "samples"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:08d}{'_raw' * (weights == 'raw')}.png"

@@ -183,7 +183,7 @@ class GenEval:
     yield "geneval/chance", geneval.chance(found, self.lines)
     if (ceiling := self._ceiling()) is not None:
       yield "geneval/tokenizer", ceiling
-    if self.layout:
+    if self.layout and jax.process_index() == 0:
       out = self.context.workdir / "geneval" / f"step_{step:08d}-{weights}"
       shaped = images.reshape(-1, self.k, *images.shape[1:])
       geneval.write_layout(out, self.lines[:: self.k], shaped)
