@@ -8,6 +8,7 @@ Orbax renames it when it is done; what damage does to it later, the checksums te
 
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import re
@@ -23,11 +24,21 @@ from fluid import config, distributed, integrity, optim
 from fluid.state import TrainState
 from fluid.workdir import write_json
 
+# Orbax raises the first error of its parallel writes; asyncio repeats all the others at
+# exit, after what we say of it.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
 ARRAYS = ("params", "ema", "optimizer")
 
 
 class CheckpointError(config.ConfigError):
   """A checkpoint that is missing, damaged, or of another model."""
+
+
+class UnsavedError(CheckpointError):
+  """A checkpoint that could not be written."""
+
+  at_once = True  # Threads of Orbax may still try, and would have the last word.
 
 
 def _manager(folder, **options) -> ocp.CheckpointManager:
@@ -65,7 +76,7 @@ class Checkpoints:
       step: updates done.
 
     Raises:
-      CheckpointError: the save before this one, or the start of this one, failed.
+      UnsavedError: the save before this one, or the start of this one, failed.
     """
     items = _items(state)
     sums = {k: integrity.checksums(v) for k, v in items.items()}
@@ -81,12 +92,12 @@ class Checkpoints:
       )
 
   def check(self) -> None:
-    """Raises CheckpointError where a save in the background failed. Does not wait."""
+    """Raises UnsavedError where a save in the background failed. Does not wait."""
     with self._written():
       self._manager.check_for_errors()
 
   def wait(self) -> None:
-    """Returns when all is on disk; raises CheckpointError where that failed."""
+    """Returns when all is on disk; raises UnsavedError where that failed."""
     with self._written():
       self._manager.wait_until_finished()
 
@@ -105,7 +116,7 @@ class Checkpoints:
     except Exception as e:
       there = self._known()
       kept = f"that of step {there} is the last good one" if there else "there is none"
-      raise CheckpointError(
+      raise UnsavedError(
         f"checkpoint of step {self._last} cannot be written to {self.folder} "
         f"({_why(e)}); {kept}: free space or repair the folder, then start again"
       ) from e
@@ -231,7 +242,8 @@ def _warn(text):
 
 
 def _why(error):
-  return config.one_line(error)[:200]
+  text = config.one_line(error)  # What the system said comes last.
+  return text if len(text) < 260 else f"{text[:100]} ... {text[-150:]}"
 
 
 def _check_shapes(saved, wanted, folder):

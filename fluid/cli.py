@@ -11,6 +11,7 @@ if __name__ == '__main__':
   cli.run(main)
 """
 
+import os
 import re
 import sys
 
@@ -139,5 +140,13 @@ def _cause(error: BaseException, args: list[str]) -> BaseException:
 
 def _report(error: BaseException) -> int:
   label = getattr(error, "label", "error")
+  code = getattr(error, "exit_code", 2)
+  sys.stdout.flush()
   print(f"{label}:", config.one_line(error), file=sys.stderr, flush=True)
-  return getattr(error, "exit_code", 2)
+  if getattr(error, "at_once", False) or flags.FLAGS.is_parsed() and _joined():
+    os._exit(code)  # An orderly end would wait: for threads, or for other processes.
+  return code
+
+
+def _joined() -> bool:
+  return "coordinator" in flags.FLAGS and bool(flags.FLAGS.coordinator)

@@ -107,7 +107,7 @@ def distance(a, b) -> jax.Array:
   return optax.global_norm(jax.tree.map(jnp.subtract, a, b))
 
 
-def keep_unless(good: jax.Array, new, old):
+def keep_if(good: jax.Array, new, old):
   """`new` where the scalar `good` is true, else `old`, leaf by leaf.
 
   Counters go on in any case, so that keys, data and schedule stay those of the step.

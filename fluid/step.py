@@ -53,9 +53,8 @@ def make_step(net: models.Net, run: config.Run):
       "train/ema_distance": optim.distance(new.ema, params) / size,
     }
     if run.optim.max_skipped:
-      new = optim.keep_unless(
-        jnp.isfinite(values["train/loss"]) & jnp.isfinite(norm), new, state
-      )
+      good = jnp.isfinite(jnp.stack(jax.tree.leaves(values))).all()
+      new = optim.keep_if(good, new, state)
     report = {"id": batch["id"], "loss": each, "grad_norm": by_module}
     if "bad" in batch:
       kinds = jnp.arange(1, 1 + len(BAD), dtype=jnp.int8)

@@ -18,6 +18,12 @@ class WorkdirError(config.ConfigError):
   """A workdir of another run, in use, damaged, or gone."""
 
 
+class GoneError(WorkdirError):
+  """A workdir that is not there any more."""
+
+  at_once = True  # Nothing that is still being written has a place.
+
+
 # What may differ between a workdir's config and the run that continues it: nothing
 # here changes what the parameters are or what the next update computes.
 _FREE = {
@@ -48,9 +54,9 @@ class Workdir:
     self._id = _identity(self.path)
 
   def check(self) -> None:
-    """Raises WorkdirError where the folder is not the one that was claimed."""
+    """Raises GoneError where the folder is not the one that was claimed."""
     if self._id and _identity(self.path) != self._id:
-      raise WorkdirError(
+      raise GoneError(
         f"workdir {self.path} has vanished or was replaced while the run went on; put "
         "it back and start again"
       )

@@ -10,7 +10,9 @@ from fluid import config
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Arguments: tokens and order, as of configs/toy.py."""
-  run = config.from_config_dict(toy.get_config(",".join(filter(None, (arg, "size=xs")))))
+  run = config.from_config_dict(
+    toy.get_config(",".join(filter(None, (arg, "size=xs"))))
+  )
   model = dict(layers=1, width=16, heads=4, head_layers=1, head_batch_mul=1)
   replace = dataclasses.replace
   tokenizer = dict(width=8, channels=2, steps=2, batch=8, warmup=1)
