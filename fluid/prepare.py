@@ -5,11 +5,15 @@
 
 Images are encoded once; records hold tokens, captions, text ids and the source's meta,
 never pixels, which sources make again by index. Started again, it goes on at the first
-missing shard, and ends at once where nothing is missing.
+missing shard, and ends at once where nothing is missing. An example that cannot be used
+keeps its place in the records, says what is wrong, and is skipped in training; more of
+them than data.max_bad end the work.
 
 B images per encoder call, S image side, L tokens, C channels.
 """
 
+import collections
+import functools
 import hashlib
 import itertools
 import json
@@ -24,7 +28,15 @@ import numpy as np
 
 from fluid import cli, text, tokenizers
 from fluid import config as config_lib
-from fluid.data import Source, caption, count, make_source, pipeline, records
+from fluid.data import (
+  BadExample,
+  Source,
+  caption,
+  count,
+  make_source,
+  pipeline,
+  records,
+)
 from fluid.text import tokenization
 
 SPLITS = ("train", "val")
@@ -56,8 +68,8 @@ def prepare(
     The content of metadata.json.
 
   Raises:
-    ConfigError: no cache named, a cache of another config, or a source, vocabulary or
-      tokenizer that cannot be used.
+    ConfigError: no cache named, a cache of another config, a source, vocabulary or
+      tokenizer that cannot be used, or more bad examples than data.max_bad.
   """
   cache = pathlib.Path(run.data.cache)
   if not run.data.cache:
@@ -95,6 +107,8 @@ def prepare(
       source = sources[split]
       paths = _write_split(run, split, source, tokenizer, vocabulary, batch, log)
       metadata["splits"][split] = _describe(paths)
+      skipped = sum(metadata["splits"][split]["skipped"].values())
+      _check_share(run, split, skipped, metadata["splits"][split]["count"], "")
       records.write_metadata(cache, metadata)
   log(f"{cache} is complete: {_summary(metadata)}")
   return metadata
@@ -106,7 +120,7 @@ def _identity(run, spec, digest: str, batch: int) -> dict[str, Any]:
   if run.text.path:
     text.load(run.text)  # Refuses a file that is missing or no vocabulary.
   sections = {
-    "data": {k: v for k, v in data.items() if k not in ("cache", "workers")},
+    "data": {k: v for k, v in data.items() if k not in ("cache", "workers", "max_bad")},
     "text": {
       "kind": run.text.kind,
       "vocab_size": run.text.vocab_size,
@@ -171,7 +185,15 @@ def _write_split(
   total = count(run.data, split, source)
   size = batch * BATCHES_PER_SHARD
   progress = _Progress(f"prepare {split}", total, log)
-  paths = []
+  paths, bad = [], []
+
+  def pack(examples):
+    bad.extend(e for e in examples if "bad" in e)
+    if bad:
+      last = f"; the last: id {bad[-1]['id']}, {bad[-1]['bad']}: {bad[-1]['why']}"
+      _check_share(run, split, len(bad), total, last)
+    return [records.pack(e) for e in examples]
+
   for start in range(0, total, size):
     stop = min(start + size, total)
     path = records.shard_path(run.data.cache, split, start // size)
@@ -180,27 +202,53 @@ def _write_split(
       progress.skip(stop - start)
       continue
     rows = itertools.chain.from_iterable(
-      progress.add(_encode(examples, tokenizer, vocabulary, run.text.length, batch))
+      progress.add(
+        pack(_encode(examples, tokenizer, vocabulary, run.text.length, batch))
+      )
       for examples in _read(source, start, stop, batch, run.data.workers)
     )
     records.write_shard(path, rows)
   return paths
 
 
+def _check_share(run, split, bad: int, total: int, last: str) -> None:
+  if bad > run.data.max_bad * total:
+    raise config_lib.ConfigError(
+      f"{bad} of {total} examples of split '{split}' cannot be used, more than config "
+      f"key 'data.max_bad' ({run.data.max_bad:g}) allows{last}"
+    )
+
+
 def _read(
   source: Source, start: int, stop: int, batch: int, workers: int
 ) -> Iterator[list[dict[str, Any]]]:
   """Lists of up to `batch` examples, read ahead of the encoder."""
-  dataset = grain.MapDataset.range(start, stop).map(source.__getitem__)
+  dataset = grain.MapDataset.range(start, stop).map(functools.partial(_get, source))
   dataset = dataset.batch(batch, batch_fn=list).to_iter_dataset(
     grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
   )
   return iter(pipeline.in_processes(dataset, workers))
 
 
-def _encode(examples, tokenizer, vocabulary, length: int, batch: int) -> list[bytes]:
-  """Examples -> records; the images are filled up to the one compiled shape."""
-  images = np.stack([e["image"] for e in examples])  # [B, S, S, 3]
+def _get(source: Source, index: int) -> dict[str, Any]:
+  """An example, or what is wrong with it: {'id', 'bad', 'why'}."""
+  try:
+    example = source[index]
+  except BadExample as e:
+    return _bad(-1, e.kind, config_lib.one_line(e))  # Its id is not known.
+  if not example["caption"].strip():
+    return _bad(example["id"], "caption", "the caption is empty")
+  return example
+
+
+def _bad(id_: int, kind: str, why: str) -> dict[str, Any]:
+  return {"id": id_, "bad": kind, "why": why, "meta": {}}
+
+
+def _encode(examples, tokenizer, vocabulary, length: int, batch: int) -> list[dict]:
+  """Examples -> content of records; images are filled up to the one compiled shape."""
+  blank = np.zeros((tokenizer.image_size, tokenizer.image_size, 3), np.uint8)
+  images = np.stack([e.get("image", blank) for e in examples])  # [B, S, S, 3]
   images = np.pad(images, [(0, batch - len(images))] + [(0, 0)] * 3)
   images = images.astype(np.float32) / 127.5 - 1
   if tokenizer.spec.kind == "continuous":
@@ -210,41 +258,63 @@ def _encode(examples, tokenizer, vocabulary, length: int, batch: int) -> list[by
     arrays = {"tokens": tokenizer.encode(images)}
     dtype = np.uint16 if tokenizer.spec.vocab <= 2**16 else np.int32
   arrays = {name: np.asarray(a).astype(dtype) for name, a in arrays.items()}
-  captions = [e["caption"] for e in examples]
+  captions = [e.get("caption", "") for e in examples]
   ids, mask = vocabulary.encode(captions, length, on_unknown="keep", on_long="cut")
   out = []
   for row, example in enumerate(examples):
+    if "bad" in example:
+      out.append(example)
+      continue
     own = {name: a[row] for name, a in arrays.items()}
     if not all(np.isfinite(a).all() for a in own.values()):
-      raise config_lib.ConfigError(
-        f"the tokenizer gives non-finite tokens for example id {example['id']}: train "
-        "it again, or remove the example"
-      )
+      why = "the tokenizer gives tokens that are not finite: train it again"
+      out.append(_bad(example["id"], "tokenizer", why))
+      continue
     record = {k: example[k] for k in ("id", "caption", "meta")} | own
     record["text_ids"] = ids[row, mask[row]].tolist()
     if mask[row].all() and vocabulary.count(example["caption"]) > length:
       record["cut"] = True
-    out.append(records.pack(record))
+    out.append(record)
   return out
 
 
 def _describe(paths: list[pathlib.Path]) -> dict[str, Any]:
   """What metadata.json says of a split; reading every record verifies the files."""
-  shards, cut = [], 0
+  shards, cut, skipped = [], 0, collections.Counter()
   for path in paths:
     examples = [records.unpack(r) for r in records.read_shard(path)]
     cut += sum("cut" in e for e in examples)
-    size = path.stat().st_size
-    shards.append({"name": path.name, "records": len(examples), "bytes": size})
-  total = sum(s["records"] for s in shards)
-  return {"count": total, "cut_captions": cut, "shards": shards}
+    skipped.update(e["bad"] for e in examples if "bad" in e)
+    shards.append(
+      {
+        "name": path.name,
+        "records": len(examples),
+        "bytes": path.stat().st_size,
+        "sha256": _digest(path),
+      }
+    )
+  return {
+    "count": sum(s["records"] for s in shards),
+    "cut_captions": cut,
+    "skipped": dict(skipped),
+    "shards": shards,
+  }
 
 
 def _summary(metadata: dict[str, Any]) -> str:
   splits = metadata["splits"]
   line = ", ".join(f"{s['count']} {name}" for name, s in splits.items())
   cut = sum(s["cut_captions"] for s in splits.values())
-  return line + (f"; {cut} captions cut at text.length" if cut else "")
+  skipped = sum(
+    (collections.Counter(s["skipped"]) for s in splits.values()),
+    start=collections.Counter(),
+  )
+  named = ", ".join(f"{n} {kind}" for kind, n in sorted(skipped.items()))
+  return (
+    line
+    + (f"; {cut} captions cut at text.length" if cut else "")
+    + (f"; skipped: {named}" if named else "")
+  )
 
 
 class _Progress:

@@ -3,9 +3,9 @@
   python -m launch.sweep --config configs/sweeps/toy_study.py --workdir DIR --on local
 
 Finished stages are skipped, interrupted ones started again (they resume by themselves),
-a failed one is recorded and the sweep goes on past it; the exit status is 1 if any
-failed. DIR/sweep.json says how each stands, DIR/logs has what each printed. Never
-imports jax.
+a failed one is recorded and the sweep goes on past it. The exit status is 1 if any
+failed; else 75 if any was preempted (it ended with that status itself). DIR/sweep.json
+says how each stands, DIR/logs has what each printed. Never imports jax.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from launch.plan import Stage, command, plan
 from launch.progress import Screen, progress
 
 ENDED = ("finished", "failed", "blocked")
+REQUEUE = 75  # fluid.distributed.REQUEUE, without jax: nothing is wrong, go on later.
 LEFT_SECONDS = 90.0  # given to the jobs of a killed launcher to stop
 
 
@@ -113,7 +114,10 @@ class Sweep:
       self._screen.update(self.entries.values(), final=True)
     if self._stopped_by is not None:
       return 128 + self._stopped_by
-    return int(any(e.status in ("failed", "blocked") for e in self.entries.values()))
+    left = {e.status for e in self.entries.values()}
+    if left & {"failed", "blocked"}:
+      return 1
+    return REQUEUE if "interrupted" in left else 0
 
   def _step(self) -> bool:
     """Collects what ended, starts what can start; False when nothing is left."""
@@ -162,6 +166,9 @@ class Sweep:
   def _collect(self, entry: Entry, code: int):
     if code == 0 and entry.stage.finished():
       self._end(entry, "finished", "")
+      return
+    if code == REQUEUE:
+      self._end(entry, "interrupted", "start the sweep again to go on")
       return
     last = last_line(self._log(entry.stage))
     why = f"exit status {code}" if code else "stopped before its last step"

@@ -1,6 +1,7 @@
 """Checkpoints: any mesh, the newest that can be read, one clear line otherwise."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -84,6 +85,77 @@ def test_a_damaged_step_falls_back_to_an_older_one(tmp_path, capsys):
   assert int(found.step) == 3 and data == {"next_index": 3}
   assert "warning: checkpoint of step 5 cannot be read" in capsys.readouterr().err
   assert (tmp_path / "checkpoints-damaged/5").is_dir()
+
+
+def _flip(file, place):
+  content = bytearray(file.read_bytes())
+  content[place] ^= 1
+  file.write_bytes(content)
+
+
+@pytest.mark.parametrize("item", ["params", "ema", "optimizer", "data"])
+def test_any_flipped_bit_falls_back_or_does_no_harm(tmp_path, item, capsys):
+  """Orbax alone gives back a kernel with a flipped bit without a word."""
+  start = _save(tmp_path / "w", 3, 5)
+  whole, caught = tmp_path / "w", 0
+  files = [f for f in (whole / "checkpoints/5" / item).rglob("*") if f.is_file()]
+  files = sorted((f.stat().st_size, f.relative_to(whole)) for f in files)
+  places = [(f, size // 2) for size, f in files if size]
+  places += [(f, size * k // 9) for size, f in files[-1:] for k in (2, 3, 6, 7)]
+  for number, (file, place) in enumerate(places):
+    workdir = tmp_path / str(number)
+    shutil.copytree(whole, workdir)
+    _flip(workdir / file, place)
+    found, data = _restore(workdir, _mesh(1, 1, 1))
+    assert data == {"next_index": int(found.step)}
+    caught += int(found.step) == 3
+    for a, b in zip(jax.tree.leaves(start.params), jax.tree.leaves(found.params)):
+      np.testing.assert_array_equal(a, b)
+  assert caught and "an older one is used" in capsys.readouterr().err
+
+
+def test_checkpoints_that_are_gone_are_no_fresh_start(tmp_path, capsys):
+  _save(tmp_path, 3, 5)
+  shutil.rmtree(tmp_path / "checkpoints/5")
+  found, _ = _restore(tmp_path, _mesh(1, 1, 1))
+  assert int(found.step) == 3
+  assert "step 5 was saved, but is gone; step 3 is used" in capsys.readouterr().err
+  shutil.rmtree(tmp_path / "checkpoints")
+  with pytest.raises(checkpoint.CheckpointError, match="step 5 was saved .* is gone"):
+    _restore(tmp_path, _mesh(1, 1, 1))
+
+
+def test_a_save_that_fails_is_named_and_leaves_the_last_one(tmp_path, monkeypatch):
+  saved = checkpoint.Checkpoints(tmp_path)
+  start = state.init_state(NET, CFG, _mesh(1, 1, 1))
+  saved.save(start, {}, 1)
+  saved.wait()
+
+  def full(*_, **__):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(saved._manager, "save", full)
+  said = "step 2 cannot be written.*No space left.*step 1 is the last good one"
+  with pytest.raises(checkpoint.UnsavedError, match=said):
+    saved.save(start, {}, 2)
+  saved.close()
+
+
+def test_parameters_of_another_run_by_name(tmp_path):
+  saved = _save(tmp_path, 3).params["trunk"]["mlp"]["up"]["w"]
+  mesh = _mesh(2, 2, 2)
+  other = jax.tree.map(lambda x: x + 1, state.init_state(NET, CFG, mesh).params)
+  mine = {"trunk": other["trunk"], "head": {"bias": jax.numpy.zeros(3)}}
+  init = config.Init(workdir=str(tmp_path), match="trunk/.*")
+  got = checkpoint.graft(mine, init)
+  np.testing.assert_array_equal(got["trunk"]["mlp"]["up"]["w"], saved)
+  assert got["trunk"]["mlp"]["up"]["w"].sharding == jax.NamedSharding(
+    mesh, jax.P("fsdp", "model")
+  )
+  assert got["head"] is not None and (np.asarray(got["head"]["bias"]) == 0).all()
+  for match, said in ((".*", "'head/bias' is missing"), ("x", "fits no parameter")):
+    with pytest.raises(checkpoint.CheckpointError, match=said):
+      checkpoint.graft(mine, dataclasses.replace(init, match=match))
 
 
 def test_nothing_readable_is_refused_and_left_alone(tmp_path):

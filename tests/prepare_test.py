@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fluid import config, prepare, text
+from fluid import config, data, prepare, text
 from fluid.data import make_source, pipeline, records
 from fluid.tokenizers.base import TokenSpec
 
@@ -195,4 +195,36 @@ def test_wrong_configs_are_one_clear_line(tmp_path):
   assert not (tmp_path / "c").exists()
   bad = Tokenizer()
   bad.moments = lambda images: (np.full((BATCH, 4, 3), np.nan), np.ones((BATCH, 4, 3)))
-  refused("non-finite tokens for example id", bad, cache=tmp_path / "nan")
+  refused("4 of 300 .*data.max_bad.* id .*not finite", bad, cache=tmp_path / "nan")
+
+
+def test_bad_examples_keep_their_place_up_to_a_share(whole, tmp_path, monkeypatch):
+  class Flawed:
+    def __init__(self, source):
+      self.source = source
+
+    def __len__(self):
+      return len(self.source)
+
+    def __getitem__(self, index):
+      if index == 7:
+        raise data.BadExample("image a/b.png cannot be read (torn)")
+      return self.source[index] | ({"caption": "  "} if index == 130 else {})
+
+    def caption(self, index):
+      return self.source.caption(index)
+
+  real = prepare.make_source
+  monkeypatch.setattr(prepare, "make_source", lambda *a: Flawed(real(*a)))
+  with pytest.raises(config.ConfigError, match="max_bad' .*id -1, image: .*a/b.png"):
+    write(tmp_path / "c", max_bad=0.0)
+  metadata, lines = write(tmp_path / "c", max_bad=0.1)
+  assert metadata["splits"]["train"]["skipped"] == {"image": 1, "caption": 1}
+  assert metadata["splits"]["val"]["skipped"] == {"image": 1}
+  assert lines[-1].endswith("skipped: 1 caption, 2 image")
+  rows = records.Records(tmp_path / "c", "train").gather(np.arange(TRAIN))
+  full = records.Records(whole[0], "train").gather(np.arange(TRAIN))
+  good = rows.pop("bad") == 0
+  assert np.flatnonzero(~good).tolist() == [7, 130]
+  for name, values in rows.items():
+    np.testing.assert_array_equal(values[good], full[name][good])

@@ -39,6 +39,8 @@ n = int(starts.read_text()) + 1 if starts.exists() else 1
 starts.write_text(str(n))
 if mode == 'fail':
   print('error: no luck'); sys.exit(3)
+if mode == 'preempted' and n == 1:
+  print('stopped: SIGTERM after step 2'); sys.exit(75)
 if mode == 'hang' and n == 1:
   time.sleep(60)
 line = {'step': 4, 'train/loss': .5, 'images_per_s': 9}
@@ -105,6 +107,15 @@ def starts(tmp_path):
     p.parent.name.split("-")[0]: int(p.read_text())
     for p in (tmp_path / "w/runs").glob("*/starts")
   }
+
+
+def test_a_preempted_stage_is_interrupted_and_goes_on(execute, tmp_path):
+  code, _ = execute({"run/dr1": "preempted"})
+  assert code == 75
+  found = statuses(tmp_path)
+  assert found.pop("run/dr1") == "interrupted" and set(found.values()) == {"finished"}
+  assert execute({"run/dr1": "preempted"})[0] == 0
+  assert statuses(tmp_path)["run/dr1"] == "finished" and starts(tmp_path)["dr1"] == 2
 
 
 def test_plan_shares_tokenizers_and_caches(study, tmp_path):

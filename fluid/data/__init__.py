@@ -6,6 +6,8 @@ A source is a random-access set of one split ('train', 'val' and what it adds):
   len(source)
   source[i] -> {'image': uint8 [S, S, 3], 'caption': str, 'id': int, 'meta': dict}
 
+A source raises BadExample where one example alone cannot be read.
+
 `source[i]` depends on nothing but (seed, split, i). An id is below 2**31 and names one
 example over all splits; meta is JSON-able and goes to the evaluation. A source may have
 `caption(i)` == source[i]['caption'], where that is cheaper than the image.
@@ -24,6 +26,18 @@ SOURCES = {
   "emoji": "fluid.data.emoji:Emoji",
   "folder": "fluid.data.folder:Folder",
 }
+
+
+class BadExample(config.ConfigError):
+  """One example that cannot be used; others may be. The message names file and remedy.
+
+  Attributes:
+    kind: entry of fluid.data.records.BAD.
+  """
+
+  def __init__(self, message: str, kind: str = "image"):
+    super().__init__(message)
+    self.kind = kind
 
 
 class Source(Protocol):

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fluid.config import ConfigError
+from fluid.data import BadExample
 
 # With one metadata.jsonl for all, a file in this many is validation.
 VAL_EVERY = 20
@@ -81,9 +82,9 @@ class Folder:
           raise ValueError(f"mode {image.mode} is not 8 bits a channel")
         image = image.convert("RGBA")
     except FileNotFoundError as e:
-      raise ConfigError(f"image {path} is missing, but {self.file} names it") from e
+      raise BadExample(f"image {path} is missing, but {self.file} names it") from e
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-      raise ConfigError(
+      raise BadExample(
         f"image {path} cannot be read ({e}): repair it or remove its line from "
         f"{self.file}"
       ) from e

@@ -183,13 +183,24 @@ def two_runs(lab, count):
     yield {"bitwise": bitwise, "survived": bitwise}
 
 
+def _other_cache(lab):
+  """A cache that says it was prepared from other images."""
+  path = lab.folder / "other"
+  if not path.exists():
+    shutil.copytree(lab.folder / "cache", path)
+    metadata = json.loads((path / "metadata.json").read_text())
+    metadata["config"]["data.seed"] += 1
+    (path / "metadata.json").write_text(json.dumps(metadata))
+  return path
+
+
 def other_config(lab, count):
   """A config, a model or data that this workdir does not belong to."""
   changes = [
     (["--config.optim.lr=0.5"], "optim.lr"),
     (["--config.model.width=32"], "model.width"),
     (["--config.seed=3"], "seed"),
-    ([f"--config.data.cache={_bad_cache(lab)}"], "data.cache"),
+    ([f"--config.data.cache={_other_cache(lab)}"], "data.cache"),
   ]
   for number in range(count):
     change, key = changes[number % len(changes)]

@@ -1,0 +1,130 @@
+"""Counting what is damaged, and stopping in time; leaving when told to."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from fluid import config, distributed, health, lock, preemption
+from fluid.data.records import BAD
+from tests import tiny
+from tests.conftest import ROOT
+
+
+def _health(tmp_path, **data):
+  cfg = tiny.run(data=config.Data(**data))
+  damage = lambda number: [f"text in record {number} of f, id 7"]
+  return health.Health(cfg, tmp_path, examples=100, damage=damage)
+
+
+def _report(kind=None, n=0):
+  bad = np.zeros(len(BAD), int)
+  if kind:
+    bad[BAD.index(kind)] = n
+  return {"bad": bad}
+
+
+def test_damage_is_counted_by_kind_until_the_share_is_passed(tmp_path):
+  found = _health(tmp_path, max_bad=0.03)
+  values = {"train/loss": 1.0}
+  found.check(1, values, _report("text", 2))
+  found.check(2, values, _report())
+  found.check(3, values, _report("image", 1))  # 3 of an epoch of 100.
+  assert found.counts == {"data/skipped_text": 2, "data/skipped_image": 1}
+  with pytest.raises(health.BadDataError, match="4 damaged .*record 3 of f, id 7"):
+    found.check(4, values, _report("text", 1))
+  again = _health(tmp_path, max_bad=0.03)
+  again.check(50, values, _report("text", 12))  # 3 % of the 400 seen.
+  with pytest.raises(health.BadDataError):
+    again.check(51, values, _report("text", 1))
+
+
+def test_one_signal_asks_and_handlers_come_back():
+  before = signal.getsignal(signal.SIGTERM)
+  with preemption.Preemption() as asked:
+    assert not asked.reached(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    end = time.monotonic() + 5
+    while not asked.reached(2) and time.monotonic() < end:
+      time.sleep(0.01)
+    assert asked.reached(3) and asked.reason == "SIGTERM"
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+SECOND = """
+import os, signal, time
+from fluid import preemption
+with preemption.Preemption():
+  os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(0.5)
+  os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(60)
+"""
+
+
+def test_the_second_signal_ends_the_process():
+  env = dict(os.environ, PYTHONPATH=str(ROOT))
+  done = subprocess.run([sys.executable, "-c", SECOND], env=env, capture_output=True)
+  assert done.returncode == distributed.REQUEUE
+  assert b"at once, by a second signal (SIGTERM)" in done.stderr
+
+
+HOLD = """
+import pathlib, sys, time
+from fluid import lock
+held = lock.lock(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_has_one_owner_until_that_dies(tmp_path):
+  env = dict(os.environ, PYTHONPATH=str(ROOT))
+  owner = subprocess.Popen(
+    [sys.executable, "-c", HOLD, str(tmp_path)], env=env, stdout=subprocess.PIPE
+  )
+  assert owner.stdout.readline() == b"held\n"
+  try:
+    with pytest.raises(config.ConfigError, match=f"in use by process {owner.pid} on"):
+      lock.lock(tmp_path)
+  finally:
+    owner.kill()
+    owner.wait()
+  os.close(lock.lock(tmp_path))
+
+
+def test_wrong_ways_to_join_are_one_line():
+  for args in (("", 2, 0), ("localhost:1", 2, None), ("localhost:1", 2, 2)):
+    with pytest.raises(config.ConfigError, match="--coordinator"):
+      distributed.join(*args)
+
+
+def test_what_process_0_cannot_do_is_raised():
+  def refuse():
+    raise config.ConfigError("no")
+
+  with pytest.raises(config.ConfigError, match="no"):
+    distributed.first(refuse)
+  assert distributed.everyone(True) and not distributed.everyone(False)
+
+
+def test_reports_are_json_whatever_the_numbers(tmp_path):
+  cfg = dataclasses.replace(tiny.run(), optim=config.Optim(max_skipped=1))
+  found = health.Health(cfg, tmp_path, examples=9, damage=lambda n: [])
+  report = {
+    "id": np.array([4, 5]),
+    "loss": np.array([np.inf, 1.0]),
+    "grad_norm": {"head/net": jax.numpy.float32(np.nan)},
+  }
+  found.check(2, {"train/loss": np.nan}, report)
+  said = json.loads((tmp_path / "nonfinite/step_00000002.json").read_text())
+  assert said["examples"] == [4] and said["grad_norm"] == {"head/net": "nan"}
+  with pytest.raises(health.NonFiniteError, match="step 3 .examples 4., after 1 steps"):
+    found.check(3, {"train/loss": np.nan}, report)
