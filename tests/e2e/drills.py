@@ -37,6 +37,7 @@ def run(
     n = count_short if short else count
     if only not in name or not n:
       continue
+    lab.random.seed(f"{seed} {name}")  # The same points with and without --only.
     start = time.monotonic()
     for number, one in enumerate(_tries(drill, lab, n), 1):
       one = {
