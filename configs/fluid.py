@@ -61,7 +61,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     tokenizer=TOKENIZERS[a.tokens],
     mesh=config.Mesh(data=1, fsdp=-1),
     sample=config.Sample(guidance=guidance, temperature=temperature),
-    evals={"loss": {"examples": 30_000}, "images": {"every": 50_000}},
+    evals={"loss": {"examples": 30_000}, "images": {"every": 50_000, "raw": True}},
     tensorboard=True,
   )
   return to_config_dict(run)

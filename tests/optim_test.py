@@ -134,3 +134,16 @@ def test_padding_rows_and_their_contents_change_nothing():
   np.testing.assert_allclose(
     jax.jit(loss)({k: v[:-1] for k, v in batch.items()}), fn(batch), rtol=1e-6
   )
+
+
+def test_a_batch_of_one_is_two_of_which_one_is_padding():
+  cfg = tiny.run()
+  net, rows = tiny.net(cfg), tiny.batch(cfg, 2)
+  mesh, found = sharding.make_mesh(config.Mesh(), jax.devices()[:1]), []
+  for size in (1, 2):
+    with jax.set_mesh(mesh):
+      step = jax.jit(train.make_step(net, cfg))
+      held = sharding.shard_batch({k: v[:size] for k, v in rows.items()}, mesh)
+      _, values = step(state.init_state(net, cfg, mesh), held)
+    found.append((values["train/loss"], values["report"]["loss"][0]))
+  np.testing.assert_allclose(*found, rtol=1e-5)

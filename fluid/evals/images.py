@@ -30,6 +30,9 @@ def grid(images: np.ndarray, columns: int = 0, gap: int = 2) -> np.ndarray:
 class Images:
   """Writes WORKDIR/samples/step_########[_raw].png and prompts.json.
 
+  Where raw weights are drawn as well ('raw': True), step_########_ema_raw.png has both
+  side by side, the average on the left: a young one explains most black images.
+
   Args:
     prompts: texts, or where to take n from: 'val' (captions of that split) or
       'geneval' (evenly from evals.geneval, sharing the images that it draws).
@@ -50,6 +53,7 @@ class Images:
   ):
     self.net, self.context, self.seed, self.sample = net, context, seed, sample or {}
     self.prompts, self.pick = prompts, None
+    self._ema = (-1, None)  # (step, grid)
     if isinstance(prompts, str):
       settings = {"n": n, "first": 0} if prompts == "val" else {}
       lines = samples.metadata(context, prompts, **settings)
@@ -75,7 +79,13 @@ class Images:
     folder = self.context.workdir / "samples"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:08d}{'_raw' * (weights == 'raw')}.png"
-    Image.fromarray(grid(images[np.asarray(pick)])).save(path)
+    drawn = grid(images[np.asarray(pick)])
+    Image.fromarray(drawn).save(path)
+    if weights == "ema":
+      self._ema = step, drawn
+    elif self._ema[0] == step:
+      both = grid(np.stack([self._ema[1], drawn]), columns=2, gap=8)
+      Image.fromarray(both).save(folder / f"step_{step:08d}_ema_raw.png")
     named = [self.prompts[i] for i in pick]
     (folder / "prompts.json").write_text(json.dumps(named, indent=1) + "\n")
     yield from timing.items()
