@@ -66,20 +66,32 @@ def test_bytes_and_groups_of_the_forms_that_tpu_programs_take():
   assert hlo.collectives(scattered)["reduce-scatter"].link_bytes == 3 * size
 
 
-@pytest.mark.skipif(
+def aot(*args):
+  command = [sys.executable, "-m", "launch.aot_compile", "--topology=v5e:2x2", *args]
+  command += ["--config=configs/toy.py:size=xs", "--config.mesh.fsdp=2"]
+  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+needs_libtpu = pytest.mark.skipif(
   not importlib.util.find_spec("libtpu"), reason="libtpu is not installed"
 )
+
+
+@needs_libtpu
 def test_a_small_config_compiles_for_a_topology(tmp_path):
   file = tmp_path / "report.json"
-  command = [
-    sys.executable, "-m", "launch.aot_compile", "--topology=v5e:2x2", f"--json={file}",
-    "--config=configs/toy.py:size=xs", "--config.mesh.fsdp=2", "--config.steps=10",
-  ]  # fmt: skip
-  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  done = subprocess.run(command, env=env, capture_output=True, text=True)
+  done = aot(f"--json={file}", "--config.steps=10")
   assert done.returncode == 0, done.stderr
   row = json.loads(file.read_text())
   assert row["fits"] and row["devices"] == 4 and row["mesh"] == {"data": 2, "fsdp": 2}
   assert 0 < row["memory"]["total"] < row["memory"]["limit"]
   assert row["estimate"]["layer_seconds"] > 0
   assert 0 < row["estimate"]["roofline_mfu"] < 1
+
+
+@needs_libtpu
+def test_what_does_not_fit_is_said_and_fails():
+  done = aot("--quick", "--estimate=false", f"--config.batch={2**22}")
+  assert done.returncode == 1
+  assert "DOES NOT FIT in 16 GiB" in done.stdout
