@@ -110,7 +110,10 @@ def product(equation, x, w, b=None, *, x_axes, w_axes, dtype=None) -> jax.Array:
     x_axes, w_axes: logical names of their axes; 'embed' for weights only.
     dtype: of the result (default: that of x).
   """
-  return _product(equation, tuple(x_axes), tuple(w_axes), dtype or x.dtype, x, w, b)
+  x_axes, w_axes = tuple(x_axes), tuple(w_axes)
+  if _explicit():  # Nothing to do, except for weights that lie whole on every device.
+    w = jax.reshard(w, names(*w_axes))
+  return _product(equation, x_axes, w_axes, dtype or x.dtype, x, w, b)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
