@@ -15,7 +15,6 @@ SHORT = {
   "log_every": 50,
   "optim.warmup": 50,
   "sample.steps": 8,
-  "sample.diffusion_steps": 20,
   "sample.batch": 48,
   "evals.loss.examples": 512,
   "evals.geneval.n": 8,
