@@ -193,14 +193,19 @@ def estimates(run, mesh, net, traffic, chip, peak, dcn: float) -> dict[str, Any]
   }
   best = 3 * forward / peak  # What MFU counts: no recomputation.
   roofline = max(parts.values())
-  return {
-    "compiler_seconds": seconds + dcn,
-    "compiler_mfu": best / (seconds + dcn),
-    "layer_seconds": two[0] - one[0],
+  out = {
     "roofline_seconds": roofline,
     "roofline_mfu": best / roofline,
     "roofline_parts": parts,
     "hbm_bytes": hbm,
+  }
+  # libtpu's model is negative for some programs that send between slices.
+  if min(one[0], two[0] - one[0], text[0], seconds) <= 0:
+    return out
+  return out | {
+    "compiler_seconds": seconds + dcn,
+    "compiler_mfu": best / (seconds + dcn),
+    "layer_seconds": two[0] - one[0],
     "images_per_second": run.batch / (seconds + dcn),
   }
 
@@ -235,7 +240,9 @@ def lines(row: dict[str, Any]) -> list[str]:
     out += [
       f"estimate  compiler {e['compiler_seconds'] * 1e3:.1f} ms a step, MFU "
       f"{e['compiler_mfu']:.1%}, {e['images_per_second']:,.0f} images/s; a trunk layer "
-      f"{e['layer_seconds'] * 1e3:.2f} ms",
+      f"{e['layer_seconds'] * 1e3:.2f} ms"
+      if "compiler_seconds" in e
+      else "estimate  compiler: none, its model gave a time below zero",
       f"estimate  roofline {e['roofline_seconds'] * 1e3:.1f} ms a step, MFU "
       f"{e['roofline_mfu']:.1%} ({parts})",
     ]

@@ -112,7 +112,9 @@ def markdown(reports: dict[str, dict]) -> str:
     f"{BATCH}, bfloat16 activations, float32 parameters, moments and EMA. Memory and",
     "traffic of a step are the compiler's, for one device.",
     "MFU is an estimate (see launch/aot_compile.py): `compiler` is libtpu's cost model",
-    "put together from unrolled layers, `roofline` the data sheets' bound.",
+    "put together from unrolled layers (empty where it was negative), `roofline` the",
+    "data sheets' bound. Both are estimated for one cell of the largest sizes.",
+    f"{len(reports)} of {len(list(rows()))} rows are compiled so far; the next run goes on.",
     "",
     "| size | cell | topology | mesh | accum | remat | GiB of | traffic GiB |"
     " images/s | MFU compiler | MFU roofline |",
@@ -130,12 +132,14 @@ def markdown(reports: dict[str, dict]) -> str:
     m = r["memory"]
     mesh = ", ".join(f"{k} {v}" for k, v in r["mesh"].items())
     traffic = sum(t["bytes"] for t in r["collectives"].values()) / GB
-    e = r.get("estimate")
-    estimate = (
-      f"{e['images_per_second']:,.0f} | {e['compiler_mfu']:.0%} | "
-      f"{e['roofline_mfu']:.0%}"
-      if e
-      else "| |"
+    e = r.get("estimate", {})
+    estimate = " | ".join(
+      form.format(e[k]) if k in e else ""
+      for k, form in (
+        ("images_per_second", "{:,.0f}"),
+        ("compiler_mfu", "{:.0%}"),
+        ("roofline_mfu", "{:.0%}"),
+      )
     )
     lines.append(
       f"{head} {mesh} | {r['accum']} | {r['remat']} | "
