@@ -114,7 +114,7 @@ def markdown(reports: dict[str, dict]) -> str:
     "MFU is an estimate (see launch/aot_compile.py): `compiler` is libtpu's cost model",
     "put together from unrolled layers (empty where it was negative), `roofline` the",
     "data sheets' bound. Both are estimated for one cell of the largest sizes.",
-    f"{len(reports)} of {len(list(rows()))} rows are compiled so far; a next run goes on.",
+    f"{len(reports)} of {len(list(rows()))} rows are compiled; a next run goes on.",
     "",
     "| size | cell | topology | mesh | accum | remat | GiB of | traffic GiB |"
     " images/s | MFU compiler | MFU roofline |",
