@@ -176,32 +176,22 @@ def write_sweep(plan: pd.DataFrame, config: str, path: Path, command: str) -> No
     path: to write.
     command: that made it, for the docstring.
   """
-  points = []
+  lines = []
   for row in plan.to_dict("records"):
-    tokens, _, order = row["cell"].partition("-")
-    overrides = {
-      "model.size": f"{row['N']:.3g}",
-      "model.layers": row["layers"],
-      "model.width": row["width"],
-      "model.heads": row["heads"],
-      "steps": row["steps"],
-      "eval_every": max(1, row["steps"] // 4),
-      "checkpoint_every": max(1, row["steps"] // 4),
-    }
-    if pd.notna(row["warmup"]):
-      overrides["optim.warmup"] = int(row["warmup"])
-    lines = "".join(f'      "{k}": {json.dumps(v)},\n' for k, v in overrides.items())
-    points.append(
-      f'  dict(\n    name="{row["run"]}",\n'
-      f'    config="{config}:tokens={tokens},order={order}",\n'
-      f"    overrides={{\n{lines}    }},\n  ),\n"
-    )
+    names = (row["run"], row["cell"], f"{row['N']:.3g}")
+    numbers = [row[k] for k in ("layers", "width", "heads", "steps")]
+    warmup = int(row["warmup"]) if pd.notna(row["warmup"]) else None
+    items = [*map(json.dumps, names), *map(repr, (*numbers, warmup))]
+    lines.append(f"  ({', '.join(items)}),\n")
   words = textwrap.wrap(command, 80, break_on_hyphens=False, break_long_words=False)
   told = " \\\\\n    ".join(words)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(
     f'"""Sizes around the compute-optimal one of every budget.\n\n  {told}\n"""\n\n'
-    f"POINTS = [\n{''.join(points)}]\n\n\ndef sweep():\n  yield from POINTS\n"
+    "from configs import grids\n\n"
+    "# name, cell, size, layers, width, heads, steps, warmup\n"
+    f"POINTS = [\n{''.join(lines)}]\n\n\n"
+    f'def sweep():\n  yield from grids.runs("{config}", POINTS)\n'
   )
 
 

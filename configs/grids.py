@@ -1,0 +1,28 @@
+"""Sweeps as tables: what `analysis.plan --sweep` writes is rows for `runs`."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+
+def runs(config: str, rows: Iterable[tuple]) -> Iterator[dict[str, Any]]:
+  """Rows (name, cell, size, layers, width, heads, steps, warmup) -> entries of a sweep.
+
+  Args:
+    config: the module that get_config is of, such as configs/toy.py.
+    rows: warmup None leaves the config's; each run is evaluated four times.
+  """
+  for name, cell, size, layers, width, heads, steps, warmup in rows:
+    tokens, _, order = cell.partition("-")
+    overrides = {
+      "model.size": size,
+      "model.layers": layers,
+      "model.width": width,
+      "model.heads": heads,
+      "steps": steps,
+      "eval_every": max(1, steps // 4),
+      "checkpoint_every": max(1, steps // 4),
+    }
+    if warmup is not None:
+      overrides["optim.warmup"] = warmup
+    config_of = f"{config}:tokens={tokens},order={order}"
+    yield dict(name=name, config=config_of, overrides=overrides)
