@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fluid import config
+from fluid import config, sharding
 
 # (path of a parameter, whether its weights decay). Exactly one rule fits each path.
 # Scanned layers carry a leading axis, so the number of axes cannot tell a kernel.
@@ -147,12 +147,14 @@ def mean_grad(loss_fn, params, batch: dict, accum: int = 1) -> tuple[dict, Any, 
     split = {
       k: einops.rearrange(v, "(b a) ... -> a b ...", a=accum) for k, v in batch.items()
     }
+    split = sharding.by_rows(split, axis=1)
+    part = lambda microbatch: grad(params, sharding.by_rows(microbatch))
 
     def add(carry, microbatch):
-      grads, (means, rows) = grad(params, microbatch)
+      grads, (means, rows) = part(microbatch)
       return jax.tree.map(jnp.add, carry, (grads, means)), rows
 
-    shapes = jax.eval_shape(grad, params, {k: v[0] for k, v in split.items()})
+    shapes = jax.eval_shape(part, {k: v[0] for k, v in split.items()})
     zeros = (
       jax.tree.map(jnp.zeros_like, params),
       jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[1][0]),

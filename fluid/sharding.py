@@ -76,7 +76,8 @@ def batch_parts(mesh) -> int:
   return math.prod(mesh.shape[a] for a in RULES["batch"])
 
 
-def _explicit() -> bool:
+def explicit() -> bool:
+  """Whether shardings are part of types here: on a mesh, and not while sampling."""
   mesh = jax.sharding.get_abstract_mesh()
   return not mesh.empty and mesh.are_all_axes_explicit
 
@@ -88,7 +89,7 @@ def names(*logical: str | None) -> P:
 
 def spec(*logical: str | None) -> P | None:
   """Logical names -> PartitionSpec; None off-mesh and where the compiler decides."""
-  return names(*logical) if _explicit() else None
+  return names(*logical) if explicit() else None
 
 
 def product(equation, x, w, b=None, *, x_axes, w_axes, dtype=None) -> jax.Array:
@@ -111,7 +112,7 @@ def product(equation, x, w, b=None, *, x_axes, w_axes, dtype=None) -> jax.Array:
     dtype: of the result (default: that of x).
   """
   x_axes, w_axes = tuple(x_axes), tuple(w_axes)
-  if _explicit():  # Nothing to do, except for weights that lie whole on every device.
+  if explicit():  # Nothing to do, except for weights that lie whole on every device.
     w = jax.reshard(w, names(*w_axes))
   return _product(equation, x_axes, w_axes, dtype or x.dtype, x, w, b)
 
@@ -166,7 +167,7 @@ def _letters(equation, x_axes, w_axes):
 
 
 def _per_device(run, in_axes, out_axes):
-  if not _explicit():
+  if not explicit():
     return run
   return jax.shard_map(
     run,
@@ -205,6 +206,15 @@ def _split_over(name: str | None) -> list[str]:
 def batch_spec() -> P:
   """Arrays whose first axis is the batch."""
   return P(RULES["batch"])
+
+
+def by_rows(tree, axis: int = 0):
+  """Arrays [B, ...] (B on `axis`) sharded on batch, where shardings are explicit.
+
+  For new arrays, and for those of one row: an axis of size one loses its sharding.
+  """
+  where = P(*[None] * axis, RULES["batch"])
+  return jax.reshard(tree, where) if explicit() else tree
 
 
 def check_batch(batch: int, mesh: jax.sharding.Mesh, accum: int = 1) -> None:

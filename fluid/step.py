@@ -27,16 +27,12 @@ def make_step(net: models.Net, run: config.Run):
     key = rng.stream(run.seed, "train", state.step)
 
     def loss(params, batch):
-      rows = len(batch["id"])
-      if rows == 1:  # jax 0.12 loses the sharding of axes of size one in its einsum.
-        batch = {k: jnp.concatenate([v, v]) for k, v in batch.items()}
-        batch["mask"] &= jnp.arange(2) < 1
       keys = rng.example_keys(key, batch["id"])
       out = net.loss(params, batch, keys, train=True)
       mask = out["mask"] & batch["mask"][:, None]
       names = ("loss", "mse", "vb", "accuracy")
       each = jax.vmap(lambda x, m: metrics.Mean.of(x, m).value)(out["loss"], mask)
-      return {k: metrics.Mean.of(out[k], mask) for k in names if k in out}, each[:rows]
+      return {k: metrics.Mean.of(out[k], mask) for k in names if k in out}, each
 
     means, each, grads = optim.mean_grad(loss, state.params, batch, run.accum)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

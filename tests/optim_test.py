@@ -136,14 +136,15 @@ def test_padding_rows_and_their_contents_change_nothing():
   )
 
 
-def test_a_batch_of_one_is_two_of_which_one_is_padding():
-  cfg = tiny.run()
+def test_one_row_alone_and_in_a_microbatch_has_the_loss_it_has_among_two():
+  cfg, found = tiny.run(), []
   net, rows = tiny.net(cfg), tiny.batch(cfg, 2)
-  mesh, found = sharding.make_mesh(config.Mesh(), jax.devices()[:1]), []
-  for size in (1, 2):
+  mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
+  for size, accum in ((2, 1), (1, 1), (2, 2)):
     with jax.set_mesh(mesh):
-      step = jax.jit(train.make_step(net, cfg))
+      step = jax.jit(train.make_step(net, dataclasses.replace(cfg, accum=accum)))
       held = sharding.shard_batch({k: v[:size] for k, v in rows.items()}, mesh)
       _, values = step(state.init_state(net, cfg, mesh), held)
-    found.append((values["train/loss"], values["report"]["loss"][0]))
-  np.testing.assert_allclose(*found, rtol=1e-5)
+    found.append(np.asarray(values["report"]["loss"]))
+  np.testing.assert_allclose(found[1], found[0][:1], rtol=1e-5)
+  np.testing.assert_allclose(found[2], found[0], rtol=1e-5)

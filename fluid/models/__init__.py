@@ -56,14 +56,9 @@ class Net:
   def init(self, key: jax.Array) -> dict:
     """Float32 parameters; under an explicit mesh they are created sharded."""
     mesh = jax.sharding.get_abstract_mesh()
-    # A small batch that the mesh divides; only shapes matter here. Not of one row: jax
-    # 0.12's einsum drops axes of size one, and with them their sharding.
-    batch = 2 * (1 if mesh.empty else sharding.batch_parts(mesh))
-    b = self.example(batch)
-    keys = jax.random.split(key, batch)
-    if not mesh.empty:
-      spec = sharding.batch_spec()
-      b, keys = jax.tree.map(lambda a: jax.reshard(a, spec), (b, keys))
+    # A small batch that the mesh divides; only shapes matter here.
+    batch = 1 if mesh.empty else sharding.batch_parts(mesh)
+    b, keys = sharding.by_rows((self.example(batch), jax.random.split(key, batch)))
     params = self.module.init(
       key, b["tokens"], b["text"], b["text_mask"], keys, True, method="losses"
     )["params"]

@@ -45,26 +45,34 @@ def attention(q, k, v, *, mask=None, causal=False, kernel="xla") -> jax.Array:
     return _per_device(_splash, q, k, v, mask, causal)
   if kernel == "cudnn" and q.shape[1] > 1:
     return _per_device(_cudnn, q, k, v, mask, causal)
-  mask = None if mask is None else mask[:, None, None]
-  return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+  if sharding.explicit():
+    return _per_device(_xla, q, k, v, mask, causal)
+  return _xla(q, k, v, mask, causal)  # The compiler shards it.
 
 
 def _per_device(kernel, q, k, v, mask, causal):
   """Runs a kernel on each device's examples and heads: it knows of no mesh."""
-  if mask is None:
-    mask = jnp.ones_like(k[:, :, 0, 0], bool)
-  mask = jnp.broadcast_to(mask, k.shape[:2])
-  run = lambda q, k, v, mask: kernel(q, k, v, mask, causal)
+  args = (q, k, v)
+  if mask is not None:
+    args += (jnp.broadcast_to(mask, k.shape[:2]),)
+  run = lambda q, k, v, mask=None: kernel(q, k, v, mask, causal)
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty:
     heads = sharding.names("batch", None, "heads", None)
     run = jax.shard_map(
       run,
-      in_specs=(heads, heads, heads, sharding.names("batch", None)),
+      in_specs=(heads, heads, heads, sharding.names("batch", None))[: len(args)],
       out_specs=heads,
       check_vma=False,
     )
-  return run(q, k, v, mask)
+  return run(*args)
+
+
+def _xla(q, k, v, mask, causal, implementation="xla"):
+  mask = None if mask is None else mask[:, None, None]
+  return jax.nn.dot_product_attention(
+    q, k, v, mask=mask, is_causal=causal, implementation=implementation
+  )
 
 
 def _splash(q, k, v, mask, causal, *, interpret=False):
@@ -97,7 +105,9 @@ def _splash(q, k, v, mask, causal, *, interpret=False):
   )
 
   def one(q, k, v, mask):
-    ids = splash.SegmentIds(jnp.ones((n,), jnp.int32), mask.astype(jnp.int32))
+    ids = None
+    if mask is not None:
+      ids = splash.SegmentIds(jnp.ones((n,), jnp.int32), mask.astype(jnp.int32))
     heads_first = (a.swapaxes(0, 1) for a in (q * width**-0.5, k, v))
     return run(*heads_first, segment_ids=ids).swapaxes(0, 1)
 
@@ -105,6 +115,4 @@ def _splash(q, k, v, mask, causal, *, interpret=False):
 
 
 def _cudnn(q, k, v, mask, causal):
-  return jax.nn.dot_product_attention(
-    q, k, v, mask=mask[:, None, None], is_causal=causal, implementation="cudnn"
-  )
+  return _xla(q, k, v, mask, causal, implementation="cudnn")
