@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fluid.models.diffusion import Diffusion
+from fluid.models.orders import remaining
 
 
 class Block(nn.Module):
@@ -95,11 +96,7 @@ class Net(nn.Module):
 
   def forward(self, tokens, text, text_mask):
     """-> mean loss of the predicted tokens."""
-    mask = text_mask[:, None, None]
-    c = self.proj(self.table(text)) + self.text_pos
-    for block in self.aligner:
-      c = block(c, mask=mask)
-    c = self.norm_text(c)
+    c, mask = self.align(text, text_mask)
     x = self.tokens(tokens)
     b, n = x.shape[:2]
     if self.causal:
@@ -110,11 +107,35 @@ class Net(nn.Module):
       masked = torch.rand(b, n).argsort(1) < count
       x = torch.where(masked[..., None], self.fill.to(x.dtype), x)
       weight = masked.float()
+    loss = self.head(self.through(x, c, mask), tokens)
+    return (loss * weight).sum() / weight.sum()
+
+  def align(self, text, text_mask):
+    """Text [B, T], its mask [B, T] -> text [B, T, D], mask [B, 1, 1, T]."""
+    mask = text_mask[:, None, None]
+    c = self.proj(self.table(text)) + self.text_pos
+    for block in self.aligner:
+      c = block(c, mask=mask)
+    return self.norm_text(c), mask
+
+  def through(self, x, c, mask):
+    """Embedded tokens [B, L, D] -> z [B, L, D]."""
     x = self.norm_in(x + self.pos)
     for block in self.trunk:
       x = block(x, text=c, text_mask=mask, causal=self.causal)
-    loss = self.head(self.norm(x) + self.pos_out, tokens)
-    return (loss * weight).sum() / weight.sum()
+    return self.norm(x) + self.pos_out
+
+  def denoise(self, x_t, t, z):
+    """x_t [..., C], t [...], z [..., D] -> [..., 2C]."""
+    freqs = torch.exp(-math.log(10_000) * torch.arange(128) / 128)
+    angles = t[..., None] * freqs
+    time = self.time(torch.cat([angles.cos(), angles.sin()], -1))
+    y = F.silu(time + self.cond(z))
+    x = self.input(x_t)
+    for block in self.blocks:
+      x = block(x, y)
+    shift, scale = self.modulation(y).chunk(2, -1)
+    return self.output(self.norm_out(x) * (1 + scale) + shift).float()
 
   def head(self, z, target):
     """z [B, L, D] -> loss [B, L]."""
@@ -129,15 +150,7 @@ class Net(nn.Module):
     noise = torch.randn_like(x0)
     at = lambda name: getattr(self, name)[t][..., None]
     x_t = at("sqrt_bar") * x0 + at("sqrt_one_minus_bar") * noise
-    freqs = torch.exp(-math.log(10_000) * torch.arange(128) / 128)
-    angles = t[..., None] * freqs
-    time = self.time(torch.cat([angles.cos(), angles.sin()], -1))
-    y = F.silu(time + self.cond(z)[:, :, None])
-    x = self.input(x_t)
-    for block in self.blocks:
-      x = block(x, y)
-    shift, scale = self.modulation(y).chunk(2, -1)
-    out = self.output(self.norm_out(x) * (1 + scale) + shift).float()
+    out = self.denoise(x_t, t, z[:, :, None])
     eps, fraction = out.chunk(2, -1)
     mse = (noise - eps).square().mean(-1)
     # The variational term: KL of two Gaussians with the learned variance.
@@ -179,5 +192,56 @@ def step(net, batch: dict, optim):
     with torch.no_grad():
       torch._foreach_lerp_(ema, list(model.parameters()), 1 - optim.ema)
     return float(loss.detach())
+
+  return call
+
+
+def sample(net, batch: dict, cfg):
+  """A call that draws the tokens of a batch in random order, with guidance.
+
+  As MAR's public sampler: every step runs the trunk on all tokens, conditional and
+  unconditional rows together, and the whole head, its conditioning included, on the
+  tokens of the step.
+  """
+  model = Net(net).eval()
+  t, continuous = net.tokens, net.tokens.kind == "continuous"
+  left = remaining(t.length, cfg.steps)
+  rows = len(batch["text"])
+  text = torch.from_numpy(batch["text"]).long().repeat(2, 1)
+  mask = torch.from_numpy(batch["text_mask"]).repeat(2, 1)
+  half = net.model.dtype == "bfloat16"
+
+  def denoised(z):  # z [2M, D] -> [M, C]
+    x = torch.randn(len(z) // 2, t.channels)
+    for i in reversed(range(cfg.diffusion_steps)):
+      out = model.denoise(x.repeat(2, 1), torch.full((len(z),), i), z)
+      c, u = out[:, : t.channels].chunk(2)
+      eps = u + cfg.guidance * (c - u)
+      x0 = model.sqrt_recip_bar[i] * x - model.sqrt_recip_bar_minus_one[i] * eps
+      x = model.mean_x0[i] * x0 + model.mean_xt[i] * x
+      x = x + (0.5 * model.log_variance[i]).exp() * torch.randn_like(x)
+    return x
+
+  def drawn(z):  # z [2M, D] -> [M]
+    logits = F.linear(z, model.tokens.weight, model.bias).float()
+    c, u = logits.chunk(2)
+    return torch.multinomial((u + cfg.guidance * (c - u)).softmax(-1), 1)[:, 0]
+
+  @torch.no_grad()
+  def call():
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+      c, m = model.align(text, mask)
+      shape = (rows, t.length)
+      tokens = (
+        torch.zeros(*shape, t.channels) if continuous else torch.zeros(shape).long()
+      )
+      ranks = torch.rand(shape).argsort(1).argsort(1)
+      for before, after in zip(left[:-1], left[1:]):
+        x = model.tokens(tokens)
+        x = torch.where((ranks < before)[..., None], model.fill.to(x.dtype), x)
+        z = model.through(x.repeat(2, 1, 1), c, m)
+        now = (ranks < before) & (ranks >= after)
+        tokens[now] = (denoised if continuous else drawn)(z[now.repeat(2, 1)])
+    return tokens
 
   return call

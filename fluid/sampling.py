@@ -16,7 +16,7 @@ from fluid.sharding import batch_spec, to_host
 
 
 @dataclasses.dataclass
-class _Decoder:
+class Decoder:
   """A net with parameters and text inside: what an order's sampler calls (orders.Net).
 
   With guidance every trunk call has 2B rows: the prompts, then the null text.
@@ -26,7 +26,7 @@ class _Decoder:
   params: dict
   cfg: config.Sample
   keys: jax.Array  # [B]
-  cache: dict  # projected text of every layer
+  text_kv: tuple  # keys and values of the text in every layer
   text_mask: jax.Array  # [(2)B, T]
 
   @classmethod
@@ -36,8 +36,8 @@ class _Decoder:
       text, text_mask = (jnp.concatenate([a, a]) for a in (text, text_mask))
       drop = jnp.concatenate([drop, ~drop])
     text, text_mask = net.apply(params, "encode_text", text, text_mask, drop)
-    cache = transformer.text_cache(params["trunk"], text, net.model.heads)
-    return cls(net, params, cfg, keys, cache, text_mask)
+    text_kv = transformer.project_text(params["trunk"], text, net.model.heads)
+    return cls(net, params, cfg, keys, text_kv, text_mask)
 
   @property
   def length(self) -> int:
@@ -54,16 +54,12 @@ class _Decoder:
       self._rows(x, stage.guided) for x in (tokens, unknown, positions)
     )
     rows = len(tokens)  # Without guidance, the first half: the prompts.
-    cache = {k: v[:, :rows] for k, v in self.cache.items()}
-    mask = self.text_mask[:rows]
-    return self.net.apply(self.params, "fill_in", tokens, unknown, at, cache, mask)
+    text_kv, mask = tuple(a[:, :rows] for a in self.text_kv), self.text_mask[:rows]
+    return self.net.apply(self.params, "fill_in", tokens, unknown, at, text_kv, mask)
 
   def start(self):
-    m, rows = self.net.model, self.text_mask.shape[0]
-    cache = self.cache | transformer.empty_cache(
-      m.layers, rows, self.length, m.heads, m.width, m.dtype
-    )
-    return cache, self.net.apply(self.params, "start", rows)
+    cache = transformer.empty_cache(self.text_kv, self.length)
+    return cache, self.net.apply(self.params, "start", len(self.text_mask))
 
   def decode(self, cache, x, position):
     return self.net.apply(self.params, "decode", x, position, cache, self.text_mask)
@@ -99,7 +95,7 @@ def generate(net: Net, params, text, text_mask, keys, cfg: config.Sample) -> jax
   Returns:
     Tokens [B, L] int32 or [B, L, C] float32.
   """
-  decoder = _Decoder.create(net, params, text, text_mask, keys, cfg)
+  decoder = Decoder.create(net, params, text, text_mask, keys, cfg)
   return net.order.sample(decoder, cfg)
 
 

@@ -30,7 +30,7 @@ def trunk(net, params, batch, tokens=None, x=None):
     y, _ = m.order.corrupt(
       keys_of(n), m.head.embed(tokens) if x is None else x, m.fill()
     )
-    return m._through(y, 0, None, text, mask)[0]
+    return m.through(y, text, mask)
 
   return net.module.apply({"params": params}, method=f)
 
@@ -91,8 +91,8 @@ def test_outputs_of_some_positions_equal_those_of_all(head):
     text, mask = net.apply(
       params, "encode_text", batch["text"], batch["text_mask"], jnp.zeros(B, bool)
     )
-    cache = transformer.text_cache(params["trunk"], text, net.model.heads)
-    return net.apply(params, "fill_in", batch["tokens"], unknown, at, cache, mask)
+    text_kv = transformer.project_text(params["trunk"], text, net.model.heads)
+    return net.apply(params, "fill_in", batch["tokens"], unknown, at, text_kv, mask)
 
   full = trunk(net, params, batch, batch["tokens"])
   want = jnp.take_along_axis(full, at[..., None], 1)
@@ -308,10 +308,10 @@ def test_stack_equals_a_loop_over_its_layers():
   x = jax.random.normal(jax.random.key(0), (2, L, 32))
   text, mask = jax.random.normal(jax.random.key(1), (2, T, 32)), jnp.ones((2, T), bool)
   p = stack.init(jax.random.key(2), x, text=text, text_mask=mask)["params"]
-  want = stack.apply({"params": p}, x, text=text, text_mask=mask)[0]
+  want = stack.apply({"params": p}, x, text=text, text_mask=mask)
   for i in range(3):
     layer = jax.tree.map(lambda a, i=i: a[i], p["blocks"])
-    x, _ = Block(32, 2, 64, True).apply({"params": layer}, x, None, text, mask, None)
+    x, _ = Block(32, 2, 64, True).apply({"params": layer}, x, text, mask, None)
   x = Norm().apply({"params": p["norm"]}, x)
   np.testing.assert_allclose(x, want, rtol=1e-5, atol=1e-5)
 

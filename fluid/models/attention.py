@@ -36,7 +36,7 @@ def attention(q, k, v, *, mask=None, causal=False, kernel="xla") -> jax.Array:
     causal: query i sees the keys up to i (L = T).
     kernel: 'xla', or 'splash' or 'cudnn', which never write the [L, T] scores to
       memory. Splash leaves shapes that its blocks do not divide to XLA, such as the
-      single query of cached decoding.
+      few queries of a decoding step.
 
   Returns:
     [B, L, H, K].
@@ -48,6 +48,18 @@ def attention(q, k, v, *, mask=None, causal=False, kernel="xla") -> jax.Array:
   if sharding.explicit():
     return _per_device(_xla, q, k, v, mask, causal)
   return _xla(q, k, v, mask, causal)  # The compiler shards it.
+
+
+def attend_one(q, k, v, mask) -> jax.Array:
+  """Attention of one query q [B, 1, H, K] to a cache k, v [B, H, S, K] -> [B, 1, H, K].
+
+  Softmax in float32; mask [B|1, S], True to attend.
+  """
+  scores = jnp.einsum("bqhk,bhsk->bhqs", q, k, preferred_element_type=jnp.float32)
+  scores = jnp.where(mask[:, None, None], scores * q.shape[-1] ** -0.5, -1e30)
+  share = jax.nn.softmax(scores).astype(v.dtype)
+  y = jnp.einsum("bhqs,bhsk->bqhk", share, v, preferred_element_type=jnp.float32)
+  return y.astype(q.dtype)
 
 
 def _per_device(kernel, q, k, v, mask, causal):

@@ -54,17 +54,6 @@ class Fluid(nn.Module):
       kernel=c.attention,
     )
 
-  def _through(self, x, positions, cache, text, text_mask):
-    """Embedded inputs x [B, M, D] at `positions` (slice of L) -> z [B, M, D], cache."""
-    pos, pos_out = (
-      jax.lax.dynamic_slice_in_dim(p(), positions, x.shape[1]).astype(x.dtype)
-      for p in (self.pos, self.pos_out)
-    )
-    x, cache = self.trunk(
-      self.norm_in(x + pos), cache=cache, text=text, text_mask=text_mask
-    )
-    return x + pos_out, cache
-
   def losses(self, tokens, text, text_mask, keys, train: bool):
     """Per-token losses; see Net.loss."""
     k_order, k_head, k_drop = jax.vmap(lambda k: jax.random.split(k, 3))(keys).T
@@ -72,8 +61,14 @@ class Fluid(nn.Module):
     drop = jax.vmap(lambda k: jax.random.uniform(k) < rate)(k_drop)
     text, text_mask = self.aligner(text, text_mask, drop)
     x, mask = self.order.corrupt(k_order, self.head.embed(tokens), self.fill())
-    z, _ = self._through(x, 0, None, text, text_mask)
+    z = self.through(x, text, text_mask)
     return {**self.head.loss(z, tokens, k_head), "mask": mask}
+
+  def through(self, x, text, text_mask):
+    """Embedded inputs x [B, L, D] -> z [B, L, D]."""
+    x = self.norm_in(x + self.pos().astype(x.dtype))
+    z = self.trunk(x, text=text, text_mask=text_mask)
+    return z + self.pos_out().astype(x.dtype)
 
   # What sampling calls, each a pure function of the parameters through `apply`.
 
@@ -81,12 +76,12 @@ class Fluid(nn.Module):
     """-> text [B, T, D], mask [B, T]."""
     return self.aligner(text, text_mask, drop)
 
-  def fill_in(self, tokens, unknown, at, cache, text_mask):
+  def fill_in(self, tokens, unknown, at, text_kv, text_mask):
     """Tokens [B, L(, C)], unknown [B, L], positions `at` [B, M] -> z [B, M, D]."""
     x = self.head.embed(tokens)
     x = jnp.where(unknown[..., None], self.fill().astype(x.dtype), x)
     x = self.norm_in(x + self.pos().astype(x.dtype))
-    z = self.trunk.outputs_at(x, at, cache, text_mask)
+    z = self.trunk.outputs_at(x, at, text_kv, text_mask)
     return z + self.pos_out().astype(x.dtype)[at]
 
   def start(self, batch: int):
@@ -100,7 +95,9 @@ class Fluid(nn.Module):
 
   def decode(self, x, position, cache, text_mask):
     """Raster input [B, 1, D] at `position` -> z [B, 1, D], cache."""
-    return self._through(x, position, cache, None, text_mask)
+    pos, pos_out = (p()[position].astype(x.dtype) for p in (self.pos, self.pos_out))
+    z, cache = self.trunk.decode(self.norm_in(x + pos), position, cache, text_mask)
+    return z + pos_out, cache
 
   def draw(self, z, keys, z_uncond, guidance, sample: config.Sample):
     """z [B, M, D], keys [B, M] -> tokens [B, M(, C)]; `guidance` of this step."""

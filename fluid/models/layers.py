@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fluid import sharding
-from fluid.models.attention import attention
+from fluid.models.attention import attend_one, attention
 from fluid.sharding import spec
 
 EMBED_INIT = nn.initializers.normal(0.02)
@@ -116,6 +116,13 @@ class Attention(nn.Module):
     y = attention(self.q(x), keys, values, mask=mask, causal=causal, kernel=self.kernel)
     return self.out(y)
 
+  def one(self, x, keys, values, mask):
+    """One query x [B, 1, D], keys and values [B, H, T, K], mask [B|1, T] -> [B, 1, D].
+
+    With heads first a cache is multiplied as it lies in memory.
+    """
+    return self.out(attend_one(self.q(x), keys, values, mask))
+
 
 class Mlp(nn.Module):
   """D -> F -> D with GELU (tanh form)."""
@@ -131,12 +138,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """Pre-norm block: self-attention, cross-attention to the text (if any), MLP.
-
-  `cache` is None or a dict: 'k', 'v' [B, S, H, K] and 'index' (self-attention keys so
-  far; the ones of x are written at index), 'text_k', 'text_v' (projected text). It is
-  returned with what changed, so that nn.scan can thread it.
-  """
+  """Pre-norm block: self-attention, cross-attention to the text (if any), MLP."""
 
   width: int
   heads: int
@@ -145,37 +147,47 @@ class Block(nn.Module):
   cross: bool = True
   kernel: str = "xla"
 
-  @nn.compact
-  def __call__(self, x, cache, text, text_mask, mask, at=None):
-    """x [B, L, D], text [B, T, D], text_mask and mask [B, T] -> x, cache.
+  def setup(self):
+    attention = (self.width, self.heads, self.kernel)
+    self.norm_self = Norm()
+    self.attend = Attention(*attention, name="self")
+    if self.cross:
+      self.norm_cross = Norm()
+      self.read = Attention(*attention, name="cross")
+    self.norm_mlp = Norm()
+    self.mlp = Mlp(self.width, self.hidden)
 
-    `mask` (True: attend) is over the keys of self-attention, for padded sequences. With
-    positions `at` [B, M], only these are computed; all of x still gives the keys.
+  def __call__(self, x, text, text_mask, mask, text_kv=None, at=None):
+    """x [B, L, D], text [B, T, D], text_mask [B, T], mask [B, L] -> [B, L, D], None.
+
+    The None is what nn.scan wants to stack.
+    `mask` (True: attend) is over the keys of self-attention, for padded sequences.
+    `text_kv` are the text's keys and values [B, T, H, K], if they are known. With
+    positions `at` [B, M] only these are computed; all of x still gives the keys.
     """
-    cache = dict(cache or {})
-    attend = Attention(self.width, self.heads, self.kernel, name="self")
-    y = Norm(name="norm_self")(x)
-    k, v = attend.project(y)
-    causal = self.causal
-    if "k" in cache:
-      # One new position: it may see the positions written so far, itself included.
-      index = cache["index"]
-      k = jax.lax.dynamic_update_slice_in_dim(cache["k"], k, index, 1)
-      v = jax.lax.dynamic_update_slice_in_dim(cache["v"], v, index, 1)
-      mask = (jnp.arange(k.shape[1]) <= index)[None]
-      causal = False
-      cache |= {"k": k, "v": v, "index": index + x.shape[1]}
+    y = self.norm_self(x)
+    k, v = self.attend.project(y)
     if at is not None:
       x, y = (jnp.take_along_axis(a, at[..., None], 1) for a in (x, y))
-    x = x + attend(y, k, v, mask=mask, causal=causal)
+    x = x + self.attend(y, k, v, mask=mask, causal=self.causal)
     if self.cross:
-      attend = Attention(self.width, self.heads, self.kernel, name="cross")
-      k, v = (
-        (cache["text_k"], cache["text_v"])
-        if "text_k" in cache
-        else attend.project(text)
-      )
-      y = Norm(name="norm_cross")(x)
-      x = x + attend(y, k, v, mask=text_mask)
-    x = x + Mlp(self.width, self.hidden, name="mlp")(Norm(name="norm_mlp")(x))
-    return x, cache or None
+      k, v = text_kv or self.read.project(text)
+      x = x + self.read(self.norm_cross(x), k, v, mask=text_mask)
+    return x + self.mlp(self.norm_mlp(x)), None
+
+  def decode(self, x, index, layer, past, text_kv, text_mask):
+    """One position x [B, 1, D] at `index`, which sees those before it and itself.
+
+    `past` are keys and values [N, B, H, S, K] of all layers, of which this one is
+    number `layer`; they come back with the new position written. `text_kv` are those
+    of the text [B, H, T, K].
+    """
+    y = self.norm_self(x)
+    new = self.attend.project(y)
+    past = tuple(
+      p.at[layer, :, :, index].set(n[:, 0].astype(p.dtype)) for p, n in zip(past, new)
+    )
+    seen = (jnp.arange(past[0].shape[3]) <= index)[None]
+    x = x + self.attend.one(y, past[0][layer], past[1][layer], seen)
+    x = x + self.read.one(self.norm_cross(x), *text_kv, text_mask)
+    return x + self.mlp(self.norm_mlp(x)), past

@@ -54,4 +54,4 @@ class TextAligner(nn.Module):
     mask = jnp.where(drop, first, mask)
     x = jnp.where(drop[..., None], self.null(), text).astype(self.cfg.dtype)
     x = self.proj(x) + self.pos().astype(x.dtype)
-    return self.stack(x, mask=mask)[0], mask
+    return self.stack(x, mask=mask), mask

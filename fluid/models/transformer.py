@@ -42,52 +42,83 @@ class Stack(nn.Module):
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        in_axes=nn.broadcast,
         length=self.depth,
         unroll=1 if self.scan else self.depth,
       )(self.width, self.heads, self.hidden, self.causal, self.cross, self.kernel)
     self.norm = layers.Norm()
 
-  def __call__(self, x, *, cache=None, text=None, text_mask=None, mask=None):
-    """x [B, L, D], text [B, T, D], masks [B, T], [B, L] -> [B, L, D], cache."""
+  def __call__(self, x, *, text=None, text_mask=None, mask=None):
+    """x [B, L, D], text [B, T, D], masks [B, T], [B, L] -> [B, L, D]."""
     if self.depth:
-      x, cache = self.blocks(x, cache, text, text_mask, mask)
-    return self.norm(x), cache
+      x, _ = self.blocks(x, text, text_mask, mask)
+    return self.norm(x)
 
-  def outputs_at(self, x, at, cache, text_mask):
+  def outputs_at(self, x, at, text_kv, text_mask):
     """The outputs at positions `at` [B, M] alone -> [B, M, D].
 
     All blocks but the last need every position; the last needs them for its keys only.
+    `text_kv` as of `project_text`.
     """
-    block = layers.Block(
-      self.width, self.heads, self.hidden, self.causal, self.cross, self.kernel,
-      parent=None,
-    )  # fmt: skip
 
     def run(x, layer, at=None):
-      params, cache = layer
-      return block.apply({"params": params}, x, cache, None, text_mask, None, at)[0]
+      params, kv = layer
+      block = self._block()
+      return block.apply({"params": params}, x, None, text_mask, None, kv, at)[0]
 
-    stacked = (self.variables["params"]["blocks"], cache)
+    stacked = (self.variables["params"]["blocks"], text_kv)
     before, last = (jax.tree.map(lambda a: a[i], stacked) for i in (slice(-1), -1))  # noqa: B023
     x, _ = jax.lax.scan(lambda x, layer: (run(x, layer), None), x, before)
     return self.norm(run(x, last, at))
 
+  def decode(self, x, index, cache, text_mask):
+    """One position x [B, 1, D] at `index` of a cache -> [B, 1, D], cache.
 
-def text_cache(stack_params, text: jax.Array, heads: int) -> dict:
-  """Projects the text [B, T, D] for every layer once: text_k, text_v [N, B, T, H, K].
+    The keys and values of all layers are carried whole and written in place: threaded
+    through the scan layer by layer, they would be copied at every token.
+    """
+    past, text_kv = cache
+
+    def run(carry, layer):
+      (x, past), (params, kv, i) = carry, layer
+      return self._block().apply(
+        {"params": params}, x, index, i, past, kv, text_mask, method="decode"
+      ), None
+
+    layers_ = (self.variables["params"]["blocks"], text_kv, jnp.arange(self.depth))
+    unroll = 1 if self.scan else self.depth
+    (x, past), _ = jax.lax.scan(run, (x, past), layers_, unroll=unroll)
+    return self.norm(x), (past, text_kv)
+
+  def _block(self):
+    return layers.Block(
+      self.width, self.heads, self.hidden, self.causal, self.cross, self.kernel,
+      parent=None,
+    )  # fmt: skip
+
+
+def project_text(stack_params, text: jax.Array, heads: int) -> tuple:
+  """Keys and values of the text [B, T, D] in every layer, each [N, B, T, H, K].
 
   Sampling reuses these at every step; training projects inside each block instead,
   where rematerialisation keeps them out of memory.
   """
   attention = layers.Attention(text.shape[-1], heads)
-  k, v = jax.vmap(lambda p: attention.apply({"params": p}, text, method="project"))(
+  return jax.vmap(lambda p: attention.apply({"params": p}, text, method="project"))(
     stack_params["blocks"]["cross"]
   )
-  return {"text_k": k, "text_v": v}
 
 
-def empty_cache(depth, batch, length, heads, width, dtype) -> dict:
-  """Self-attention cache of a stack: k, v [N, B, L, H, K] and index [N], at zero."""
-  kv = jnp.zeros((depth, batch, length, heads, width // heads), dtype)
-  return {"k": kv, "v": kv, "index": jnp.zeros((depth,), jnp.int32)}
+def empty_cache(text_kv: tuple, length: int) -> tuple:
+  """What `Stack.decode` threads: keys and values of image and text, heads first.
+
+  Args:
+    text_kv: of `project_text`.
+    length: L, the most positions that can be decoded.
+
+  Returns:
+    ((k, v) [N, B, H, L, K], all zero; (k, v) [N, B, H, T, K] of the text).
+  """
+  text_kv = tuple(jnp.swapaxes(a, 2, 3) for a in text_kv)
+  shape = (*text_kv[0].shape[:3], length, text_kv[0].shape[4])
+  return tuple(jnp.zeros(shape, a.dtype) for a in text_kv), text_kv

@@ -60,9 +60,10 @@ class CategoricalHead(nn.Module):
     Guidance acts on logits; a temperature of 0 takes the most likely token. What
     only diffusion needs is ignored.
     """
-    logits = self.logits(z)
-    if z_uncond is not None:
-      uncond = self.logits(z_uncond)
+    if z_uncond is None:
+      logits = self.logits(z)
+    else:
+      logits, uncond = jnp.split(self.logits(jnp.concatenate([z, z_uncond])), 2)
       logits = uncond + guidance * (logits - uncond)
     noise = jax.vmap(jax.vmap(lambda k: jax.random.gumbel(k, logits.shape[-1:])))(keys)
     return (logits + temperature * noise).argmax(-1).astype(jnp.int32)
