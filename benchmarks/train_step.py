@@ -6,7 +6,9 @@
 A step is forward, backward, clipping, AdamW and the moving average, on random tokens.
 The step, the machine's best matmul and, with --peer=torch, a plain PyTorch eager step
 of the same shapes (benchmarks/torch_peer.py, autocast for bfloat16) run in turn.
-Peak memory comes from one process for each, compared with a process that only imports.
+Peak memory comes from one process for each, compared with a process that only imports;
+`program_bytes` is the compiled step alone (state and temporaries, as XLA assigned
+them), without the compiler and what initialisation left behind.
 FLOPs are the model's (fluid.flops), three times the forward pass.
 """
 
@@ -46,7 +48,7 @@ def random_batch(net: models.Net, batch: int, seed: int = 0) -> dict[str, np.nda
 
 
 def ours(run: config.Run):
-  """-> (step to call, its result waited for; seconds that compiling took)."""
+  """-> (step to call, its result waited for; the compiled program's numbers)."""
   mesh = sharding.make_mesh(run.mesh)
   sharding.check_batch(run.batch, mesh, run.accum)
   net = make_net(run)
@@ -57,13 +59,18 @@ def ours(run: config.Run):
     step = jax.jit(train.make_step(net, run), donate_argnums=0)
     step = step.lower(state, batch).compile()
     seconds = time.perf_counter() - start
-  holder = [state]
+  holder, m = [state], step.memory_analysis()
+  held = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+  facts = {
+    "compile_seconds": seconds,
+    "program_bytes": held + m.temp_size_in_bytes,
+  }
 
   def call():
     holder[0], values = step(holder[0], batch)
     jax.block_until_ready((holder[0], values))
 
-  return call, seconds
+  return call, facts
 
 
 def peer(run: config.Run):
@@ -83,7 +90,7 @@ def memory(args: list[str], variant: str) -> int:
 
 def measure(run: config.Run, args: list[str], with_peer: bool, rounds: int) -> dict:
   """The report, JSON-able."""
-  call, compile_seconds = ours(run)
+  call, facts = ours(run)
   dtype = run.model.dtype
   best, best_flops = timing.matmul(dtype)
   variants = {"ours": call, "matmul": best}
@@ -105,7 +112,7 @@ def measure(run: config.Run, args: list[str], with_peer: bool, rounds: int) -> d
     "parameters": flops.parameters(net)["total"],
     "flops": work,
     "matmul_flops_per_s": fastest,
-    "compile_seconds": compile_seconds,
+    **facts,
   }
   idle = memory(args, "none")
   for name in [v for v in variants if v != "matmul"]:

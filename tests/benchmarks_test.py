@@ -1,0 +1,93 @@
+"""Benchmarks run on any config, and say what they say of it."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import sample, sample_speed, timing, train_step
+from fluid import cli, config, flops
+from fluid.models import orders
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def _command(module, *args):
+  command = [sys.executable, "-m", f"benchmarks.{module}", *args]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_train_step_by_its_command(tmp_path):
+  file = tmp_path / "report.json"
+  done = _command(
+    "train_step", "--config=configs/toy.py:size=xs", "--batch=2", "--rounds=2",
+    f"--json={file}", "--config.model.layers=1", "--config.text.vocab_size=40",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-2000:]
+  report = json.loads(file.read_text())
+  ours = report["ours"]
+  assert ours["rounds"] == 2 and ours["median_s"] > 0
+  rate = report["flops"] / ours["median_s"]
+  assert ours["flops_per_s"] == pytest.approx(rate)
+  share = rate / report["matmul_flops_per_s"]
+  assert ours["share_of_matmul"] == pytest.approx(share)
+  # Parameters, two moments and the average are held, in float32.
+  assert report["program_bytes"] > 4 * 4 * report["parameters"]
+
+
+def _tiny(head, order, **sample):
+  cfg = tiny.run(head, model={"order": order, "layers": 2})
+  changed = {"batch": 3, "diffusion_steps": 3, "steps": 4} | sample
+  return tiny.net(cfg), dataclasses.replace(cfg, sample=config.Sample(**changed))
+
+
+@pytest.mark.parametrize("head", tiny.SPECS)
+@pytest.mark.parametrize("order", orders.ORDERS)
+def test_sample_speed_counts_the_work_of_any_cell(head, order, monkeypatch):
+  net, cfg = _tiny(head, order, guidance=2.0)
+  monkeypatch.setattr(train_step, "make_net", lambda run: net)
+  monkeypatch.setattr(timing, "MATMUL", 64)
+  raster = order == "raster"
+  report = sample_speed.measure(cfg, False, positions=raster, rounds=2)
+  # The trunk runs on both halves, once a step on all tokens or on each token once.
+  trunk = 2 * 3 * flops.forward(net)["core"]
+  passes = 1 if raster else 4
+  assert 0.3 * passes * trunk < report["flops"]
+  assert report["ours"]["seconds_per_image"] == report["ours"]["median_s"] / 3
+  assert ("positions" in report) == raster
+
+
+def test_positions_are_for_raster_order():
+  _, cfg = _tiny("diffusion", "random")
+  with pytest.raises(cli.UserError, match="raster"):
+    sample_speed.measure(cfg, False, positions=True, rounds=1)
+
+
+def _row(seconds, kid, geneval):
+  return {
+    "seconds_per_image": seconds, "kid": kid, "kid_lo": kid - 0.1, "kid_hi": kid + 0.1,
+    "geneval/overall": geneval, "geneval/overall_lo": geneval - 0.1,
+    "geneval/overall_hi": geneval + 0.1, "setting": {},
+  }  # fmt: skip
+
+
+def test_the_fastest_setting_inside_the_intervals_becomes_the_default():
+  rows = [_row(8, 0.2, 0.5), _row(4, 0.25, 0.45), _row(2, 0.35, 0.5), _row(1, 0.2, 0.3)]
+  sample.judge(rows)
+  assert [r["as_good"] for r in rows] == [True, True, False, False]
+  assert [r["default"] for r in rows] == [False, True, False, False]
+  assert [r["speedup"] for r in rows] == [1, 2, 4, 8]
+  text = sample.table({"cell": "c", "size": "s", "workdir": "w", "rows": rows})
+  assert text.count("worse") == 2 and text.count("default") == 1
+
+
+def test_settings_are_parsed_and_refused():
+  assert sample.parse("solver=dpmpp,steps=8,guidance=1.5") == {
+    "solver": "dpmpp", "steps": 8, "guidance": 1.5,
+  }  # fmt: skip
+  with pytest.raises(cli.UserError, match="unknown sampling option 'stepz'"):
+    sample.parse("stepz=8")
