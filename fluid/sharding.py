@@ -13,6 +13,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -26,6 +27,7 @@ RULES = {
   "heads": "model",
   "vocab": "model",
 }
+PRODUCT = "product"  # What rematerialisation may keep: see `product`.
 
 
 def make_mesh(cfg: config.Mesh, devices=None) -> jax.sharding.Mesh:
@@ -104,6 +106,9 @@ def product(equation, x, w, b=None, *, x_axes, w_axes, dtype=None) -> jax.Array:
   and GPUs do so anyway; on CPUs it is twice as fast as bfloat16 sums. The bias's
   gradient is a product with ones, as XLA's CPU reductions are slow.
 
+  The result has the name PRODUCT for jax.checkpoint, whose own policies for matmuls do
+  not see into it.
+
   Args:
     equation: 'x,w->y' as of einsum, in single letters, without repetition.
     x, w: of one type.
@@ -114,7 +119,8 @@ def product(equation, x, w, b=None, *, x_axes, w_axes, dtype=None) -> jax.Array:
   x_axes, w_axes = tuple(x_axes), tuple(w_axes)
   if explicit():  # Nothing to do, except for weights that lie whole on every device.
     w = jax.reshard(w, names(*w_axes))
-  return _product(equation, x_axes, w_axes, dtype or x.dtype, x, w, b)
+  y = _product(equation, x_axes, w_axes, dtype or x.dtype, x, w, b)
+  return checkpoint_name(y, PRODUCT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fluid import config, sampling
+from fluid import config, flops, sampling
 from fluid.models import HEADS, ORDERS, build, orders, transformer
 from tests.nets import SPECS, B, L, T, batch_of, cells, keys_of, params_of, tiny
 
@@ -297,6 +297,22 @@ def test_scan_and_remat_change_nothing(head, order):
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), want, got
     )
+
+
+def test_rematerialisation_repeats_attention_alone_or_most_products():
+  found = {}
+  for remat in ("none", "dots", "block"):
+    net = tiny("categorical", "raster", remat=remat)
+    loss = lambda p, *a, net=net: net.loss(p, *a, train=True)["loss"].sum()
+    found[remat] = flops.traced(
+      jax.grad(loss), params_of(net), batch_of(net), keys_of()
+    )
+  again = {k: v - found["none"] for k, v in found.items()}
+  m, n, t = net.model, net.tokens.length, net.text.length
+  pairs = m.layers * (n * n + n * t) + m.aligner_layers * t * t
+  assert again["dots"] == 4 * B * m.width * pairs
+  forward = flops.forward(net)
+  assert 0.6 < again["block"] / (B * (forward["core"] + forward["aligner"])) < 1
 
 
 def test_stack_equals_a_loop_over_its_layers():

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fluid import sharding
 from fluid.models import layers
 
 _REMAT = {
   "block": None,
-  "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+  "dots": jax.checkpoint_policies.save_only_these_names(sharding.PRODUCT),
 }
 
 
