@@ -72,7 +72,7 @@ class Health:
       if n:
         name = f"data/skipped_{kind}"
         self.counts[name] = self.counts.get(name, 0) + n
-    skipped = sum(v for k, v in self.counts.items() if k.startswith("data/"))
+    skipped = sum(v for k, v in self.counts.items() if k.startswith("data/skipped"))
     share = self._cfg.data.max_bad
     if bad.any() and skipped > share * max(step * self._cfg.batch, self._examples):
       found = self._damage(step - 1)

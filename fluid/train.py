@@ -9,6 +9,7 @@ stopped: the same command goes on.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -19,8 +20,10 @@ import jax.numpy as jnp
 from fluid import checkpoint, cli, config, distributed, flops, metrics, models, sharding
 from fluid.data import pipeline, records
 from fluid.data.feed import Feed
+from fluid.evaluations import Evaluations, due
 from fluid.health import Health
 from fluid.preemption import Preempted, Preemption
+from fluid.profile import Profile
 from fluid.state import TrainState, abstract_state, init_state
 from fluid.step import make_step
 from fluid.tokenizers.base import TokenSpec
@@ -36,43 +39,6 @@ def make_net(run: config.Run) -> models.Net:
     )
   spec = TokenSpec.from_dict(metadata["tokens"])
   return models.build(run.model, spec, run.text, metadata["text"]["vocab_size"])
-
-
-class Evaluations:
-  """The evaluators of a run and when they are due."""
-
-  def __init__(self, net, run: config.Run, mesh, workdir):
-    self._run, self._entries = run, []
-    if not run.evals:
-      return
-    from fluid import evals, text, tokenizers
-
-    def loader(split, batch):
-      return make_loader(run, split, mesh, batch=batch, shuffle=False, epochs=1)
-
-    tokenizer = tokenizers.load(run.tokenizer.path) if run.tokenizer.path else None
-    vocabulary = text.load(run.text, run.data.cache)
-    context = evals.EvalContext(run, tokenizer, vocabulary, mesh, workdir, loader)
-    for name, evaluator in evals.make(net, context).items():
-      args = run.evals[name]
-      every, raw = args.get("every", run.eval_every), args.get("raw", False)
-      self._entries.append((every, raw, evaluator))
-
-  def due(self, step: int) -> list:
-    return [e for e in self._entries if due(step, e[0], self._run.steps)]
-
-  def run(self, state: TrainState, step: int):
-    """Yields (name, value) of what is due: the EMA, then raw weights if asked."""
-    for _, raw, evaluator in self.due(step):
-      yield from evaluator.run(state.ema, step)
-      if raw:
-        for name, value in evaluator.run(state.params, step, "raw"):
-          yield f"raw/{name}", value
-
-
-def due(step: int, every: int, last: int) -> bool:
-  """Every so many steps, and after the last one."""
-  return step == last or bool(every) and step > 0 and step % every == 0
 
 
 def make_loader(run: config.Run, split: str, mesh=None, *, batch: int, **kwargs):
@@ -148,7 +114,8 @@ def run(cfg: config.Run, workdir) -> dict:
       peak=peak,
     )
     stack.callback(log.close)
-    evaluations = Evaluations(net, cfg, mesh, path)
+    loader = functools.partial(make_loader, cfg, mesh=mesh)
+    evaluations = Evaluations(net, cfg, mesh, path, loader)
     train_step = jax.jit(make_step(net, cfg), donate_argnums=0)
     began -= extra["wall_seconds"]
     say(
@@ -232,7 +199,8 @@ def _finished(path) -> dict:
 
 def _start(cfg, net, mesh, saved, data) -> tuple[TrainState, dict]:
   """The newest checkpoint, or a new run's state; and what is saved beside it."""
-  mark = records.fingerprint(data.batches.records.metadata)
+  metadata = data.batches.records.metadata
+  mark = records.fingerprint(metadata)
   found = saved.restore(abstract_state(net, cfg, mesh))
   if found is not None:
     if found[1]["cache"] != mark:
@@ -247,7 +215,11 @@ def _start(cfg, net, mesh, saved, data) -> tuple[TrainState, dict]:
     state = dataclasses.replace(
       state, params=params, ema=jax.tree.map(jnp.copy, params)
     )
-  return state, {"cache": mark, "counts": {}, "wall_seconds": 0.0, "images_per_s": None}
+  cut = metadata["splits"]["train"].get("cut_captions", 0)
+  counts = {"data/cut_captions": cut} if cut else {}
+  return state, {
+    "cache": mark, "counts": counts, "wall_seconds": 0.0, "images_per_s": None,
+  }  # fmt: skip
 
 
 def _model_json(cfg: config.Run, net: models.Net, described: dict, workdir) -> dict:
@@ -264,39 +236,6 @@ def _model_json(cfg: config.Run, net: models.Net, described: dict, workdir) -> d
     "token_spec": net.tokens.to_dict(),
     "vocab": net.vocab,
   }
-
-
-class Profile:
-  """Traces the steps 'first:last' into WORKDIR/profile."""
-
-  def __init__(self, text: str, workdir: pathlib.Path):
-    self._folder = str(workdir / "profile")
-    self._steps = None
-    if not text:
-      return
-    try:
-      first, last = map(int, text.split(":"))
-    except ValueError:
-      first, last = 0, -1
-    if not 1 <= first <= last:
-      raise config.ConfigError(
-        "config key 'profile_steps' must be 'first:last' with 1 <= first <= last, "
-        f"not '{text}'"
-      )
-    self._steps = first, last
-
-  def before(self, step: int, timer: metrics.Timer) -> None:
-    """Starts the trace, if this is its first step."""
-    if self._steps and step == self._steps[0]:
-      with timer.exclude():
-        jax.profiler.start_trace(self._folder)
-
-  def after(self, step: int, values, timer: metrics.Timer) -> None:
-    """Ends the trace, if this was its last step."""
-    if self._steps and step == self._steps[1]:
-      jax.block_until_ready(values)
-      with timer.exclude():
-        jax.profiler.stop_trace()
 
 
 def main(argv) -> None:

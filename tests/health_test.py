@@ -33,11 +33,13 @@ def _report(kind=None, n=0):
 
 def test_damage_is_counted_by_kind_until_the_share_is_passed(tmp_path):
   found = _health(tmp_path, max_bad=0.03)
+  found.counts["data/cut_captions"] = cut = 50  # Shortened, not left out.
   values = {"train/loss": 1.0}
   found.check(1, values, _report("text", 2))
   found.check(2, values, _report())
   found.check(3, values, _report("image", 1))  # 3 of an epoch of 100.
-  assert found.counts == {"data/skipped_text": 2, "data/skipped_image": 1}
+  skipped = {"data/skipped_text": 2, "data/skipped_image": 1}
+  assert found.counts == {"data/cut_captions": cut} | skipped
   with pytest.raises(health.BadDataError, match="4 damaged .*record 3 of f, id 7"):
     found.check(4, values, _report("text", 1))
   again = _health(tmp_path, max_bad=0.03)

@@ -12,7 +12,18 @@ import jax
 import numpy as np
 import pytest
 
-from fluid import checkpoint, config, evals, health, models, text, train, workdir
+from fluid import (
+  checkpoint,
+  config,
+  evals,
+  evaluations,
+  health,
+  models,
+  text,
+  train,
+  workdir,
+)
+from fluid.data import records
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -35,7 +46,11 @@ def compiled_once_a_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
   folder = tmp_path_factory.mktemp("cache")
-  return tiny.with_cache(tiny.run(), tiny.cache(folder / "discrete"))
+  cache = tiny.cache(folder / "discrete")
+  metadata = records.read_metadata(cache)
+  metadata["splits"]["train"]["cut_captions"] = 5
+  records.write_metadata(cache, metadata)
+  return tiny.with_cache(tiny.run(), cache)
 
 
 def _lines(workdir):
@@ -68,6 +83,7 @@ def test_six_steps_are_three_and_a_restart_and_three_and_compile_once(
     done = train.run(cfg, tmp_path / "whole")
   compiled = [m for m in caplog.messages if "Compiling jit(step)" in m]
   assert len(compiled) == 1
+  assert {x["data/cut_captions"] for x in _lines(tmp_path / "whole")} == {5}
   assert judged == [2, 2, 4, 4, 6, 6]
   assert done["step"] == 6 and done["images_per_s"] > 0
   assert json.loads((tmp_path / "whole/done.json").read_text()) == done
@@ -145,7 +161,8 @@ def test_unknown_evaluator_and_bad_profile_are_refused(base, tmp_path, monkeypat
   monkeypatch.setattr(text, "load", lambda *_: None)
   mesh = types.SimpleNamespace()
   with pytest.raises(config.ConfigError, match="unknown config key 'evals.nope'"):
-    train.Evaluations(None, dataclasses.replace(base, evals={"nope": {}}), mesh, "")
+    cfg = dataclasses.replace(base, evals={"nope": {}})
+    evaluations.Evaluations(None, cfg, mesh, "", None)
   for bad in ("5", "0:3", "9:3", "a:b"):
     with pytest.raises(config.ConfigError, match="'profile_steps' must be"):
       train.run(dataclasses.replace(base, profile_steps=bad), tmp_path)

@@ -9,6 +9,7 @@ import sys
 
 from tests.e2e.lab import (
   Failure,
+  NotHere,
   began,
   last_step,
   newest,
@@ -103,9 +104,9 @@ def nothing_left(lab, count):
 
 
 def _on_tmpfs(lab, workdir, script, size):
-  """Runs a script with a file system of its own at `workdir` (None: not allowed)."""
+  """Runs a script with a file system of its own at `workdir`."""
   if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
-    return None
+    raise NotHere("'unshare -rm', which mounts a disk to fill, is not allowed")
   command = [sys.executable, "-m", "fluid.train", *lab.config, f"--workdir={workdir}"]
   text = (
     f"mount -t tmpfs -o size={size} tmpfs {workdir} && "
@@ -126,8 +127,6 @@ def full_disk(lab, count):
       f"run; code=$?; cp -r {workdir} {kept}; exit $code"
     )
     process = _on_tmpfs(lab, workdir, script, size)
-    if process is None:
-      return
     process.end()
     first = kept.with_name(kept.name + ".log").read_text()
     if "status 2" not in process.said() or "No space left" not in first:
@@ -144,8 +143,6 @@ def read_only(lab, count):
       f"cp -r {_interrupted(lab)}/. {workdir}; mount -o remount,ro {workdir}; run"
     )
     process = _on_tmpfs(lab, workdir, script, "50m")
-    if process is None:
-      return
     _refused(process, "Read-only file system", str(workdir))
     yield {"note": "refused"}
 

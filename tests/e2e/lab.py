@@ -31,6 +31,10 @@ class Failure(Exception):
   """A drill that was not survived."""
 
 
+class NotHere(Exception):
+  """A drill that this machine does not allow; nothing was tried."""
+
+
 class Process:
   """One command whose output goes to a file."""
 

@@ -1,0 +1,40 @@
+"""Traces of some training steps, by config key 'profile_steps'."""
+
+import pathlib
+
+import jax
+
+from fluid import config, metrics
+
+
+class Profile:
+  """Traces the steps 'first:last' into WORKDIR/profile."""
+
+  def __init__(self, text: str, workdir: pathlib.Path):
+    self._folder = str(workdir / "profile")
+    self._steps = None
+    if not text:
+      return
+    try:
+      first, last = map(int, text.split(":"))
+    except ValueError:
+      first, last = 0, -1
+    if not 1 <= first <= last:
+      raise config.ConfigError(
+        "config key 'profile_steps' must be 'first:last' with 1 <= first <= last, "
+        f"not '{text}'"
+      )
+    self._steps = first, last
+
+  def before(self, step: int, timer: metrics.Timer) -> None:
+    """Starts the trace, if this is its first step."""
+    if self._steps and step == self._steps[0]:
+      with timer.exclude():
+        jax.profiler.start_trace(self._folder)
+
+  def after(self, step: int, values, timer: metrics.Timer) -> None:
+    """Ends the trace, if this was its last step."""
+    if self._steps and step == self._steps[1]:
+      jax.block_until_ready(values)
+      with timer.exclude():
+        jax.profiler.stop_trace()
