@@ -16,14 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-TAGS = (
-  "single_object",
-  "two_object",
-  "counting",
-  "colors",
-  "position",
-  "color_attr",
-)
+from fluid.data.captions import TAGS
+
 COLORS = (
   "red",
   "orange",
