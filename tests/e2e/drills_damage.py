@@ -266,7 +266,7 @@ def not_finite(lab, count):
 DRILLS = {
   "newest checkpoint truncated": (damaged_step(truncate), 4, 1),
   "newest checkpoint, one bit flipped": (damaged_step(flip), 8, 1),
-  "newest checkpoint half deleted": (damaged_step(delete_half), 4, 1),
+  "newest checkpoint half deleted": (damaged_step(delete_half), 4, 0),
   "no good checkpoint left": (nothing_left, 2, 1),
   "disk full": (full_disk, 2, 1),
   "workdir read-only": (read_only, 1, 0),
