@@ -46,6 +46,9 @@ SAMPLING = {
   ("discrete", "random"): (3.0, 1.0),
   ("discrete", "raster"): (3.0, 1.0),
 }
+# Solver and diffusion steps: the fastest as good as 100 ancestral ones, measured on runs
+# of the toy study (docs/performance.md).
+SOLVERS = {"random": ("ancestral", 25), "raster": ("dpmpp", 12)}
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -59,6 +62,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   )
   layers, width, heads = sizes.TOY[a.size]
   guidance, temperature = SAMPLING[a.tokens, a.order]
+  solver, diffusion_steps = SOLVERS[a.order]
   shapes = a.data == "shapes"
   run = config.Run(
     model=config.Model(
@@ -93,8 +97,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       guidance=guidance,
       temperature=temperature,
       steps=16,
-      solver="dpmpp",  # The fastest as good as 100 ancestral: docs/performance.md.
-      diffusion_steps=12,
+      solver=solver,
+      diffusion_steps=diffusion_steps,
       clip=4.0,
       batch=128,
     ),
