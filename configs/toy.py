@@ -46,8 +46,8 @@ SAMPLING = {
   ("discrete", "random"): (3.0, 1.0),
   ("discrete", "raster"): (3.0, 1.0),
 }
-# Solver and diffusion steps: the fastest as good as 100 ancestral ones, measured on runs
-# of the toy study (docs/performance.md).
+# Solver and diffusion steps: the fastest as good as 100 ancestral ones, by what runs of
+# the toy study gave (docs/performance.md).
 SOLVERS = {"random": ("ancestral", 25), "raster": ("dpmpp", 12)}
 
 
