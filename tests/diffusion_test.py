@@ -10,6 +10,7 @@ import safetensors.numpy
 
 from fluid import config
 from fluid.models import build
+from fluid.models import diffusion as module
 from fluid.models.diffusion import Diffusion, respaced_steps
 from fluid.models.heads.diffusion import Denoiser, guide
 from fluid.tokenizers.base import TokenSpec
@@ -269,3 +270,17 @@ def test_head_learns_gaussian_tokens():
   )
   np.testing.assert_allclose(got.mean(0), mean, atol=0.12)
   np.testing.assert_allclose(got.std(0), 0.3, atol=0.08)
+
+
+def test_binned_likelihood_is_as_exact_above_the_mean_as_below():
+  mean, log_std = 0.1, np.log(0.02)
+  x = mean + 0.02 * np.linspace(-6, 6, 49)
+  found = module._discretized_log_likelihood(
+    jnp.float32(x), jnp.float32(mean), jnp.float32(log_std)
+  )
+  curve = lambda u: 2 * np.sqrt(2 / np.pi) * (u + 0.044715 * u**3)
+  ends = [curve((x - mean + side / 255) / 0.02) for side in (-1, 1)]
+  # In float64, and where the bin is above the mean, from the other side.
+  ends = np.where(x > mean, [-ends[1], -ends[0]], ends)
+  low, high = 1 / (1 + np.exp(-ends))
+  np.testing.assert_allclose(found, np.log(np.maximum(high - low, 1e-12)), rtol=1e-4)
