@@ -128,7 +128,7 @@ class DiffusionHead(nn.Module):
     x_t = diffusion.noised(x0, t, noise)
     y = self.net.time(t, z.dtype) + self.net.condition(z)[:, :, None]
     output = self.net.denoise(x_t, y)
-    mse, vb = diffusion.losses(output, x0, x_t, t, noise)
+    mse, vb = diffusion.losses(output, x0, t, noise)
     return {"loss": (mse + vb).mean(-1), "mse": mse, "vb": vb, "t": t}
 
   def sample(
