@@ -34,13 +34,16 @@ class Loaded:
   vocabulary: Any
   mesh: jax.sharding.Mesh | None = None
 
-  def sample(self, prompts: str | Sequence[str], *, key=None, **options) -> np.ndarray:
+  def sample(
+    self, prompts: str | Sequence[str], *, key=None, track=None, **options
+  ) -> np.ndarray:
     """Draws one image a prompt.
 
     Args:
       prompts: texts (or one); repeat a text to draw it again.
       key: typed PRNG key or seed (None: seed 0); the i-th image depends on it, i and
         the i-th prompt alone.
+      track: (batches, name, how many) -> the same batches, see fluid.progress.track.
       **options: fields of fluid.config.Sample, e.g. guidance=2.0, temperature=0.9.
 
     Returns:
@@ -53,7 +56,7 @@ class Loaded:
     if key is None or isinstance(key, int):
       key = jax.random.key(key or 0)
     sampler = sampling.Sampler(
-      self.net, self.tokenizer, self.vocabulary, self.config.sample
+      self.net, self.tokenizer, self.vocabulary, self.config.sample, track=track
     )
     if self.mesh is None:
       return sampler(self.params, prompts, key=key, **options)

@@ -82,8 +82,12 @@ def run(main, argv: list[str] | None = None) -> None:
   def guarded(args):
     try:
       return main(args)
-    except (config.ConfigError, OSError) as e:
-      return _report(e)
+    except Exception as e:
+      known = isinstance(e, config.ConfigError | OSError)
+      e = _lost(e) or e
+      if known or isinstance(e, config.ConfigError):
+        return _report(e)
+      raise
 
   def parse(args):
     try:
@@ -146,6 +150,14 @@ def _report(error: BaseException) -> int:
   if getattr(error, "at_once", False) or flags.FLAGS.is_parsed() and _joined():
     os._exit(code)  # An orderly end would wait: for threads, or for other processes.
   return code
+
+
+def _lost(error):
+  if not flags.FLAGS.is_parsed() or not _joined():
+    return None
+  from fluid import distributed
+
+  return distributed.lost(error)
 
 
 def _joined() -> bool:

@@ -8,6 +8,7 @@ Each process runs the same command. On Cloud TPU, Slurm and Open MPI
 
 import ctypes
 import os
+import re
 import signal
 from collections.abc import Callable
 
@@ -20,6 +21,23 @@ from fluid import config
 REQUEUE = 75  # EX_TEMPFAIL: nothing is wrong, the same command goes on.
 HEARTBEAT = 20  # Seconds of silence after which a process counts as lost.
 _TEXT = 2048  # Bytes that a message between processes is cut to.
+_GONE = (
+  "stopped, since another process of this run is gone (see above); start all of them "
+  "again: the run goes on from its last checkpoint"
+)
+# What jax's coordination service and Gloo say where the other end does not answer.
+_NO_ANSWER = re.compile(
+  r"CoordinationService|heartbeat|Barrier failed|Gloo|Connection (closed|reset)", re.I
+)
+
+
+class LostError(config.ConfigError):
+  """Another process is gone, and this one cannot go on without it."""
+
+  exit_code = REQUEUE
+
+  def __init__(self):
+    super().__init__(_GONE)
 
 
 def join(
@@ -66,11 +84,7 @@ def join(
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _lost(number):
   del number
-  os.write(
-    2,
-    b"error: stopped, since another process of this run is gone (see above); start all "
-    b"of them again: the run goes on from its last checkpoint\n",
-  )
+  os.write(2, f"error: {_GONE}\n".encode())
   os._exit(REQUEUE)
 
 
@@ -78,6 +92,15 @@ def _on_abort() -> None:
   # Where a process is lost, jax ends the others from a thread of its own by SIGABRT,
   # with a stack trace and no chance for Python to say what it means.
   ctypes.CDLL(None).signal(signal.SIGABRT, _lost)
+
+
+def lost(error: BaseException | None) -> LostError | None:
+  """What an error means if its cause is that another process is gone."""
+  while error is not None:
+    if isinstance(error, jax.errors.JaxRuntimeError) and _NO_ANSWER.search(str(error)):
+      return LostError()
+    error = error.__cause__ or error.__context__
+  return None
 
 
 def first(action: Callable[[], None]) -> None:
@@ -88,15 +111,27 @@ def first(action: Callable[[], None]) -> None:
       action()
     except (config.ConfigError, OSError) as e:
       error = e
-  if jax.process_count() > 1:
-    text = np.zeros(_TEXT, np.uint8)
-    raw = config.one_line(error).encode()[:_TEXT] if error else b""
-    text[: len(raw)] = np.frombuffer(raw, np.uint8)
-    text = multihost_utils.broadcast_one_to_all(text)
-    if jax.process_index() and text.any():
-      raise config.ConfigError(bytes(text[text > 0]).decode(errors="replace"))
+  said = of_first(config.one_line(error) if error else "")
   if error:
     raise error
+  if said:
+    raise config.ConfigError(said)
+
+
+def of_first(text: str) -> str:
+  """The text of process 0 on every process, cut to 2048 bytes; all of them call it."""
+  if jax.process_count() == 1:
+    return text
+  raw, out = text.encode()[:_TEXT], np.zeros(_TEXT, np.uint8)
+  out[: len(raw)] = np.frombuffer(raw, np.uint8)
+  out = multihost_utils.broadcast_one_to_all(out)
+  return bytes(out[out > 0]).decode(errors="replace")
+
+
+def say(line: str) -> None:
+  """Prints a line, on process 0."""
+  if jax.process_index() == 0:
+    print(line, flush=True)
 
 
 def everyone(good: bool) -> bool:

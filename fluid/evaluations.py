@@ -1,14 +1,38 @@
-"""The evaluators of a run in training: which are due, on which weights."""
+"""The evaluators of a run in training: which are due, and which are done."""
+
+import functools
+from collections.abc import Callable, Iterator
 
 from fluid import config
 from fluid.state import TrainState
 
 
-class Evaluations:
-  """The evaluators of a run and when they are due."""
+class _Stopped(Exception):
+  """Told to stop between two batches of an evaluator."""
 
-  def __init__(self, net, run: config.Run, mesh, workdir, make_loader):
-    self._run, self._entries = run, []
+
+class Evaluations:
+  """The evaluators of a run and when they are due.
+
+  Args:
+    make_loader: (split, batch=, shuffle=, epochs=) -> a pass over the split.
+    done: (step, name) of those whose results are there already.
+    stop: whether to stop, asked before each batch (all processes ask equally often).
+  """
+
+  def __init__(
+    self,
+    net,
+    run: config.Run,
+    mesh,
+    workdir,
+    make_loader,
+    *,
+    done: set[tuple[int, str]] = frozenset(),
+    stop: Callable[[], bool] = lambda: False,
+  ):
+    self._run, self._stop, self._done = run, stop, set(done)
+    self._evaluators = {}
     if not run.evals:
       return
     from fluid import evals, text, tokenizers
@@ -16,24 +40,44 @@ class Evaluations:
     def loader(split, batch):
       return make_loader(split, batch=batch, shuffle=False, epochs=1)
 
+    def before():
+      if stop():
+        raise _Stopped
+
     tokenizer = tokenizers.load(run.tokenizer.path) if run.tokenizer.path else None
     vocabulary = text.load(run.text, run.data.cache)
     context = evals.EvalContext(run, tokenizer, vocabulary, mesh, workdir, loader)
-    for name, evaluator in evals.make(net, context).items():
-      args = run.evals[name]
-      every, raw = args.get("every", run.eval_every), args.get("raw", False)
-      self._entries.append((every, raw, evaluator))
+    context.track = functools.partial(context.track, before=before)
+    self._evaluators = evals.make(net, context)
 
-  def due(self, step: int) -> list:
-    return [e for e in self._entries if due(step, e[0], self._run.steps)]
+  def due(self, step: int) -> list[str]:
+    """Names of those that are due at a step and not done."""
 
-  def run(self, state: TrainState, step: int):
-    """Yields (name, value) of what is due: the EMA, then raw weights if asked."""
-    for _, raw, evaluator in self.due(step):
-      yield from evaluator.run(state.ema, step)
-      if raw:
-        for name, value in evaluator.run(state.params, step, "raw"):
-          yield f"raw/{name}", value
+    def now(name):
+      every = self._run.evals[name].get("every", self._run.eval_every)
+      return due(step, every, self._run.steps) and (step, name) not in self._done
+
+    return [name for name in self._evaluators if now(name)]
+
+  def run(self, state: TrainState, step: int) -> Iterator[dict]:
+    """Yields the results of each that is due; ends early where it has to stop.
+
+    Results are those of the EMA and, if asked, of the raw weights ('raw/...'). 'evals'
+    names the evaluator: its line in metrics.jsonl says that it is done.
+    """
+    for name in self.due(step):
+      evaluator = self._evaluators[name]
+      try:
+        if self._stop():
+          return
+        found = dict(evaluator.run(state.ema, step))
+        if self._run.evals[name].get("raw", False):
+          raw = evaluator.run(state.params, step, "raw")
+          found |= {f"raw/{k}": v for k, v in raw}
+      except _Stopped:
+        return
+      self._done.add((step, name))
+      yield {"evals": name} | found
 
 
 def due(step: int, every: int, last: int) -> bool:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from fluid import config
+from fluid import config, distributed, progress
 
 
 @struct.dataclass
@@ -49,19 +49,24 @@ class Writer:
 
   A resumed run drops the lines beyond the step it resumes from, and a last line that a
   kill cut short, so that no step is there twice. Only process 0 writes.
+
+  Attributes:
+    kept: the lines that are there already (on process 0).
   """
 
   def __init__(self, workdir, *, step: int = 0, tensorboard=False, clock=time.time):
     self._clock = clock
     self._file = self._board = None
+    self.kept = []
     if jax.process_index():
       return
     path = pathlib.Path(workdir) / "metrics.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
-      kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
+      lines = [line for line in path.read_text().splitlines() if _step(line) <= step]
+      self.kept = [json.loads(line) for line in lines]
       scratch = path.with_suffix(".tmp")
-      scratch.write_text("".join(line + "\n" for line in kept))
+      scratch.write_text("".join(line + "\n" for line in lines))
       os.replace(scratch, path)
     self._file = path.open("a")
     if tensorboard:
@@ -206,7 +211,6 @@ class Log:
     self._cfg, self._rate = cfg, 3 * flops / peak
     self._health = health
     self._writer = Writer(workdir, step=step, tensorboard=cfg.tensorboard)
-    self._say = print if jax.process_index() == 0 else lambda *_, **__: None
     self._pending = None
     self._lap = step
     self._images, self._seconds = 0, 0.0
@@ -215,6 +219,12 @@ class Log:
   @property
   def images_per_s(self) -> float | None:
     return round(self._images / self._seconds, 3) if self._images else None
+
+  def evaluated(self, step: int) -> set[tuple[int, str]]:
+    """(step, name) of evaluators whose results are there; all processes call it."""
+    rows = (r for r in self._writer.kept if r["step"] == step and "evals" in r)
+    names = distributed.of_first(" ".join(r["evals"] for r in rows)).split()
+    return {(step, name) for name in names}
 
   def step(self, step: int, values: dict[str, jax.Array]) -> None:
     """Takes the metrics of a step just dispatched, reports those of the one before."""
@@ -225,7 +235,7 @@ class Log:
     """The first step, which compiled, is done: rates count from here."""
     self.timer.lap()
     self._lap = step
-    self._say(said, flush=True)
+    distributed.say(said)
 
   def flush(self) -> None:
     """Reports the last step taken; raises what `health` has to say of it."""
@@ -248,12 +258,10 @@ class Log:
       self._images, self._seconds = self._images + images, self._seconds + seconds
       rate = images / seconds
       values |= {"images_per_s": rate, "mfu": rate * self._rate, "input_wait": wait}
-      left = int((last - step) * self._cfg.batch / rate)
-      self._say(
+      left = progress.clock((last - step) * self._cfg.batch / rate)
+      distributed.say(
         f"step {step}/{last}  loss {values['train/loss']:.4f}  {rate:.1f} images/s  "
-        f"MFU {rate * self._rate:.1%}  "
-        f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}",
-        flush=True,
+        f"MFU {rate * self._rate:.1%}  ETA {left}"
       )
     self._writer.write(step, values)
 
@@ -262,15 +270,14 @@ class Log:
     self._writer.sync()
 
   def results(self, step: int, values: dict) -> None:
-    """Writes what evaluators found."""
+    """Writes what an evaluator found."""
     self._writer.write(step, values)
-    self._say(
+    distributed.say(
       f"step {step}  "
       + "  ".join(
         f"{k} {v if isinstance(v, str) else format(float(v), '.4g')}"
         for k, v in values.items()
-      ),
-      flush=True,
+      )
     )
 
   def close(self) -> None:

@@ -1,8 +1,8 @@
 """When to save and leave: SIGTERM, Ctrl-C, or jax's notice of a preemption.
 
   with Preemption() as preemption:
-    for step in ...:
-      if preemption.reached(step): save, raise Preempted
+    while True:
+      if preemption.reached(): save, raise Preempted
 
 A second signal ends the process at once, whatever it is doing.
 """
@@ -31,16 +31,18 @@ class Preempted(config.ConfigError):
 class Preemption:
   """Listens for signals in a thread of its own, so that they count during a compile.
 
-  Several processes stop at one step: jax's coordination service hands the notice on and
-  agrees on the step. On Cloud TPU it also hears of maintenance without a signal.
+  Several processes stop at one place: jax's coordination service hands the notice on
+  and agrees on it. On Cloud TPU it also hears of maintenance without a signal.
 
   Attributes:
     reason: what asked to stop.
+    stopping: the last answer of `reached`.
   """
 
   def __init__(self):
     self.reason = "a notice of preemption"
-    self._asked = False
+    self.stopping = self._asked = False
+    self._calls = 0
 
   def __enter__(self):
     self._main = threading.current_thread() is threading.main_thread()
@@ -75,15 +77,23 @@ class Preemption:
         os.write(2, f"stopped: at once, by a second signal ({name})\n".encode())
         os._exit(REQUEUE)
       self._asked, self.reason = True, name
-      os.write(2, f"{name}: saves after this step and stops; again: at once\n".encode())
+      os.write(2, f"{name}: saves and stops; again: at once\n".encode())
       if self._notify:
         self._notify(signal.SIGTERM)
 
-  def reached(self, step: int) -> bool:
-    """Whether to save now; every process calls it once a step, and gets one answer."""
+  def reached(self) -> bool:
+    """Whether to save and stop now, and from then on.
+
+    Every process calls it at the same places, as between steps and between batches of
+    an evaluation, and all get the same answer there.
+    """
+    if self.stopping:
+      return True
+    self.stopping = self._asked
     if jax.distributed.is_initialized():
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._asked
+      self._calls += 1
+      self.stopping = multihost_utils.reached_preemption_sync_point(self._calls)
+    return self.stopping
 
 
 def _native_handler():

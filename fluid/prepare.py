@@ -15,11 +15,9 @@ B images per encoder call, S image side, L tokens, C channels.
 import collections
 import functools
 import hashlib
-import itertools
 import json
 import pathlib
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,6 +35,7 @@ from fluid.data import (
   pipeline,
   records,
 )
+from fluid.progress import Progress
 from fluid.text import tokenization
 
 SPLITS = ("train", "val")
@@ -44,7 +43,6 @@ VERSION = 1
 # Changing either changes which record is in which file.
 BATCH = 128
 BATCHES_PER_SHARD = 32
-LOG_SECONDS = 5.0
 
 CONFIG = cli.config_flag()
 
@@ -184,7 +182,7 @@ def _write_split(
   """Writes the shards of a split that are missing; returns the paths of all."""
   total = count(run.data, split, source)
   size = batch * BATCHES_PER_SHARD
-  progress = _Progress(f"prepare {split}", total, log)
+  progress = Progress(f"prepare {split}", total, "examples", log)
   paths, bad = [], []
 
   def pack(examples):
@@ -201,13 +199,15 @@ def _write_split(
     if path.is_file():
       progress.skip(stop - start)
       continue
-    rows = itertools.chain.from_iterable(
-      progress.add(
-        pack(_encode(examples, tokenizer, vocabulary, run.text.length, batch))
-      )
-      for examples in _read(source, start, stop, batch, run.data.workers)
-    )
-    records.write_shard(path, rows)
+
+    def rows(start=start, stop=stop):
+      for examples in _read(source, start, stop, batch, run.data.workers):
+        yield from pack(
+          _encode(examples, tokenizer, vocabulary, run.text.length, batch)
+        )
+        progress.add(len(examples))
+
+    records.write_shard(path, rows())
   return paths
 
 
@@ -315,32 +315,6 @@ def _summary(metadata: dict[str, Any]) -> str:
     + (f"; {cut} captions cut at text.length" if cut else "")
     + (f"; skipped: {named}" if named else "")
   )
-
-
-class _Progress:
-  """A line with rate and time left, every few seconds."""
-
-  def __init__(self, name: str, total: int, log: Callable[[str], None]):
-    self.name, self.total, self.log = name, total, log
-    self.done = self.skipped = 0
-    self.start = self.last = time.monotonic()
-
-  def skip(self, n: int) -> None:
-    self.done += n
-    self.skipped += n
-
-  def add(self, rows: list) -> list:
-    self.done += len(rows)
-    now = time.monotonic()
-    if now - self.last > LOG_SECONDS or self.done == self.total:
-      rate = (self.done - self.skipped) / max(now - self.start, 1e-9)
-      left = (self.total - self.done) / rate
-      self.log(
-        f"{self.name}: {self.done}/{self.total}, {rate:.0f} examples/s, "
-        f"{left:.0f} s left"
-      )
-      self.last = now
-    return rows
 
 
 def _digest(path: pathlib.Path) -> str:

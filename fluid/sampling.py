@@ -116,11 +116,15 @@ class Sampler:
     tokenizer: decodes tokens to images.
     vocabulary: encodes prompts; refuses unknown words and prompts too long.
     cfg: defaults of what `__call__` can override.
+    track: (batches, name, how many) -> the same batches, see fluid.progress.track.
   """
 
-  def __init__(self, net, tokenizer, vocabulary, cfg: config.Sample | None = None):
+  def __init__(
+    self, net, tokenizer, vocabulary, cfg: config.Sample | None = None, *, track=None
+  ):
     self.net, self.tokenizer, self.vocabulary = net, tokenizer, vocabulary
     self.cfg = cfg or config.Sample()
+    self.track = track or (lambda batches, name, total: batches)
 
   def tokens(self, params, prompts: list[str], *, key, **overrides) -> np.ndarray:
     """Prompts (N) -> tokens [N, L(, C)]; arguments as for `__call__`."""
@@ -133,7 +137,8 @@ class Sampler:
     fill = lambda a: np.concatenate([a, np.repeat(a[-1:], -n % b, 0)])
     ids, mask, number = fill(ids), fill(mask), np.arange(n + -n % b)
     out = []
-    for i in range(0, n, b):
+    starts = range(0, n, b)
+    for i in self.track(starts, "sampling", len(starts)):
       rows = slice(i, i + b)
       keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(number[rows])
       out.append(

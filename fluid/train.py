@@ -67,7 +67,6 @@ def run(cfg: config.Run, workdir) -> dict:
   """
   began, startup = time.time(), metrics.Startup()
   path, cfg = pathlib.Path(workdir), config.absolute_paths(cfg)
-  say = print if jax.process_index() == 0 else lambda *_, **__: None
   profile = Profile(cfg.profile_steps, path)
   with contextlib.ExitStack() as stack:
     preemption = stack.enter_context(Preemption())
@@ -84,9 +83,9 @@ def run(cfg: config.Run, workdir) -> dict:
     stack.callback(folder.close)
     finished = _finished(path)
     if finished["step"] >= cfg.steps:
-      say(f"{path} is finished: {finished['step']} steps")
+      distributed.say(f"{path} is finished: {finished['step']} steps")
       return finished
-    say(flops.table({"parameters [M]": described["params"]}, 1e6, ""))
+    distributed.say(flops.table({"parameters [M]": described["params"]}, 1e6, ""))
     peak = flops.peak(mesh.devices.flatten())
 
     stack.enter_context(jax.set_mesh(mesh))
@@ -115,34 +114,48 @@ def run(cfg: config.Run, workdir) -> dict:
     )
     stack.callback(log.close)
     loader = functools.partial(make_loader, cfg, mesh=mesh)
-    evaluations = Evaluations(net, cfg, mesh, path, loader)
+    evaluations = Evaluations(
+      net,
+      cfg,
+      mesh,
+      path,
+      loader,
+      done=log.evaluated(start),
+      stop=preemption.reached,
+    )
     train_step = jax.jit(make_step(net, cfg), donate_argnums=0)
     began -= extra["wall_seconds"]
-    say(
+    distributed.say(
       f"step {step} of {cfg.steps}, mesh {dict(mesh.shape)} of "
       f"{mesh.devices.flat[0].device_kind}, workdir {path}"
     )
 
+    def save():
+      folder.check()
+      log.sync()
+      extra.update(
+        counts=health.counts,
+        wall_seconds=round(time.time() - began, 3),
+        images_per_s=log.images_per_s or extra["images_per_s"],
+      )
+      saved.save(state, extra, step)
+
     while True:
-      stop = preemption.reached(step)
-      save = stop or due(step, cfg.checkpoint_every, cfg.steps)
-      if step > start and (save or evaluations.due(step)):
-        log.flush()  # A state that is not finite is neither judged nor saved.
+      # Saved before it is judged: an evaluation that is cut short is done again.
+      stop = preemption.reached()
+      keep = step > start and (stop or due(step, cfg.checkpoint_every, cfg.steps))
+      if keep or evaluations.due(step):
+        log.flush()  # A state that is not finite is neither saved nor judged.
         with log.timer.exclude():
-          if evaluations.due(step):
-            log.results(step, dict(evaluations.run(state, step)))
-          if save:
-            folder.check()
-            log.sync()
-            extra |= {
-              "counts": health.counts,
-              "wall_seconds": round(time.time() - began, 3),
-              "images_per_s": log.images_per_s or extra["images_per_s"],
-            }
-            saved.save(state, extra, step)
-      if step >= cfg.steps:
+          if keep:
+            save()
+          for found in evaluations.run(state, step):
+            log.results(step, found)
+          if preemption.stopping and not keep and step > start:
+            save()
+      if step >= cfg.steps and not evaluations.due(step):
         break
-      if stop:
+      if preemption.stopping:
         saved.wait()
         raise Preempted(
           f"{preemption.reason} after step {step} of {cfg.steps}, which is saved; the "
@@ -163,7 +176,7 @@ def run(cfg: config.Run, workdir) -> dict:
         folder.check()
         saved.check()
         if train_step._cache_size() > 1:
-          say(f"warning: the train step was compiled again, by step {step}")
+          distributed.say(f"warning: the train step was compiled again, by step {step}")
       profile.after(step, values, log.timer)
 
     saved.wait()
@@ -174,7 +187,7 @@ def run(cfg: config.Run, workdir) -> dict:
     "startup_seconds": startup.seconds,
   }
   write_json(path / "done.json", result)
-  say(f"finished: {step} steps in {result['wall_seconds']:.0f} s")
+  distributed.say(f"finished: {step} steps in {result['wall_seconds']:.0f} s")
   return result
 
 

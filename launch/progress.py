@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from fluid.progress import clock
+
 PLAIN_SECONDS = 30.0  # between two progress lines of a running stage
 _TAIL = 65_536  # bytes of metrics.jsonl that surely hold the newest training record
 _COLOURS = {
@@ -46,13 +48,6 @@ def _tail(path: Path) -> list[dict]:
     except json.JSONDecodeError:  # the cut-off first line, or one being written
       continue
   return [r for r in records if isinstance(r, dict) and "step" in r]
-
-
-def clock(seconds: float) -> str:
-  """1:02:03"""
-  minutes, s = divmod(int(seconds), 60)
-  h, m = divmod(minutes, 60)
-  return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"
 
 
 class Screen:

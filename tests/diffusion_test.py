@@ -223,7 +223,8 @@ def test_bound_is_exact_where_little_noise_is_left():
   log_var = np.log(at(variance)) + (fraction + 1) / 2 * np.log(at(beta / variance))
   curve = lambda u: 2 * np.sqrt(2 / np.pi) * (u + 0.044715 * u**3)
   ends = [curve((x0 - mean + s / 255) * np.exp(-log_var / 2)) for s in (-1, 1)]
-  low, high = 1 / (1 + np.exp(-np.array(np.where(x0 > mean, [-ends[1], -ends[0]], ends))))
+  ends = np.where(x0 > mean, [-ends[1], -ends[0]], ends)
+  low, high = 1 / (1 + np.exp(-ends))
   nll = -np.log(np.maximum(high - low, 1e-12))
   ratio = at(variance) / np.exp(log_var)
   kl = (ratio - 1 - np.log(ratio) + (true_mean - mean) ** 2 / np.exp(log_var)) / 2

@@ -51,12 +51,12 @@ def test_damage_is_counted_by_kind_until_the_share_is_passed(tmp_path):
 def test_one_signal_asks_and_handlers_come_back():
   before = signal.getsignal(signal.SIGTERM)
   with preemption.Preemption() as asked:
-    assert not asked.reached(1)
+    assert not asked.reached()
     os.kill(os.getpid(), signal.SIGTERM)
     end = time.monotonic() + 5
-    while not asked.reached(2) and time.monotonic() < end:
+    while not asked.reached() and time.monotonic() < end:
       time.sleep(0.01)
-    assert asked.reached(3) and asked.reason == "SIGTERM"
+    assert asked.reached() and asked.stopping and asked.reason == "SIGTERM"
   assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fluid import config, data, prepare, text
+from fluid import config, data, prepare, progress, text
 from fluid.data import make_source, pipeline, records
 from fluid.tokenizers.base import TokenSpec
 
@@ -65,7 +65,9 @@ def content(cache):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   cache = tmp_path_factory.mktemp("prepare") / "cache"
-  metadata, lines = write(cache)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(progress, "SECONDS", 0)
+    metadata, lines = write(cache)
   return cache, metadata, lines
 
 
@@ -77,7 +79,7 @@ def test_metadata_and_files(whole):
   assert metadata["splits"]["train"]["count"] == TRAIN
   assert [s["records"] for s in metadata["splits"]["train"]["shards"]] == [128, 128, 44]
   assert not list(cache.glob("*.part"))
-  assert any("prepare train: 300/300" in line and "s left" in line for line in lines)
+  assert any("prepare train: 300/300 examples" in x and "ETA" in x for x in lines)
 
 
 def test_records_are_the_source_through_the_tokenizer(whole):

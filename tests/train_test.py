@@ -4,8 +4,10 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 import types
 
 import jax
@@ -19,6 +21,7 @@ from fluid import (
   evaluations,
   health,
   models,
+  preemption,
   text,
   train,
   workdir,
@@ -115,6 +118,57 @@ def test_six_steps_are_three_and_a_restart_and_three_and_compile_once(
   assert described["params"]["total"] == sum(
     a.size for a in _params(tmp_path / "whole", 6)
   )
+
+
+def test_a_signal_in_an_evaluation_saves_at_once_and_the_evaluation_is_done_again(
+  base, tmp_path, monkeypatch
+):
+  asked, judged = [4], []
+
+  class Judge:
+    def __init__(self, net, context):
+      self.track = context.track
+
+    def run(self, params, step, weights="ema"):
+      for i in self.track(range(3), "judge", 3):
+        if [step] == asked and i == 1:
+          os.kill(os.getpid(), signal.SIGTERM)
+          time.sleep(0.5)  # For the thread that listens.
+          asked.clear()
+      judged.append(step)
+      yield f"val/{weights}", jax.tree.leaves(params)[0].sum()
+
+  class Other(Judge):
+    def run(self, params, step, weights="ema"):
+      yield "val/other", step
+
+  monkeypatch.setitem(evals.EVALS, "judge", Judge)
+  monkeypatch.setitem(evals.EVALS, "other", Other)
+  monkeypatch.setattr(text, "load", lambda *_: None)
+  which = {"other": {"every": 2}, "judge": {"every": 2, "raw": True}}
+  cfg = dataclasses.replace(base, evals=which, checkpoint_every=5)
+
+  def results(workdir):
+    rows = [json.loads(x) for x in (workdir / "metrics.jsonl").open()]
+    return [{k: v for k, v in x.items() if k != "time"} for x in rows if "evals" in x]
+
+  with pytest.raises(preemption.Preempted, match="SIGTERM after step 4 of 6"):
+    train.run(cfg, tmp_path / "cut")
+  assert checkpoint.restore_params(tmp_path / "cut")[1] == 4
+  assert judged == [2, 2]
+  assert [x["evals"] for x in results(tmp_path / "cut")] == ["other", "judge", "other"]
+  train.run(cfg, tmp_path / "cut")
+  assert judged == [2, 2, 4, 4, 6, 6]
+  train.run(cfg, tmp_path / "whole")
+  assert results(tmp_path / "cut") == results(tmp_path / "whole")
+
+  # After the last step as well: what is not judged is not finished.
+  asked.append(6)
+  with pytest.raises(preemption.Preempted, match="after step 6 of 6"):
+    train.run(cfg, tmp_path / "last")
+  assert not (tmp_path / "last/done.json").exists()
+  train.run(cfg, tmp_path / "last")
+  assert results(tmp_path / "last") == results(tmp_path / "whole")
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(

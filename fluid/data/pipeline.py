@@ -151,6 +151,9 @@ class Loader:
   def __init__(self, batches: Batches, workers: int = 0):
     self.batches, self._workers = batches, workers
 
+  def __len__(self):
+    return len(self.batches)
+
   def __iter__(self):
     return self.iterate(0)
 

@@ -9,6 +9,7 @@ matters to what is written to files. A new evaluator is one file and one entry o
 """
 
 import dataclasses
+import functools
 import inspect
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 import jax
 
-from fluid import config
+from fluid import config, distributed, progress
 from fluid.evals.images import Images
 from fluid.evals.loss import Loss
 from fluid.evals.samples import Distribution, GenEval
@@ -47,7 +48,10 @@ class EvalContext:
     tokenizer, vocabulary: of the run.
     mesh: batches are laid out over it; it is the active mesh while `run` is iterated.
     workdir: where samples are written.
-    loader: (split, global batch) -> one pass over the split, this process's rows.
+    loader: (split, global batch) -> one pass over the split, this process's rows, with
+      its length.
+    track: (batches, name, how many) -> the same batches: between them it says how far
+      the work is, and may end it (fluid.progress.track).
     drawn, compiled: images drawn last, which evaluators share, and the settings that
       samplers are compiled for (fluid.evals.samples.draw).
   """
@@ -58,6 +62,9 @@ class EvalContext:
   mesh: jax.sharding.Mesh
   workdir: pathlib.Path
   loader: Callable[[str, int], Iterable[dict]]
+  track: Callable[[Iterable, str, int], Iterator] = dataclasses.field(
+    default=functools.partial(progress.track, say=distributed.say)
+  )
   drawn: dict = dataclasses.field(default_factory=dict, repr=False)
   compiled: set = dataclasses.field(default_factory=set, repr=False)
 

@@ -56,7 +56,9 @@ class Loss:
     del step, weights
     rows, seen = [], 0
     with jax.set_mesh(self.context.mesh):
-      for batch in self.context.loader(self.split, self.batch):
+      loader = self.context.loader(self.split, self.batch)
+      total = -(-self.examples // self.batch) or len(loader)
+      for batch in self.context.track(loader, f"{self.split} loss", total):
         batch = dict(batch)
         if self.examples:
           # This process's rows of the global batch; those past the limit are padding.

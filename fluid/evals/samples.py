@@ -54,7 +54,8 @@ def draw(
     return context.drawn[request][1], {}
   for old in [k for k in context.drawn if k[0] != step]:
     del context.drawn[old]
-  sampler = Sampler(net, context.tokenizer, _Lenient(context.vocabulary), cfg)
+  vocabulary = _Lenient(context.vocabulary)
+  sampler = Sampler(net, context.tokenizer, vocabulary, cfg, track=context.track)
   key = rng.stream(seed, "samples")
   with jax.set_mesh(context.mesh):
     if cfg not in context.compiled:  # One batch: the clock shall not see XLA compile.
@@ -244,7 +245,7 @@ class Distribution:
       self.net, self.context, params, step, self.prompts, seed=self.seed, **self.sample
     )
     with jax.set_mesh(self.context.mesh):
-      x = feature_nets.extract(self.features, images)
+      x = self._extract(images)
       y = self._cached("real", lambda: self._images(0, self.real))
       yield "kid", distribution.kid(x, y)
       yield from zip(("kid_lo", "kid_hi"), distribution.kid_interval(x, y))
@@ -257,6 +258,9 @@ class Distribution:
         again = self._cached("tokenizer", lambda: self._decoded(stop))
         yield "kid_tokenizer", distribution.kid(again, y)
     yield from timing.items()
+
+  def _extract(self, images):
+    return feature_nets.extract(self.features, images, track=self.context.track)
 
   def _images(self, start, stop):
     return np.stack([self.source[i]["image"] for i in range(start, stop)])
@@ -273,6 +277,4 @@ class Distribution:
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     file = f"{self.features.name}-{name}-{self.real}-{digest[:12]}.npy"
     path = pathlib.Path(run.data.cache) / "features" / file
-    return feature_nets.cached(
-      path, lambda: feature_nets.extract(self.features, images())
-    )
+    return feature_nets.cached(path, lambda: self._extract(images()))

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from fluid import config, sharding
+from fluid import config, distributed, sharding
 from fluid.evals.features.efficientnet import EfficientNetLite0
 
 
@@ -62,7 +62,9 @@ def _apply(params, x, *, net):
   return run(params, x)
 
 
-def extract(net: FeatureNet, images: np.ndarray, *, batch: int = 0) -> np.ndarray:
+def extract(
+  net: FeatureNet, images: np.ndarray, *, batch: int = 0, track=None
+) -> np.ndarray:
   """Features of images.
 
   Args:
@@ -70,6 +72,7 @@ def extract(net: FeatureNet, images: np.ndarray, *, batch: int = 0) -> np.ndarra
     images: uint8 [N, H, W, 3].
     batch: images per call (0: 4 a device on CPU, where more falls out of the cache,
       else 64). The last batch is padded; a row's features do not depend on the others.
+    track: (batches, name, how many) -> the same batches, see fluid.progress.track.
 
   Returns:
     float32 [N, D].
@@ -77,20 +80,26 @@ def extract(net: FeatureNet, images: np.ndarray, *, batch: int = 0) -> np.ndarra
   each = 4 if jax.default_backend() == "cpu" else 64
   batch = batch or each * max(1, jax.sharding.get_abstract_mesh().size)
   out = []
-  for i in range(0, len(images), batch):
+  starts = range(0, len(images), batch)
+  for i in track(starts, f"{net.name} features", len(starts)) if track else starts:
     chunk = images[i : i + batch]
     padded = np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), 0)])
     y = _apply(net.params, net.preprocess(padded), net=net)
-    out.append(np.asarray(y)[: len(chunk)])
+    out.append(sharding.to_host(y)[: len(chunk)])
   return np.concatenate(out)
 
 
 def cached(path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-  """The array stored at `path` (.npy), computed and stored if it is not there."""
+  """The array stored at `path` (.npy), computed and stored if it is not there.
+
+  All processes call it; process 0 writes.
+  """
   path = pathlib.Path(path)
-  if path.exists():
+  if distributed.everyone(path.exists()):
     return np.load(path)
   value = compute()
+  if jax.process_index():
+    return value
   path.parent.mkdir(parents=True, exist_ok=True)
   scratch = path.with_suffix(f".{os.getpid()}.tmp.npy")
   np.save(scratch, value)
