@@ -41,8 +41,15 @@ class UnsavedError(CheckpointError):
   at_once = True  # Threads of Orbax may still try, and would have the last word.
 
 
-def _manager(folder, **options) -> ocp.CheckpointManager:
-  return ocp.CheckpointManager(
+class _Manager(ocp.CheckpointManager):
+  def reached_preemption(self, step):
+    # fluid.preemption asks jax this, with a count of its own; Orbax would ask with the
+    # step, from its thread as well, and processes would miss the point they agreed on.
+    return False
+
+
+def _manager(folder, **options) -> _Manager:
+  return _Manager(
     folder,
     options=ocp.CheckpointManagerOptions(**options),
     item_handlers={k: ocp.StandardCheckpointHandler() for k in ARRAYS}

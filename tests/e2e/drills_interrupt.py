@@ -3,7 +3,7 @@
 import signal
 import time
 
-from tests.e2e.lab import Failure, began, last_step, newest, same, saving, steps
+from tests.e2e.lab import Failure, began, last_step, newest, rows, same, saving, steps
 
 PER_RUN = 6  # Kills that one run has to bear before it may finish.
 
@@ -81,6 +81,22 @@ def sigterm(lab, count):
     yield {"lost": step - began(process), "bitwise": bitwise, "survived": bitwise}
 
 
+def sigterm_in_evaluation(lab, count):
+  """Does not wait for the evaluation, which is done again at the restart."""
+  for _ in range(count):
+    for _ in range(10):  # Until a signal falls into one.
+      workdir, step = lab.interrupted("evaluating", 20)
+      judged = [r["step"] for r in rows(workdir) if "evals" in r]
+      if step == 20 and not judged:
+        break
+    else:
+      raise Failure("no signal of 10 fell into an evaluation")
+    process = lab.train(workdir)
+    process.end()
+    bitwise = same(lab.reference, workdir)
+    yield {"lost": step - began(process), "bitwise": bitwise, "survived": bitwise}
+
+
 def sigterm_twice(lab, count):
   """The second signal ends the process at once, even while it compiles."""
   for _ in range(count):
@@ -104,5 +120,6 @@ DRILLS = {
   "kill -9 at any instant": (kill_any_time, 24, 2),
   "kill -9 inside a save": (kill_in_save, 12, 1),
   "SIGTERM": (sigterm, 4, 1),
+  "SIGTERM in an evaluation": (sigterm_in_evaluation, 2, 1),
   "SIGTERM twice": (sigterm_twice, 2, 0),
 }

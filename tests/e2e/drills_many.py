@@ -1,12 +1,15 @@
 """Drills: other meshes, several processes, and the loss of one of them."""
 
+import json
+import shutil
 import signal
 import time
 
 import numpy as np
 from PIL import Image
 
-from tests.e2e.lab import Failure, began, close, last_step, newest, rows
+from fluid.evals import EVALS
+from tests.e2e.lab import Failure, began, close, last_step, newest
 
 MESHES = (
   ("8 devices", 8, ["--config.mesh.data=8"]),
@@ -40,15 +43,18 @@ def _train(lab, workdir, count, devices):
   return lab.together("fluid.train", count, devices, *args)
 
 
-def several(count_processes, devices):
-  """Training and evaluation by several processes, which a single one goes on from."""
+def several(count_processes, devices, at=None):
+  """Training and evaluation by several processes, which a single one goes on from.
+
+  Args:
+    at: the step after which one of them gets a signal (None: drawn).
+  """
 
   def drill(lab, count):
     for _ in range(count):
       workdir = lab.new(f"processes{count_processes}")
       processes = _train(lab, workdir, count_processes, devices)
-      at = lab.random.randrange(10, 30)
-      processes[0].reaches(workdir, at)
+      processes[0].reaches(workdir, at or lab.random.randrange(10, 30))
       lab.random.choice(processes).signal(signal.SIGTERM)  # One hears it, all stop.
       for p in processes:
         p.end(75)
@@ -65,17 +71,19 @@ def several(count_processes, devices):
 
 
 def sample(lab, count):
-  """The same images and the same evaluation from two processes as from one."""
+  """The same images and values of every evaluator from two processes as from one."""
   for _ in range(count):
     found = []
-    for processes in (1, 2):
+    for processes in (2, 1):
       workdir = lab.new(f"sampled{processes}", lab.reference)
-      out = workdir / "samples"
-      prompts = ["--prompt=a red circle", "--n=3", f"--out={out}"]
-      evaluate = ["--workdir", str(workdir), "--evals=loss", "--weights=raw"]
+      shutil.rmtree(lab.folder / "cache" / "features", ignore_errors=True)
+      prompts = ["--prompt=a red circle", "--n=3", f"--out={workdir}/samples"]
+      few = ["geneval.n=1", "distribution.examples=8", "images.n=4"]
+      evaluate = ["--weights=raw", f"--evals={','.join(EVALS)}"]
+      evaluate += [f"--override=evals.{x}" for x in few]
       for module, args in (
         ("fluid.sample", ["--workdir", str(workdir), *prompts]),
-        ("fluid.evaluate", evaluate),
+        ("fluid.evaluate", ["--workdir", str(workdir), *evaluate]),
       ):
         started = (
           [lab.start(module, *args)]
@@ -84,12 +92,25 @@ def sample(lab, count):
         )
         for p in started:
           p.end()
-      images = [np.asarray(Image.open(f)) for f in sorted(out.glob("0*.png"))]
-      found.append((np.stack(images).astype(int), rows(workdir)[-1]["raw/val/loss"]))
+      drawn = sorted(workdir.glob("samples/*.png"))
+      images = {f.name: np.asarray(Image.open(f)).astype(int) for f in drawn}
+      [values] = [json.loads(f.read_text()) for f in workdir.glob("eval/*.json")]
+      found.append((images, values["values"]))
     (a, x), (b, y) = found
-    if np.abs(a - b).max() > 1 or abs(x - y) > 1e-5 * x:
-      raise Failure(f"images differ by {np.abs(a - b).max()}, losses by {abs(x - y)}")
-    yield {"note": "images and loss equal", "survived": True}
+    if a.keys() != b.keys() or x.keys() != y.keys():
+      raise Failure(f"two processes give {[*a, *x]}, one gives {[*b, *y]}")
+    for name in a:
+      if np.abs(a[name] - b[name]).max() > 1:
+        raise Failure(f"{name} differs by {np.abs(a[name] - b[name]).max()}")
+    for name in x:
+      if "sample/seconds" not in name and not _near(x[name], y[name]):
+        raise Failure(f"{name} is {x[name]} of two processes, {y[name]} of one")
+    note = f"{len(a)} images and {len(x)} values of {len(EVALS)} evaluators equal"
+    yield {"note": note, "survived": True}
+
+
+def _near(x, y):
+  return x == y or isinstance(x, float) and abs(x - y) <= 1e-5 * abs(y)
 
 
 def lose_one(lab, count):
@@ -117,6 +138,7 @@ def lose_one(lab, count):
 DRILLS = {
   "continued on other meshes": (elastic, 2, 0),
   "2 processes x 2 devices, SIGTERM to one": (several(2, 2), 1, 1),
+  "2 processes, SIGTERM in an evaluation": (several(2, 1, at=20), 1, 0),
   "4 processes x 1 device, SIGTERM to one": (several(4, 1), 1, 0),
   "sampling and evaluation by 2 processes": (sample, 1, 0),
   "kill -9 of one process of two": (lose_one, 2, 0),
