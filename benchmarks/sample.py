@@ -17,7 +17,7 @@ import jax
 from absl import flags
 
 from benchmarks import timing
-from fluid import api, cli, config, evals, sharding, train
+from fluid import api, cli, config, evals, sharding, train, validation
 from fluid.sampling import Sampler
 
 REFERENCE = {"steps": 64, "diffusion_steps": 100, "diffusion_steps_last": 0}
@@ -73,7 +73,7 @@ def measure(workdir: str, chosen: Sequence[dict], prompts: int, rounds: int) -> 
   rows, calls = [], {}
   for setting in chosen:
     cfg = dataclasses.replace(run.sample, **REFERENCE | setting)
-    config.validate_sample(cfg, run.model)
+    validation.validate_sample(cfg, run.model)
     sample = {k: getattr(cfg, k) for k in REFERENCE}
     judges = {
       "geneval": lines | {"sample": sample},

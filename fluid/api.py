@@ -9,7 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from fluid import checkpoint, config, models, sampling, sharding, text, tokenizers
+from fluid import (
+  checkpoint,
+  config,
+  models,
+  paths,
+  sampling,
+  sharding,
+  text,
+  tokenizers,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,4 +114,4 @@ def read_config(workdir) -> config.Run:
     old = json.loads(described.read_text()) if described.exists() else {}
   except json.JSONDecodeError as e:
     raise config.ConfigError(f"{path} is damaged ({e}); restore it") from e
-  return config.moved_paths(run, old.get("workdir", ""), str(path.parent))
+  return paths.moved(run, old.get("workdir", ""), str(path.parent))

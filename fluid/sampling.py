@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluid import config
+from fluid import config, validation
 from fluid.models import Net, transformer
 from fluid.sharding import batch_spec, to_host
 
@@ -131,7 +131,7 @@ class Sampler:
     if unknown := set(overrides) - {f.name for f in dataclasses.fields(self.cfg)}:
       raise config.ConfigError(f"unknown sampling option '{unknown.pop()}'")
     cfg = dataclasses.replace(self.cfg, **overrides)
-    config.validate_sample(cfg, self.net.model)
+    validation.validate_sample(cfg, self.net.model)
     ids, mask = self.vocabulary.encode(list(prompts), self.net.text.length)
     n, b = len(ids), cfg.batch
     fill = lambda a: np.concatenate([a, np.repeat(a[-1:], -n % b, 0)])

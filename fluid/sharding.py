@@ -127,7 +127,7 @@ def product(equation, x, w, b=None, *, x_axes, w_axes, dtype=None) -> jax.Array:
 def _product(equation, x_axes, w_axes, dtype, x, w, b):
   axes, y_axes = _letters(equation, x_axes, w_axes)
   run = lambda x, w: _multiply(equation, axes, x, _gather(w, w_axes), dtype)
-  y = _per_device(run, (x_axes, w_axes), y_axes)(x, w)
+  y = _shards(run, (x_axes, w_axes), y_axes)(x, w)
   return y if b is None else y + b.astype(dtype)
 
 
@@ -145,8 +145,8 @@ def _product_backward(equation, x_axes, w_axes, dtype, saved, dy):
   scatter = w_axes.index("embed") if "embed" in w_axes else None
   run_x = lambda dy, w: _multiply(to_x, axes, dy, _gather(w, w_axes), x.dtype)
   run_w = lambda x, dy: _multiply(to_w, axes, x, dy, w.dtype, scatter)
-  dx = _per_device(run_x, (y_axes, w_axes), x_axes)(dy, w)
-  dw = _per_device(run_w, (x_axes, y_axes), w_axes)(x, dy)
+  dx = _shards(run_x, (y_axes, w_axes), x_axes)(dy, w)
+  dw = _shards(run_w, (x_axes, y_axes), w_axes)(x, dy)
   if b is None:
     return dx, dw, None
   lead, new = (  # Letters of y: rows, and what the weights bring.
@@ -157,7 +157,7 @@ def _product_backward(equation, x_axes, w_axes, dtype, saved, dy):
     ones = jnp.ones(dy.shape[: len(lead)], dy.dtype)
     return _multiply(f"{lead},{lead}{new}->{new}", axes, ones, dy, b.dtype)
 
-  db = _per_device(run_b, (y_axes,), [axes[k] for k in new])(dy)
+  db = _shards(run_b, (y_axes,), [axes[k] for k in new])(dy)
   return dx, dw, db
 
 
@@ -172,15 +172,18 @@ def _letters(equation, x_axes, w_axes):
   return axes, tuple(axes[k] for k in out)
 
 
-def _per_device(run, in_axes, out_axes):
-  if not explicit():
-    return run
+def per_device(run, in_axes, out_axes):
+  """`run` on the part of each device; logical axes of the arguments and the result."""
   return jax.shard_map(
     run,
     in_specs=tuple(names(*a) for a in in_axes),
     out_specs=names(*out_axes),
     check_vma=False,
   )
+
+
+def _shards(run, in_axes, out_axes):
+  return per_device(run, in_axes, out_axes) if explicit() else run
 
 
 def _gather(w, w_axes):

@@ -17,7 +17,17 @@ import time
 import jax
 import jax.numpy as jnp
 
-from fluid import checkpoint, cli, config, distributed, flops, metrics, models, sharding
+from fluid import (
+  checkpoint,
+  cli,
+  config,
+  distributed,
+  flops,
+  metrics,
+  models,
+  paths,
+  sharding,
+)
 from fluid.data import pipeline, records
 from fluid.data.feed import Feed
 from fluid.evaluations import Evaluations, due
@@ -66,7 +76,7 @@ def run(cfg: config.Run, workdir) -> dict:
     Preempted: it was told to stop, and has saved.
   """
   began, startup = time.time(), metrics.Startup()
-  path, cfg = pathlib.Path(workdir), config.absolute_paths(cfg)
+  path, cfg = pathlib.Path(workdir), paths.made_absolute(cfg)
   profile = Profile(cfg.profile_steps, path)
   with contextlib.ExitStack() as stack:
     preemption = stack.enter_context(Preemption())
@@ -237,7 +247,7 @@ def _start(cfg, net, mesh, saved, data) -> tuple[TrainState, dict]:
 
 def _model_json(cfg: config.Run, net: models.Net, described: dict, workdir) -> dict:
   return {
-    "workdir": config.absolute(str(workdir)),
+    "workdir": paths.absolute(str(workdir)),
     "cell": f"{net.tokens.kind}-{cfg.model.order}",
     "tokens": net.tokens.kind,
     "order": cfg.model.order,

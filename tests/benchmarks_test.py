@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import sample, sample_speed, timing, train_step
+from benchmarks import safety, sample, sample_speed, timing, train_step
 from fluid import cli, config, flops
 from fluid.models import orders
 from tests import tiny
@@ -59,6 +59,18 @@ def test_sample_speed_counts_the_work_of_any_cell(head, order, monkeypatch):
   assert 0.3 * passes * trunk < report["flops"]
   assert report["ours"]["seconds_per_image"] == report["ours"]["median_s"] / 3
   assert ("positions" in report) == raster
+
+
+def test_safety_splits_a_save_from_the_steps_around_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(safety, "make_net", tiny.net)
+  monkeypatch.setattr(
+    safety, "random_batch", lambda net, rows: tiny.batch(tiny.run(), rows)
+  )
+  report = safety.saving(tiny.run(), tmp_path, every=200, rounds=1)
+  assert len(report["ratios"]) == report["cost"]["rounds"] == 1
+  # Parameters, two moments and the average, in float32, and the counts.
+  assert report["state_bytes"] > 16 * flops.parameters(tiny.net(tiny.run()))["total"]
+  assert 0 < report["pause"]["median_s"] < report["first_pause_s"]
 
 
 def test_positions_are_for_raster_order():

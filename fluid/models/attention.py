@@ -68,15 +68,10 @@ def _per_device(kernel, q, k, v, mask, causal):
   if mask is not None:
     args += (jnp.broadcast_to(mask, k.shape[:2]),)
   run = lambda q, k, v, mask=None: kernel(q, k, v, mask, causal)
-  mesh = jax.sharding.get_abstract_mesh()
-  if not mesh.empty:
-    heads = sharding.names("batch", None, "heads", None)
-    run = jax.shard_map(
-      run,
-      in_specs=(heads, heads, heads, sharding.names("batch", None))[: len(args)],
-      out_specs=heads,
-      check_vma=False,
-    )
+  if not jax.sharding.get_abstract_mesh().empty:
+    heads = ("batch", None, "heads", None)
+    axes = (heads, heads, heads, ("batch", None))
+    run = sharding.per_device(run, axes[: len(args)], heads)
   return run(*args)
 
 

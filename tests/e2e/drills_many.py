@@ -139,7 +139,7 @@ DRILLS = {
   "continued on other meshes": (elastic, 2, 0),
   "2 processes x 2 devices, SIGTERM to one": (several(2, 2), 1, 1),
   "2 processes, SIGTERM in an evaluation": (several(2, 1, at=20), 1, 0),
-  "4 processes x 1 device, SIGTERM to one": (several(4, 1), 1, 0),
+  "4 processes x 2 devices, SIGTERM to one": (several(4, 2), 1, 0),
   "sampling and evaluation by 2 processes": (sample, 1, 0),
   "kill -9 of one process of two": (lose_one, 2, 0),
 }
