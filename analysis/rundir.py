@@ -148,6 +148,7 @@ def _metrics(folder: Path | None) -> list[dict]:
     except json.JSONDecodeError:  # cut off when the run was killed
       continue
     if isinstance(record, dict) and "step" in record:
+      record.pop("evals", None)  # Which evaluator wrote the line: no metric.
       steps.setdefault(record["step"], {}).update(record)
   return [steps[s] for s in sorted(steps)]
 

@@ -59,7 +59,7 @@ def test_one_row_per_evaluated_step(study):
   assert list(one["val/loss"].round(6)) == [
     round(synthetic.loss("discrete", 1e5) * f, 6) for f in (1.1, 1.0)
   ]
-  assert one["time"].iloc[0] == 0
+  assert one["time"].iloc[0] == 0 and "evals" not in one
   assert len(evals[evals.run == "continuous-raster-xs"]) == 1
 
 

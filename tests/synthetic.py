@@ -85,7 +85,10 @@ def write_run(folder, tokens, order, size, *, geneval=True, done=True, steps=100
       values["geneval/overall"] = float(np.mean(list(tags.values()))) / late
       values["geneval/overall_lo"] = values["geneval/overall"] - 0.02
       values |= {"geneval/chance": 0.04, "geneval/tokenizer": 0.9}
-    lines.append({"step": step, "time": 11.0 + step} | values)
+    loss_values = {k: values.pop(k) for k in list(values) if k.startswith("val/")}
+    named = {"loss": loss_values, "distribution": values}  # A line an evaluator.
+    for name, found in named.items():
+      lines.append({"step": step, "time": 11.0 + step, "evals": name} | found)
   if done:
     lines.append({"step": steps, "time": 99.0, "sample/seconds_per_image": 0.25})
     done_record = {"step": steps, "wall_seconds": 60.0, "images_per_s": 123.0}
