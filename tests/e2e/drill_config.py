@@ -24,7 +24,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         text=replace(run.text, width=8),
         data=replace(run.data, image_size=16, num_train=200, num_val=32),
         tokenizer=replace(run.tokenizer, **tokenizer),
-        optim=replace(run.optim, lr=1e-2, warmup=5, ema=0.9),
+        optim=replace(run.optim, warmup=5, ema=0.9),
         sample=replace(run.sample, steps=2, diffusion_steps=2, batch=8),
         evals={"loss": {"every": 20}},
         steps=60,
