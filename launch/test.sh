@@ -4,4 +4,5 @@
 set -eu
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ROOT"
-exec "$PY" -m pytest -n auto --maxprocesses=4 --dist loadfile "$@"
+exec "$PY" -m pytest -n auto --maxprocesses=4 --dist loadfile \
+  --no-loadscope-reorder "$@"

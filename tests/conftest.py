@@ -18,6 +18,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items):
+  """The longest files first, so that no process is left alone with them at the end."""
+  items.sort(key=lambda item: "e2e" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def fixtures():
   """Folder of reference numbers; a clone without it skips, saying so."""
