@@ -27,8 +27,14 @@ _GONE = (
 )
 # What jax's coordination service and Gloo say where the other end does not answer.
 _NO_ANSWER = re.compile(
-  r"CoordinationService|heartbeat|Barrier failed|Gloo|Connection (closed|reset)", re.I
+  r"coordination ?service|heartbeat|barrier failed|gloo|connection (closed|reset)"
+  r"|nccl.*remote",
+  re.I | re.S,
 )
+
+
+class _JoinError(config.ConfigError):
+  """The processes did not find each other."""
 
 
 class LostError(config.ConfigError):
@@ -75,7 +81,7 @@ def join(
       shutdown_timeout_seconds=HEARTBEAT,
     )
   except (RuntimeError, ValueError) as e:
-    raise config.ConfigError(
+    raise _JoinError(
       f"--coordinator={coordinator}: the processes did not find each other: "
       f"{str(e).splitlines()[0]}"
     ) from e
@@ -95,8 +101,10 @@ def _on_abort() -> None:
 
 
 def lost(error: BaseException | None) -> LostError | None:
-  """What an error means if its cause is that another process is gone."""
+  """What an error means if its cause is that a process that had joined is gone."""
   while error is not None:
+    if isinstance(error, _JoinError):
+      return None
     if isinstance(error, jax.errors.JaxRuntimeError) and _NO_ANSWER.search(str(error)):
       return LostError()
     error = error.__cause__ or error.__context__

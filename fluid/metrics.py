@@ -51,7 +51,7 @@ class Writer:
   kill cut short, so that no step is there twice. Only process 0 writes.
 
   Attributes:
-    kept: the lines that are there already (on process 0).
+    kept: the lines of `step` that are there already (on process 0).
   """
 
   def __init__(self, workdir, *, step: int = 0, tensorboard=False, clock=time.time):
@@ -64,7 +64,7 @@ class Writer:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
       lines = [line for line in path.read_text().splitlines() if _step(line) <= step]
-      self.kept = [json.loads(line) for line in lines]
+      self.kept = [json.loads(line) for line in lines if _step(line) == step]
       scratch = path.with_suffix(".tmp")
       scratch.write_text("".join(line + "\n" for line in lines))
       os.replace(scratch, path)
@@ -220,11 +220,13 @@ class Log:
   def images_per_s(self) -> float | None:
     return round(self._images / self._seconds, 3) if self._images else None
 
-  def evaluated(self, step: int) -> set[tuple[int, str]]:
-    """(step, name) of evaluators whose results are there; all processes call it."""
-    rows = (r for r in self._writer.kept if r["step"] == step and "evals" in r)
-    names = distributed.of_first(" ".join(r["evals"] for r in rows)).split()
-    return {(step, name) for name in names}
+  def evaluated(self) -> set[str]:
+    """Evaluators whose results are there for the step that the run goes on from.
+
+    All processes call it.
+    """
+    names = (row["evals"] for row in self._writer.kept if "evals" in row)
+    return set(distributed.of_first(" ".join(names)).split())
 
   def step(self, step: int, values: dict[str, jax.Array]) -> None:
     """Takes the metrics of a step just dispatched, reports those of the one before."""

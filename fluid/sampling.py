@@ -163,7 +163,8 @@ class Sampler:
     tokens = self.tokens(params, prompts, key=key, **overrides)
     b = overrides.get("batch", self.cfg.batch)
     images = []
-    for i in range(0, len(tokens), b):
+    starts = range(0, len(tokens), b)
+    for i in self.track(starts, "decoding", len(starts)):
       chunk = tokens[i : i + b]
       padded = np.concatenate([chunk, np.repeat(chunk[-1:], b - len(chunk), 0)])
       images.append(np.asarray(self.tokenizer.decode(padded))[: len(chunk)])

@@ -130,7 +130,7 @@ def run(cfg: config.Run, workdir) -> dict:
       mesh,
       path,
       loader,
-      done=log.evaluated(start),
+      done={(start, name) for name in log.evaluated()},
       stop=preemption.reached,
     )
     train_step = jax.jit(make_step(net, cfg), donate_argnums=0)
@@ -139,6 +139,9 @@ def run(cfg: config.Run, workdir) -> dict:
       f"step {step} of {cfg.steps}, mesh {dict(mesh.shape)} of "
       f"{mesh.devices.flat[0].device_kind}, workdir {path}"
     )
+
+    def at_first(part):
+      return startup.part(part) if step == start else contextlib.nullcontext()
 
     def save():
       folder.check()
@@ -156,7 +159,7 @@ def run(cfg: config.Run, workdir) -> dict:
       keep = step > start and (stop or due(step, cfg.checkpoint_every, cfg.steps))
       if keep or evaluations.due(step):
         log.flush()  # A state that is not finite is neither saved nor judged.
-        with log.timer.exclude():
+        with log.timer.exclude(), at_first("evaluations"):
           if keep:
             save()
           for found in evaluations.run(state, step):
@@ -174,7 +177,7 @@ def run(cfg: config.Run, workdir) -> dict:
       profile.before(step + 1, log.timer)
       with log.timer.wait() if step > start else startup.part("data"):
         batch = feed.next()
-      with startup.part("compile") if step == start else contextlib.nullcontext():
+      with at_first("compile"):
         state, values = train_step(state, batch)
         if step == start:
           jax.block_until_ready(values)
@@ -194,7 +197,7 @@ def run(cfg: config.Run, workdir) -> dict:
     "step": step,
     "wall_seconds": round(time.time() - began, 3),
     "images_per_s": log.images_per_s or extra["images_per_s"],
-    "startup_seconds": startup.seconds,
+    "startup_seconds": {k: round(v, 2) for k, v in startup.seconds.items()},
   }
   write_json(path / "done.json", result)
   distributed.say(f"finished: {step} steps in {result['wall_seconds']:.0f} s")

@@ -108,6 +108,27 @@ def test_wrong_ways_to_join_are_one_line():
       distributed.join(*args)
 
 
+@pytest.mark.parametrize(
+  "said, gone",
+  [
+    ("INTERNAL: Barrier failed because: task is set to ERROR", True),
+    ("UNAVAILABLE: Task 1 heartbeat timeout.", True),
+    ("Gloo all-reduce failed: Connection closed by peer [::1]:1", True),
+    ("NCCL operation failed: remote process exited or there was a network error", True),
+    ("RESOURCE_EXHAUSTED: out of memory", False),
+  ],
+)
+def test_an_error_of_a_lost_process_is_known(said, gone):
+  error = config.ConfigError("checkpoint cannot be written")
+  error.__cause__ = jax.errors.JaxRuntimeError(said)
+  found = distributed.lost(error)
+  assert (found is not None) == gone
+  assert not gone or found.exit_code == distributed.REQUEUE
+  wrong = distributed._JoinError("--coordinator=x: not found")
+  wrong.__cause__ = jax.errors.JaxRuntimeError("CoordinationService/RegisterTask")
+  assert distributed.lost(wrong) is None
+
+
 def test_what_process_0_cannot_do_is_raised():
   def refuse():
     raise config.ConfigError("no")

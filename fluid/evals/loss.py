@@ -57,7 +57,7 @@ class Loss:
     rows, seen = [], 0
     with jax.set_mesh(self.context.mesh):
       loader = self.context.loader(self.split, self.batch)
-      total = -(-self.examples // self.batch) or len(loader)
+      total = min(-(-self.examples // self.batch) or len(loader), len(loader))
       for batch in self.context.track(loader, f"{self.split} loss", total):
         batch = dict(batch)
         if self.examples:
@@ -65,10 +65,11 @@ class Loss:
           index = seen + sharding.local_rows(self.batch, self.context.mesh)
           batch["mask"] = batch["mask"] & (index < self.examples)
         batch = sharding.shard_batch(batch, self.context.mesh, self.batch)
-        # Arrays stay on the device until all batches are dispatched.
+        # Arrays stay on the device; two batches are dispatched ahead.
         rows.append(
           example_sums(params, batch, self.key, net=self.net, draws=self.draws)
         )
+        jax.block_until_ready(rows[-3:-2])
         seen += self.batch
         if self.examples and seen >= self.examples:
           break

@@ -3,7 +3,7 @@
 import signal
 import time
 
-from tests.e2e.lab import Failure, began, last_step, newest, rows, same, saving, steps
+from tests.e2e.lab import Failure, began, judged, last_step, newest, same, saving, steps
 
 PER_RUN = 6  # Kills that one run has to bear before it may finish.
 
@@ -85,9 +85,8 @@ def sigterm_in_evaluation(lab, count):
   """Does not wait for the evaluation, which is done again at the restart."""
   for _ in range(count):
     for _ in range(10):  # Until a signal falls into one.
-      workdir, step = lab.interrupted("evaluating", 20)
-      judged = [r["step"] for r in rows(workdir) if "evals" in r]
-      if step == 20 and not judged:
+      workdir, step = lab.interrupted("evaluating", 18)
+      if step == 18 and not judged(workdir):
         break
     else:
       raise Failure("no signal of 10 fell into an evaluation")

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from fluid.evals import EVALS
-from tests.e2e.lab import Failure, began, close, last_step, newest
+from tests.e2e.lab import Failure, began, close, judged, last_step, newest
 
 MESHES = (
   ("8 devices", 8, ["--config.mesh.data=8"]),
@@ -47,18 +47,23 @@ def several(count_processes, devices, at=None):
   """Training and evaluation by several processes, which a single one goes on from.
 
   Args:
-    at: the step after which one of them gets a signal (None: drawn).
+    at: the step whose evaluation one of them gets a signal in (None: any step).
   """
 
   def drill(lab, count):
     for _ in range(count):
-      workdir = lab.new(f"processes{count_processes}")
-      processes = _train(lab, workdir, count_processes, devices)
-      processes[0].reaches(workdir, at or lab.random.randrange(10, 30))
-      lab.random.choice(processes).signal(signal.SIGTERM)  # One hears it, all stop.
-      for p in processes:
-        p.end(75)
-      saved = newest(workdir)
+      for _ in range(5):  # Until a signal falls into the evaluation.
+        workdir = lab.new(f"processes{count_processes}")
+        processes = _train(lab, workdir, count_processes, devices)
+        processes[0].reaches(workdir, at or lab.random.randrange(10, 30))
+        lab.random.choice(processes).signal(signal.SIGTERM)  # One hears it, all stop.
+        for p in processes:
+          p.end(75)
+        saved = newest(workdir)
+        if at is None or saved == at and not judged(workdir):
+          break
+      else:
+        raise Failure("no signal of 5 fell into an evaluation")
       if saved != last_step(workdir):
         raise Failure(f"step {last_step(workdir)} was done, step {saved} was saved")
       after = lab.train(workdir)
@@ -103,14 +108,16 @@ def sample(lab, count):
       if np.abs(a[name] - b[name]).max() > 1:
         raise Failure(f"{name} differs by {np.abs(a[name] - b[name]).max()}")
     for name in x:
-      if "sample/seconds" not in name and not _near(x[name], y[name]):
+      if "sample/seconds" not in name and not _near(name, x[name], y[name]):
         raise Failure(f"{name} is {x[name]} of two processes, {y[name]} of one")
     note = f"{len(a)} images and {len(x)} values of {len(EVALS)} evaluators equal"
     yield {"note": note, "survived": True}
 
 
-def _near(x, y):
-  return x == y or isinstance(x, float) and abs(x - y) <= 1e-5 * abs(y)
+def _near(name, x, y):
+  # KID subtracts large sums of features, which are batched differently.
+  tolerance = 3e-4 if "kid" in name else 1e-5
+  return x == y or isinstance(x, float) and abs(x - y) <= tolerance * abs(y)
 
 
 def lose_one(lab, count):
@@ -138,7 +145,7 @@ def lose_one(lab, count):
 DRILLS = {
   "continued on other meshes": (elastic, 2, 0),
   "2 processes x 2 devices, SIGTERM to one": (several(2, 2), 1, 1),
-  "2 processes, SIGTERM in an evaluation": (several(2, 1, at=20), 1, 0),
+  "2 processes, SIGTERM in an evaluation": (several(2, 1, at=18), 1, 0),
   "4 processes x 2 devices, SIGTERM to one": (several(4, 2), 1, 0),
   "sampling and evaluation by 2 processes": (sample, 1, 0),
   "kill -9 of one process of two": (lose_one, 2, 0),

@@ -189,6 +189,11 @@ def last_step(workdir: pathlib.Path) -> int:
   return max((r["step"] for r in rows(workdir)), default=0)
 
 
+def judged(workdir: pathlib.Path) -> list[int]:
+  """Steps whose evaluation is in metrics.jsonl."""
+  return [r["step"] for r in rows(workdir) if "evals" in r]
+
+
 def steps(workdir: pathlib.Path) -> list[int]:
   """Complete checkpoints."""
   found = glob.glob(str(workdir / "checkpoints" / "*"))
