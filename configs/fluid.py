@@ -7,7 +7,7 @@ import dataclasses
 
 import ml_collections
 
-from configs import sizes
+from configs import arguments, sizes
 from fluid import config
 
 # Best guidance and temperature of each cell (paper's appendix).
@@ -38,7 +38,7 @@ TOKENIZERS = {
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Arguments: tokens, order, size, source (see the module docstring)."""
-  a = config.parse_arg(
+  a = arguments.parse(
     arg,
     tokens=tuple(HEADS),
     order=("random", "raster"),

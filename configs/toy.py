@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 
 import ml_collections
 
+from configs import arguments, sizes
 from configs import fluid as paper
-from configs import sizes
 from fluid import config
 
 TOKENIZERS = {
@@ -53,7 +53,7 @@ SOLVERS = {"random": ("ancestral", 25), "raster": ("dpmpp", 12)}
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Arguments: tokens, order, size (a toy size), data (shapes or emoji)."""
-  a = config.parse_arg(
+  a = arguments.parse(
     arg,
     tokens=tuple(paper.HEADS),
     order=("random", "raster"),

@@ -14,6 +14,7 @@ from fluid import (
   config,
   models,
   paths,
+  progress,
   sampling,
   sharding,
   text,
@@ -44,7 +45,7 @@ class Loaded:
   mesh: jax.sharding.Mesh | None = None
 
   def sample(
-    self, prompts: str | Sequence[str], *, key=None, track=None, **options
+    self, prompts: str | Sequence[str], *, key=None, track=progress.silent, **options
   ) -> np.ndarray:
     """Draws one image a prompt.
 

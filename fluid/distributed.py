@@ -7,6 +7,7 @@ Each process runs the same command. On Cloud TPU, Slurm and Open MPI
 """
 
 import ctypes
+import functools
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fluid import config
+from fluid import config, progress
 
 REQUEUE = 75  # EX_TEMPFAIL: nothing is wrong, the same command goes on.
 HEARTBEAT = 20  # Seconds of silence after which a process counts as lost.
@@ -140,6 +141,10 @@ def say(line: str) -> None:
   """Prints a line, on process 0."""
   if jax.process_index() == 0:
     print(line, flush=True)
+
+
+# Work that all processes do, of which one speaks.
+track = functools.partial(progress.track, say=say)
 
 
 def everyone(good: bool) -> bool:

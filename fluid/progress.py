@@ -13,10 +13,6 @@ def clock(seconds: float) -> str:
   return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"
 
 
-def say(line: str) -> None:
-  print(line, flush=True)
-
-
 class Progress:
   """Counts what is done of a total.
 
@@ -27,9 +23,7 @@ class Progress:
     say: takes the lines.
   """
 
-  def __init__(
-    self, name: str, total: int, unit: str, say: Callable[[str], None] = say
-  ):
+  def __init__(self, name: str, total: int, unit: str, say: Callable[[str], None]):
     self._name, self._total, self._unit, self._say = name, total, unit, say
     self._done = self._skipped = 0
     self._start = self._last = time.monotonic()
@@ -53,13 +47,19 @@ class Progress:
     )
 
 
+def silent(items: Iterable, name: str, total: int) -> Iterable:
+  """Stands in for `track` where nothing is to be said."""
+  del name, total
+  return items
+
+
 def track(
   items: Iterable,
   name: str,
   total: int,
   *,
+  say: Callable[[str], None],
   before: Callable[[], None] = lambda: None,
-  say: Callable[[str], None] = say,
 ) -> Iterator:
   """Yields the items, batches of some work, and says how far it is.
 
@@ -67,8 +67,8 @@ def track(
     items: what to go through.
     name: of the work.
     total: how many items there will be.
-    before: called before each item; what it raises ends the work.
     say: takes the lines.
+    before: called before each item; what it raises ends the work.
   """
   progress = Progress(name, total, "batches", say)
   for item in items:

@@ -16,7 +16,7 @@ import jax
 from absl import flags
 from PIL import Image
 
-from fluid import api, cli, config, distributed, progress, sharding
+from fluid import api, cli, config, distributed, sharding
 from fluid.evals.images import grid
 
 OPTIONS = dataclasses.fields(config.Sample)  # Each has its flag.
@@ -40,8 +40,7 @@ def sample(
   """
   out = pathlib.Path(out)
   repeated = [p for p in prompts for _ in range(n)]
-  track = functools.partial(progress.track, say=distributed.say)
-  images = loaded.sample(repeated, key=seed, track=track, **options)
+  images = loaded.sample(repeated, key=seed, track=distributed.track, **options)
   if jax.process_index():
     return out / "grid.png"
   out.mkdir(parents=True, exist_ok=True)

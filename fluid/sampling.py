@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluid import config, validation
+from fluid import config, progress, validation
 from fluid.models import Net, transformer
 from fluid.sharding import batch_spec, to_host
 
@@ -120,11 +120,17 @@ class Sampler:
   """
 
   def __init__(
-    self, net, tokenizer, vocabulary, cfg: config.Sample | None = None, *, track=None
+    self,
+    net,
+    tokenizer,
+    vocabulary,
+    cfg: config.Sample | None = None,
+    *,
+    track=progress.silent,
   ):
     self.net, self.tokenizer, self.vocabulary = net, tokenizer, vocabulary
     self.cfg = cfg or config.Sample()
-    self.track = track or (lambda batches, name, total: batches)
+    self.track = track
 
   def tokens(self, params, prompts: list[str], *, key, **overrides) -> np.ndarray:
     """Prompts (N) -> tokens [N, L(, C)]; arguments as for `__call__`."""

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import arguments, sizes, toy
 from configs import fluid as paper
-from configs import sizes, toy
 from fluid import config, sampling
 from fluid.models import build
 from fluid.tokenizers.base import TokenSpec
@@ -75,7 +75,7 @@ def test_wrong_arguments_are_named(arg, message):
 @given(st.text(max_size=40))
 def test_any_argument_is_parsed_or_refused_in_one_line(arg):
   try:
-    config.parse_arg(arg, size=("s", "m"), steps=3)
+    arguments.parse(arg, size=("s", "m"), steps=3)
   except config.ConfigError as e:
     assert str(e).count("\n") <= arg.count("\n")
 

@@ -225,11 +225,11 @@ def test_unknown_evaluator_and_bad_profile_are_refused(base, tmp_path, monkeypat
 CONFIG = """
 import dataclasses
 import ml_collections
-from fluid import config
+from configs import arguments
 from tests import tiny
 
 def get_config(arg=None):
-  a = config.parse_arg(arg, size=('s', 'm'))
+  a = arguments.parse(arg, size=('s', 'm'))
   run = tiny.with_cache(tiny.run(), {cache!r})
   return ml_collections.ConfigDict(dataclasses.asdict(run))
 """

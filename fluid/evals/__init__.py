@@ -9,7 +9,6 @@ matters to what is written to files. A new evaluator is one file and one entry o
 """
 
 import dataclasses
-import functools
 import inspect
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 
 import jax
 
-from fluid import config, distributed, progress
+from fluid import config, distributed
 from fluid.evals.images import Images
 from fluid.evals.loss import Loss
 from fluid.evals.samples import Distribution, GenEval
@@ -62,9 +61,7 @@ class EvalContext:
   mesh: jax.sharding.Mesh
   workdir: pathlib.Path
   loader: Callable[[str, int], Iterable[dict]]
-  track: Callable[[Iterable, str, int], Iterator] = dataclasses.field(
-    default=functools.partial(progress.track, say=distributed.say)
-  )
+  track: Callable[[Iterable, str, int], Iterator] = distributed.track
   drawn: dict = dataclasses.field(default_factory=dict, repr=False)
   compiled: set = dataclasses.field(default_factory=set, repr=False)
 

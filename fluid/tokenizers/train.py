@@ -25,6 +25,7 @@ from PIL import Image
 
 from fluid import cli, data, rng, tokenizers
 from fluid import config as config_lib
+from fluid.progress import clock
 from fluid.tokenizers import store, vq
 
 CACHE_BYTES = 512 * 2**20
@@ -153,7 +154,7 @@ class Progress:
     extra = f"perplexity {values['perplexity']:.0f} " if "perplexity" in values else ""
     print(
       f"tokenizer {step}/{self.steps} loss {values['loss']:.4f} psnr {noise:.2f} "
-      f"{extra}{rate:.1f} steps/s ETA {(self.steps - step) / rate:.0f} s",
+      f"{extra}{rate:.1f} steps/s ETA {clock((self.steps - step) / rate)}",
       flush=True,
     )
 

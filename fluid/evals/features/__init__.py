@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from fluid import config, distributed, sharding
+from fluid import config, distributed, progress, sharding
 from fluid.evals.features.efficientnet import EfficientNetLite0
 
 
@@ -63,7 +63,7 @@ def _apply(params, x, *, net):
 
 
 def extract(
-  net: FeatureNet, images: np.ndarray, *, batch: int = 0, track=None
+  net: FeatureNet, images: np.ndarray, *, batch: int = 0, track=progress.silent
 ) -> np.ndarray:
   """Features of images.
 
@@ -81,7 +81,7 @@ def extract(
   batch = batch or each * max(1, jax.sharding.get_abstract_mesh().size)
   out = []
   starts = range(0, len(images), batch)
-  for i in track(starts, f"{net.name} features", len(starts)) if track else starts:
+  for i in track(starts, f"{net.name} features", len(starts)):
     chunk = images[i : i + batch]
     padded = np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), 0)])
     y = _apply(net.params, net.preprocess(padded), net=net)
