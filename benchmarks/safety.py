@@ -24,8 +24,11 @@ from absl import flags
 
 from benchmarks import timing
 from benchmarks.train_step import make_net, random_batch
-from fluid import checkpoint, cli, config, flops, sharding, train
-from fluid.state import init_state
+from fluid import config, flops, train
+from fluid.console import cli
+from fluid.durable import checkpoint
+from fluid.parallel import sharding
+from fluid.training.state import init_state
 
 
 def saving(run: config.Run, workdir: pathlib.Path, every: int, rounds: int) -> dict:

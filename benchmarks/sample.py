@@ -17,7 +17,10 @@ import jax
 from absl import flags
 
 from benchmarks import timing
-from fluid import api, cli, config, evals, sharding, train, validation
+from fluid import api, config, evals, train
+from fluid.config import rules as validation
+from fluid.console import cli
+from fluid.parallel import sharding
 from fluid.sampling import Sampler
 
 REFERENCE = {"steps": 64, "diffusion_steps": 100, "diffusion_steps_last": 0}

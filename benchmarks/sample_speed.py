@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from absl import flags
 
 from benchmarks import timing, train_step
-from fluid import cli, config, flops, sampling
+from fluid import config, flops, sampling
+from fluid.console import cli
 from fluid.models import orders
 
 

@@ -23,8 +23,10 @@ import numpy as np
 from absl import flags
 
 from benchmarks import timing
-from fluid import cli, config, flops, models, sharding, tokenizers, train
-from fluid.state import init_state
+from fluid import config, flops, models, tokenizers, train
+from fluid.console import cli
+from fluid.parallel import sharding
+from fluid.training.state import init_state
 
 
 def make_net(run: config.Run) -> models.Net:

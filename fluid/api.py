@@ -9,17 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from fluid import (
-  checkpoint,
-  config,
-  models,
-  paths,
-  progress,
-  sampling,
-  sharding,
-  text,
-  tokenizers,
-)
+from fluid import config, models, sampling, text, tokenizers
+from fluid.console import progress
+from fluid.durable import checkpoint, paths
+from fluid.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +46,7 @@ class Loaded:
       prompts: texts (or one); repeat a text to draw it again.
       key: typed PRNG key or seed (None: seed 0); the i-th image depends on it, i and
         the i-th prompt alone.
-      track: (batches, name, how many) -> the same batches, see fluid.progress.track.
+      track: (batches, name, how many) -> the same batches, see progress.track.
       **options: fields of fluid.config.Sample, e.g. guidance=2.0, temperature=0.9.
 
     Returns:

@@ -1,5 +1,7 @@
 """What a user can put right: errors that end as one line."""
 
+REQUEUE = 75  # EX_TEMPFAIL, an exit status: nothing is wrong, the same command goes on.
+
 
 class ConfigError(ValueError):
   """A configuration that cannot be used; the message names the key and the remedy."""

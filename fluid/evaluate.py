@@ -16,8 +16,10 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from fluid import api, cli, config, evals, sharding, train
-from fluid.workdir import write_json
+from fluid import api, config, evals, train
+from fluid.console import cli
+from fluid.durable.workdir import write_json
+from fluid.parallel import distributed, sharding
 
 
 def evaluate(
@@ -130,7 +132,7 @@ def main(argv) -> None:
   """Entry point."""
   del argv
   args = flags.FLAGS
-  cli.join()
+  distributed.join_by_flags()
   workdir = cli.require(WORKDIR)
   values = evaluate(
     workdir,
@@ -149,5 +151,5 @@ if __name__ == "__main__":
   flags.DEFINE_integer("step", None, "Checkpoint (default: the newest).")
   flags.DEFINE_list("evals", None, "Evaluators (default: those of the run).")
   flags.DEFINE_multi_string("override", None, "E.g. evals.geneval.n=4; repeatable.")
-  cli.distributed_flags()
+  distributed.define_flags()
   cli.run(main)

@@ -20,7 +20,8 @@ import jax.extend as jex
 import jax.numpy as jnp
 from absl import flags
 
-from fluid import cli, config, models, tokenizers
+from fluid import config, models, tokenizers
+from fluid.console import cli
 
 TRAINED = ("core", "aligner", "head", "embeddings")
 

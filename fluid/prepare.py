@@ -24,8 +24,10 @@ from typing import Any
 import grain
 import numpy as np
 
-from fluid import cli, text, tokenizers
 from fluid import config as config_lib
+from fluid import text, tokenizers
+from fluid.console import cli
+from fluid.console.progress import Progress
 from fluid.data import (
   BadExample,
   Source,
@@ -35,7 +37,6 @@ from fluid.data import (
   pipeline,
   records,
 )
-from fluid.progress import Progress
 from fluid.text import tokenization
 
 SPLITS = ("train", "val")

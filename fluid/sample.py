@@ -16,8 +16,10 @@ import jax
 from absl import flags
 from PIL import Image
 
-from fluid import api, cli, config, distributed, sharding
+from fluid import api, config
+from fluid.console import cli
 from fluid.evals.images import grid
+from fluid.parallel import distributed, sharding
 
 OPTIONS = dataclasses.fields(config.Sample)  # Each has its flag.
 
@@ -70,7 +72,7 @@ def main(argv) -> None:
   """Entry point."""
   del argv
   args = flags.FLAGS
-  cli.join()
+  distributed.join_by_flags()
   prompts = list(args.prompt or ()) + (
     read_prompts(args.prompts) if args.prompts else []
   )
@@ -106,5 +108,5 @@ if __name__ == "__main__":
   }
   for field in OPTIONS:
     define[field.type](field.name, None, "Overrides the run's config.sample.")
-  cli.distributed_flags()
+  distributed.define_flags()
   cli.run(main)

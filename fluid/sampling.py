@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluid import config, progress, validation
-from fluid.models import Net, transformer
-from fluid.sharding import batch_spec, to_host
+from fluid import config
+from fluid.config import rules as validation
+from fluid.console import progress
+from fluid.models import Net
+from fluid.models import stack as transformer
+from fluid.parallel.sharding import batch_spec, to_host
 
 
 @dataclasses.dataclass
@@ -116,7 +119,7 @@ class Sampler:
     tokenizer: decodes tokens to images.
     vocabulary: encodes prompts; refuses unknown words and prompts too long.
     cfg: defaults of what `__call__` can override.
-    track: (batches, name, how many) -> the same batches, see fluid.progress.track.
+    track: (batches, name, how many) -> the same batches, see progress.track.
   """
 
   def __init__(

@@ -17,27 +17,22 @@ import time
 import jax
 import jax.numpy as jnp
 
-from fluid import (
-  checkpoint,
-  cli,
-  config,
-  distributed,
-  flops,
-  metrics,
-  models,
-  paths,
-  sharding,
-)
+from fluid import config, flops, models
+from fluid.console import cli
 from fluid.data import pipeline, records
 from fluid.data.feed import Feed
-from fluid.evaluations import Evaluations, due
-from fluid.health import Health
-from fluid.preemption import Preempted, Preemption
-from fluid.profile import Profile
-from fluid.state import TrainState, abstract_state, init_state
-from fluid.step import make_step
+from fluid.durable import checkpoint, paths
+from fluid.durable.preemption import Preempted, Preemption
+from fluid.durable.workdir import Workdir, write_json
+from fluid.evals.schedule import Evaluations, due
+from fluid.parallel import distributed, sharding
 from fluid.tokenizers.base import TokenSpec
-from fluid.workdir import Workdir, write_json
+from fluid.training.clocks import Startup
+from fluid.training.health import Health
+from fluid.training.log import Log
+from fluid.training.profile import Profile
+from fluid.training.state import TrainState, abstract_state, init_state
+from fluid.training.step import make_step
 
 
 def make_net(run: config.Run) -> models.Net:
@@ -75,7 +70,7 @@ def run(cfg: config.Run, workdir) -> dict:
       disk, the data or the numbers do makes it pointless to go on.
     Preempted: it was told to stop, and has saved.
   """
-  began, startup = time.time(), metrics.Startup()
+  began, startup = time.time(), Startup()
   path, cfg = pathlib.Path(workdir), paths.made_absolute(cfg)
   profile = Profile(cfg.profile_steps, path)
   with contextlib.ExitStack() as stack:
@@ -114,7 +109,7 @@ def run(cfg: config.Run, workdir) -> dict:
       damage=batches.damage,
       counts=extra["counts"],
     )
-    log = metrics.Log(
+    log = Log(
       cfg,
       path,
       health,
@@ -267,12 +262,12 @@ def _model_json(cfg: config.Run, net: models.Net, described: dict, workdir) -> d
 def main(argv) -> None:
   """Entry point."""
   del argv
-  cli.join()
+  distributed.join_by_flags()
   run(cli.read(CONFIG), cli.require(WORKDIR))
 
 
 if __name__ == "__main__":
   CONFIG = cli.config_flag()
   WORKDIR = cli.workdir_flag()
-  cli.distributed_flags()
+  distributed.define_flags()
   cli.run(main)

@@ -27,8 +27,10 @@ from typing import Any
 import jax
 from absl import flags
 
-from fluid import cli, config, flops, models, rng, sampling, sharding, tokenizers, train
-from fluid.state import abstract_state
+from fluid import config, flops, models, rng, sampling, tokenizers, train
+from fluid.console import cli
+from fluid.parallel import sharding
+from fluid.training.state import abstract_state
 from launch import chips, hlo
 
 MODES = ("train", "sample", "eval")

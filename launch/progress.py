@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from fluid.progress import clock
+from fluid.console.progress import clock
 
 PLAIN_SECONDS = 30.0  # between two progress lines of a running stage
 _TAIL = 65_536  # bytes of metrics.jsonl that surely hold the newest training record

@@ -21,14 +21,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fluid.config import ConfigError
-from fluid.lock import lock
-from launch import backends
+from fluid.durable.lock import lock
+from fluid.errors import REQUEUE, ConfigError
+from launch import engines
 from launch.plan import Stage, command, plan
 from launch.progress import Screen, progress
 
 ENDED = ("finished", "failed", "blocked")
-REQUEUE = 75  # fluid.distributed.REQUEUE, without jax: nothing is wrong, go on later.
 LEFT_SECONDS = 90.0  # given to the jobs of a killed launcher to stop
 
 
@@ -62,12 +61,12 @@ class Entry:
 
 
 class Sweep:
-  """The stages of one sweep on one backend.
+  """The stages of one sweep on one engine.
 
   Args:
     stages: in an order in which each comes after those it needs.
     workdir: where sweep.json and logs/ go.
-    backend: a launch.backends.Backend.
+    engine: a launch.engines.Engine.
     build: stage -> argv; a seam for tests.
     poll_seconds: between looks at the jobs.
   """
@@ -76,7 +75,7 @@ class Sweep:
     self,
     stages: list[Stage],
     workdir: Path,
-    backend: backends.Backend,
+    engine: engines.Engine,
     *,
     build: Callable[[Stage], list[str]] = command,
     screen: Screen | None = None,
@@ -84,7 +83,7 @@ class Sweep:
   ):
     self.entries = {s.id: Entry(s) for s in stages}
     self._workdir = workdir
-    self._backend = backend
+    self._engine = engine
     self._build = build
     self._screen = screen or Screen()
     self._poll_seconds = poll_seconds
@@ -123,7 +122,7 @@ class Sweep:
     """Collects what ended, starts what can start; False when nothing is left."""
     changed = False
     for name, handle in list(self._handles.items()):
-      code = self._backend.poll(handle)
+      code = self._engine.poll(handle)
       if code is not None:
         del self._handles[name]
         changed = True
@@ -136,7 +135,7 @@ class Sweep:
       if broken:
         self._end(entry, "blocked", f"needs {broken[0]}")
         changed = True
-      elif len(self._handles) < self._backend.slots and all(
+      elif len(self._handles) < self._engine.slots and all(
         s == "finished" for s in needed.values()
       ):
         self._start(name, entry)
@@ -149,15 +148,15 @@ class Sweep:
   def _start(self, name: str, entry: Entry):
     entry.status, entry.started = "running", time.time()
     try:
-      self._handles[name] = self._backend.submit(self._job(entry.stage))
+      self._handles[name] = self._engine.submit(self._job(entry.stage))
     except OSError as e:
       self._end(entry, "failed", str(e))
 
-  def _job(self, stage: Stage) -> backends.Job:
+  def _job(self, stage: Stage) -> engines.Job:
     env = {"JAX_COMPILATION_CACHE_DIR": str(self._workdir / "cache")}
     env = {k: v for k, v in env.items() if k not in os.environ}
     log = self._log(stage)
-    return backends.Job(stage.id, tuple(self._build(stage)), env, log)
+    return engines.Job(stage.id, tuple(self._build(stage)), env, log)
 
   def _log(self, stage: Stage) -> Path:
     name = stage.name if stage.kind == "run" else f"{stage.kind}-{stage.name}"
@@ -193,7 +192,7 @@ class Sweep:
     self._stopped_by = number
 
   def _cancel(self):
-    self._backend.cancel(list(self._handles.values()))
+    self._engine.cancel(list(self._handles.values()))
     for name in self._handles:
       self._end(self.entries[name], "interrupted", "start the sweep again to go on")
 
@@ -255,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
   sweep = Sweep(
     stages,
     workdir,
-    backends.make(args.on, jobs=args.jobs, lock=held),
+    engines.make(args.on, jobs=args.jobs, lock=held),
     screen=Screen(progress, plain=args.plain),
   )
   code = sweep.run()
@@ -270,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(prog="python -m launch.sweep")
   parser.add_argument("--config", required=True, help="file with def sweep()")
   parser.add_argument("--workdir", required=True, type=Path, help="of the whole sweep")
-  parser.add_argument("--on", default="local", choices=sorted(backends.BACKENDS))
+  parser.add_argument("--on", default="local", choices=sorted(engines.ENGINES))
   parser.add_argument("--jobs", type=int, default=1, help="stages that run together")
   parser.add_argument("--only", default="", help="runs whose name matches, with *")
   parser.add_argument("--dry-run", action="store_true", help="print the commands")

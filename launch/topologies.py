@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 
 from configs import sizes
-from fluid import cli
+from fluid.console import cli
 
 BATCH = 2048
 GB = 2**30

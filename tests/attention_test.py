@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fluid import config, sharding
+from fluid import config
 from fluid.models import attention as module
 from fluid.models.attention import attention, choose
+from fluid.parallel import sharding
 
 
 def plain(q, k, v, mask, causal):

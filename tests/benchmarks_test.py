@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from benchmarks import safety, sample, sample_speed, timing, train_step
-from fluid import cli, config, flops
+from fluid import config, flops
+from fluid.console import cli
 from fluid.models import orders
 from tests import tiny
 

@@ -7,7 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from fluid import checkpoint, config, sharding, state, workdir
+from fluid import config
+from fluid.durable import checkpoint, workdir
+from fluid.parallel import sharding
+from fluid.training import state
 from tests import tiny
 
 

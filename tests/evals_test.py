@@ -7,24 +7,15 @@ import pytest
 from PIL import Image
 
 import fluid
-from fluid import (
-  api,
-  checkpoint,
-  config,
-  evals,
-  models,
-  prepare,
-  rng,
-  sharding,
-  text,
-  tokenizers,
-)
+from fluid import api, config, evals, models, prepare, rng, text, tokenizers
 from fluid import evaluate as evaluate_lib
 from fluid import sample as sample_lib
-from fluid import state as state_lib
+from fluid.durable import checkpoint
+from fluid.durable.workdir import write_json
 from fluid.evals import features, images, loss, samples
+from fluid.parallel import sharding
 from fluid.tokenizers import store
-from fluid.workdir import write_json
+from fluid.training import state as state_lib
 from tests import tiny
 
 

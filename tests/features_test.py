@@ -5,9 +5,10 @@ import jax
 import numpy as np
 import pytest
 
-from fluid import config, sharding
+from fluid import config
 from fluid.evals import features
 from fluid.evals.features import efficientnet
+from fluid.parallel import sharding
 
 # Made by a plain torch implementation (conv2d, batch_norm, relu6) of the same weights,
 # for the images of `pictures`: the strongest features, the mean over all, the class.

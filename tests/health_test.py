@@ -12,8 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from fluid import config, distributed, health, lock, preemption
+from fluid import config, errors
 from fluid.data.records import BAD
+from fluid.durable import lock, preemption
+from fluid.parallel import distributed
+from fluid.training import health
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -74,7 +77,7 @@ with preemption.Preemption():
 def test_the_second_signal_ends_the_process():
   env = dict(os.environ, PYTHONPATH=str(ROOT))
   done = subprocess.run([sys.executable, "-c", SECOND], env=env, capture_output=True)
-  assert done.returncode == distributed.REQUEUE
+  assert done.returncode == errors.REQUEUE
   assert b"at once, by a second signal (SIGTERM)" in done.stderr
 
 
@@ -123,7 +126,7 @@ def test_an_error_of_a_lost_process_is_known(said, gone):
   error.__cause__ = jax.errors.JaxRuntimeError(said)
   found = distributed.lost(error)
   assert (found is not None) == gone
-  assert not gone or found.exit_code == distributed.REQUEUE
+  assert not gone or found.exit_code == errors.REQUEUE
   wrong = distributed._JoinError("--coordinator=x: not found")
   wrong.__cause__ = jax.errors.JaxRuntimeError("CoordinationService/RegisterTask")
   assert distributed.lost(wrong) is None

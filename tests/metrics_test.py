@@ -6,14 +6,16 @@ import json
 import jax.numpy as jnp
 import numpy as np
 
-from fluid import metrics
+from fluid.training.clocks import Timer
+from fluid.training.log import Log, Writer
+from fluid.training.mean import Mean
 from tests import tiny
 
 
 def test_means_add_up_to_the_mean_of_everything():
   x = jnp.arange(12.0).reshape(3, 4)
   w = jnp.array([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
-  parts = [metrics.Mean.of(a, b) for a, b in zip(x, w)]
+  parts = [Mean.of(a, b) for a, b in zip(x, w)]
   total = parts[0] + parts[1] + parts[2]
   np.testing.assert_allclose(total.value, np.asarray(x)[np.asarray(w)].mean())
   assert float(total.count) == 7 and float(parts[1].value) == 0
@@ -21,7 +23,7 @@ def test_means_add_up_to_the_mean_of_everything():
 
 def test_weights_broadcast_over_trailing_axes_and_hide_nan():
   x = jnp.array([[1.0, 3.0], [jnp.nan, jnp.inf]])
-  mean = metrics.Mean.of(x, jnp.array([True, False]))
+  mean = Mean.of(x, jnp.array([True, False]))
   assert float(mean.value) == 2.0 and float(mean.count) == 2.0
 
 
@@ -30,13 +32,13 @@ def _read(path):
 
 
 def test_a_resumed_file_has_every_step_once(tmp_path):
-  first = metrics.Writer(tmp_path, clock=lambda: 5.0)
+  first = Writer(tmp_path, clock=lambda: 5.0)
   for step in (1, 2, 3):
     first.write(step, {"a": np.float32(step), "features": "EffNet"})
   first.close()
   with (tmp_path / "metrics.jsonl").open("a") as f:
     f.write('{"step": 4, "a"')
-  again = metrics.Writer(tmp_path, step=2, clock=lambda: 6.0)
+  again = Writer(tmp_path, step=2, clock=lambda: 6.0)
   again.write(3, {"a": jnp.inf})
   again.close()
   assert _read(tmp_path) == [
@@ -47,7 +49,7 @@ def test_a_resumed_file_has_every_step_once(tmp_path):
 
 
 def test_tensorboard_gets_the_numbers(tmp_path):
-  writer = metrics.Writer(tmp_path, tensorboard=True)
+  writer = Writer(tmp_path, tensorboard=True)
   writer.write(1, {"a": 1.0, "features": "EffNet"})
   writer.close()
   assert list((tmp_path / "tensorboard").glob("events.*"))
@@ -63,7 +65,7 @@ class Clock:
 
 def test_timer_leaves_evaluation_out_and_counts_waiting():
   clock = Clock()
-  timer = metrics.Timer(clock)
+  timer = Timer(clock)
   clock.now = 4.0
   with timer.wait():
     clock.now = 5.0
@@ -85,9 +87,7 @@ class Good:
 def test_log_reads_one_step_late_and_reports_rates(tmp_path, capsys):
   clock = Clock()
   cfg = dataclasses.replace(tiny.run(), log_every=2, steps=5, batch=8)
-  log = metrics.Log(
-    cfg, tmp_path, Good(), step=0, flops=100.0, peak=1200.0, clock=clock
-  )
+  log = Log(cfg, tmp_path, Good(), step=0, flops=100.0, peak=1200.0, clock=clock)
   value = lambda step: {"train/loss": jnp.float32(step)}
   clock.now = 10.0
   log.step(1, value(1))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fluid import config, flops, sampling
-from fluid.models import HEADS, ORDERS, build, orders, transformer
+from fluid.models import HEADS, ORDERS, build, orders
+from fluid.models import stack as transformer
 from tests.nets import SPECS, B, L, T, batch_of, cells, keys_of, params_of, tiny
 
 generate = jax.jit(sampling.generate, static_argnums=(0, 5))
@@ -318,7 +319,7 @@ def test_rematerialisation_repeats_attention_alone_or_most_products():
 def test_stack_equals_a_loop_over_its_layers():
   """The scanned stack against its block applied by hand, layer by layer."""
   from fluid.models.layers import Block, Norm
-  from fluid.models.transformer import Stack
+  from fluid.models.stack import Stack
 
   stack = Stack(3, 32, 2, 64, causal=True)
   x = jax.random.normal(jax.random.key(0), (2, L, 32))

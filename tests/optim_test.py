@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from fluid import config, optim, rng, sharding, state, train
-from fluid.metrics import Mean
+from fluid import config, rng, train, trees
+from fluid.parallel import sharding
+from fluid.training import optim, state
+from fluid.training.mean import Mean
 from tests import tiny
 
 
@@ -38,7 +40,7 @@ def test_schedules_match_their_closed_form():
 def test_decay_covers_every_parameter_and_only_kernels(head, tied):
   net = tiny.net(tiny.run(head, model={"aligner_layers": 2, "tie_embeddings": tied}))
   params = jax.eval_shape(net.init, jax.random.key(0))
-  mask = optim.paths(optim.decay_mask(params))
+  mask = trees.paths(optim.decay_mask(params))
   assert mask["trunk/blocks/self/q/w"] and mask["aligner/stack/blocks/mlp/up/w"]
   for name in mask:
     if name.endswith(("/b", "/bias", "/scale")) or "pos" in name or "table" in name:

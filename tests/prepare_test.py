@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fluid import config, data, prepare, progress, text
+from fluid import config, data, prepare, text
+from fluid.console import progress
 from fluid.data import make_source, pipeline, records
 from fluid.tokenizers.base import TokenSpec
 

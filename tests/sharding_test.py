@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from configs import sizes
-from fluid import config, rng, sampling, sharding
+from fluid import config, rng, sampling
 from fluid.models import KINDS, build
+from fluid.parallel import sharding
 from fluid.tokenizers.base import TokenSpec
 from tests.nets import batch_of, cells, keys_of, params_of, tiny
 

@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from fluid import config, optim, sharding, state, train
+from fluid import config, train, trees
+from fluid.parallel import sharding
+from fluid.training import state
 from tests import tiny
 
 MESHES = [config.Mesh(2, 2, 2), config.Mesh(1, 8, 1), config.Mesh(8, 1, 1)]
@@ -26,7 +28,7 @@ def test_a_step_maps_state_shardings_onto_themselves(head, order, shape):
     after, _ = jax.eval_shape(train.make_step(net, cfg), before, batch)
   after = sharding.concrete(after, mesh)
   assert jax.tree.all(jax.tree.map(lambda a, b: a == b, before, after))
-  params, moments = optim.paths(before.params), optim.paths(before.opt_state[1][0].mu)
+  params, moments = trees.paths(before.params), trees.paths(before.opt_state[1][0].mu)
   assert {k: v.sharding for k, v in params.items()} == {
     k: v.sharding for k, v in moments.items()
   }

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from fluid.config import ConfigError
-from launch import backends, sweep
+from launch import engines, sweep
 from launch.plan import command, plan
 from launch.progress import Screen, progress
 
@@ -87,7 +87,7 @@ def execute(study, tmp_path):
       return [sys.executable, str(tmp_path / "fake.py"), str(stage.folder), mode]
 
     code = sweep.Sweep(
-      stages, workdir, backends.make("local", jobs=jobs), build=build,
+      stages, workdir, engines.make("local", jobs=jobs), build=build,
       screen=Screen(progress, console=console), poll_seconds=0.02,
     ).run()  # fmt: skip
     return code, out.getvalue()
@@ -207,13 +207,13 @@ def test_sigterm_reaches_the_child_and_the_next_call_resumes(study, tmp_path, ex
   script = textwrap.dedent(f"""
     import sys
     from pathlib import Path
-    from launch import backends, sweep
+    from launch import engines, sweep
     from launch.plan import plan
     w = Path({str(tmp_path / "w")!r}); w.mkdir()
     stages = plan({str(study)!r}, w)
     build = lambda s: [sys.executable, {str(tmp_path / "fake.py")!r}, str(s.folder),
                        'hang' if s.name == 'dr2' else 'ok']
-    sys.exit(sweep.Sweep(stages, w, backends.make('local', jobs=1), build=build).run())
+    sys.exit(sweep.Sweep(stages, w, engines.make('local', jobs=1), build=build).run())
   """)
   process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
   marker = tmp_path / "w/runs/dr2/starts"

@@ -14,19 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-from fluid import (
-  checkpoint,
-  config,
-  evals,
-  evaluations,
-  health,
-  models,
-  preemption,
-  text,
-  train,
-  workdir,
-)
+from fluid import config, evals, models, text, train
 from fluid.data import records
+from fluid.durable import checkpoint, preemption, workdir
+from fluid.evals import schedule as evaluations
+from fluid.training import health
 from tests import tiny
 from tests.conftest import ROOT
 

@@ -2,8 +2,8 @@
 
 import concurrent.futures
 
-from fluid import sharding
 from fluid.data.pipeline import Loader
+from fluid.parallel import sharding
 
 
 class Feed:

@@ -16,10 +16,11 @@ from typing import Any, Protocol
 
 import jax
 
-from fluid import config, distributed
+from fluid import config
 from fluid.evals.images import Images
 from fluid.evals.loss import Loss
 from fluid.evals.samples import Distribution, GenEval
+from fluid.parallel import distributed
 
 
 class Evaluator(Protocol):
@@ -50,7 +51,7 @@ class EvalContext:
     loader: (split, global batch) -> one pass over the split, this process's rows, with
       its length.
     track: (batches, name, how many) -> the same batches: between them it says how far
-      the work is, and may end it (fluid.progress.track).
+      the work is, and may end it (fluid.console.progress.track).
     drawn, compiled: images drawn last, which evaluators share, and the settings that
       samplers are compiled for (fluid.evals.samples.draw).
   """

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluid import config, rng, sharding
+from fluid import config, rng
+from fluid.parallel import sharding
 
 BINS = 10
 

@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fluid import config, sharding
+from fluid import config
 from fluid.models import attention
 from fluid.models.fluid import Fluid
 from fluid.models.heads import HEADS, KINDS
 from fluid.models.orders import ORDERS
+from fluid.parallel import sharding
 from fluid.tokenizers.base import TokenSpec
 
 __all__ = ["HEADS", "KINDS", "ORDERS", "Net", "build"]

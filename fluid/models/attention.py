@@ -6,7 +6,8 @@ B batch, L queries, T keys, H heads, K head width.
 import jax
 import jax.numpy as jnp
 
-from fluid import config, sharding
+from fluid import config
+from fluid.parallel import sharding
 
 KERNELS = ("auto", "xla", "splash", "cudnn")
 _BLOCK = 128  # Splash works on blocks of a lane's width.

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluid.sharding import spec
+from fluid.parallel.sharding import spec
 
 
 def cosine_betas(steps: int) -> np.ndarray:

@@ -14,8 +14,8 @@ from fluid import config
 from fluid.models import layers
 from fluid.models.heads import HEADS
 from fluid.models.orders import ORDERS
+from fluid.models.stack import Stack
 from fluid.models.text import TextAligner
-from fluid.models.transformer import Stack
 from fluid.tokenizers.base import TokenSpec
 
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fluid import sharding
 from fluid.models.attention import attend_one, attention
-from fluid.sharding import spec
+from fluid.parallel import sharding
+from fluid.parallel.sharding import spec
 
 EMBED_INIT = nn.initializers.normal(0.02)
 

@@ -8,8 +8,8 @@ from flax import linen as nn
 
 from fluid import config
 from fluid.models import layers
-from fluid.models.transformer import Stack
-from fluid.sharding import spec
+from fluid.models.stack import Stack
+from fluid.parallel.sharding import spec
 
 
 class TextAligner(nn.Module):

@@ -23,9 +23,10 @@ import numpy as np
 import optax
 from PIL import Image
 
-from fluid import cli, data, rng, tokenizers
 from fluid import config as config_lib
-from fluid.progress import clock
+from fluid import data, rng, tokenizers
+from fluid.console import cli
+from fluid.console.progress import clock
 from fluid.tokenizers import store, vq
 
 CACHE_BYTES = 512 * 2**20

@@ -222,7 +222,7 @@ def same(a: pathlib.Path, b: pathlib.Path) -> bool:
   """
   import jax
 
-  from fluid import checkpoint
+  from fluid.durable import checkpoint
 
   for weights in ("ema", "raw"):
     x, y = (checkpoint.restore_params(w, weights, STEPS)[0] for w in (a, b))

@@ -12,8 +12,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from fluid import config, distributed, progress, sharding
+from fluid import config
+from fluid.console import progress
 from fluid.evals.features.efficientnet import EfficientNetLite0
+from fluid.parallel import distributed, sharding
 
 
 class FeatureNet(Protocol):
@@ -72,7 +74,7 @@ def extract(
     images: uint8 [N, H, W, 3].
     batch: images per call (0: 4 a device on CPU, where more falls out of the cache,
       else 64). The last batch is padded; a row's features do not depend on the others.
-    track: (batches, name, how many) -> the same batches, see fluid.progress.track.
+    track: (batches, name, how many) -> the same batches, see progress.track.
 
   Returns:
     float32 [N, D].

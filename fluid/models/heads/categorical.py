@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from fluid import config, sharding
+from fluid import config
 from fluid.models import layers
-from fluid.sharding import spec as pspec
+from fluid.parallel import sharding
+from fluid.parallel.sharding import spec as pspec
 from fluid.tokenizers.base import TokenSpec
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fluid import config
 from fluid.data.records import BAD, RecordError
-from fluid.workdir import write_json
+from fluid.durable.workdir import write_json
 
 
 class NonFiniteError(config.ConfigError):
@@ -56,7 +56,7 @@ class Health:
 
     Args:
       values: of the step, on the host.
-      report: what fluid.step adds to them, on the devices.
+      report: what fluid.training.step adds to them, on the devices.
 
     Raises:
       NonFiniteError, BadDataError: it is more than the config allows.

@@ -15,11 +15,13 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from absl import flags
 from jax.experimental import multihost_utils
 
-from fluid import config, progress
+from fluid import config
+from fluid.console import cli, progress
+from fluid.errors import REQUEUE
 
-REQUEUE = 75  # EX_TEMPFAIL: nothing is wrong, the same command goes on.
 HEARTBEAT = 20  # Seconds of silence after which a process counts as lost.
 _TEXT = 2048  # Bytes that a message between processes is cut to.
 _GONE = (
@@ -45,6 +47,22 @@ class LostError(config.ConfigError):
 
   def __init__(self):
     super().__init__(_GONE)
+
+
+def define_flags() -> None:
+  """--coordinator, --processes and --process, of `join`."""
+  if "coordinator" not in flags.FLAGS:
+    flags.DEFINE_string(
+      "coordinator", "", "Several processes: 'auto' or HOST:PORT of process 0."
+    )
+    flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
+    flags.DEFINE_integer("process", None, "Which this one is, from 0.", lower_bound=0)
+
+
+def join_by_flags() -> None:
+  """Joins the other processes that the flags name, if any."""
+  args = flags.FLAGS
+  join(args.coordinator, args.processes, args.process)
 
 
 def join(
@@ -75,6 +93,7 @@ def join(
       "process_id": process,
     }
   _on_abort()
+  cli.joined(lost)
   try:
     jax.distributed.initialize(
       **where,

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fluid import config, sharding
+from fluid import config, trees
+from fluid.parallel import sharding
 
 # (path of a parameter, whether its weights decay). Exactly one rule fits each path.
 # Scanned layers carry a leading axis, so the number of axes cannot tell a kernel.
@@ -24,12 +25,6 @@ DECAY = (
   (r"(?!head/net/).*/(b|bias|scale)", False),
   (r"head/net/.*", False),
 )
-
-
-def paths(tree) -> dict[str, jax.Array]:
-  """Nested dict -> flat dict of 'a/b/c' -> leaf."""
-  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {"/".join(str(getattr(k, "key", k)) for k in path): v for path, v in flat}
 
 
 def decay_mask(params):
@@ -47,7 +42,7 @@ def decay_mask(params):
       )
     return hits[0]
 
-  return jax.tree.unflatten(jax.tree.structure(params), map(leaf, paths(params)))
+  return jax.tree.unflatten(jax.tree.structure(params), map(leaf, trees.paths(params)))
 
 
 def schedule(cfg: config.Optim, steps: int) -> Callable:
@@ -96,7 +91,7 @@ def update_ema(ema, params, decay: float):
 def module_norms(tree) -> dict[str, jax.Array]:
   """Norm over the leaves of each module, by the first two parts of their names."""
   squares: dict[str, list] = {}
-  for name, leaf in paths(tree).items():
+  for name, leaf in trees.paths(tree).items():
     module = "/".join(name.split("/")[:2])
     squares.setdefault(module, []).append(jnp.sum(jnp.square(leaf)))
   return {module: jnp.sqrt(sum(s)) for module, s in squares.items()}

@@ -11,7 +11,7 @@ import pathlib
 import jax
 
 from fluid import config
-from fluid.lock import lock
+from fluid.durable.lock import lock
 
 
 class WorkdirError(config.ConfigError):

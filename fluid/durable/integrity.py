@@ -9,7 +9,7 @@ against what the devices held when it was saved.
 import jax
 import jax.numpy as jnp
 
-from fluid import optim
+from fluid import trees
 
 
 def _sum(x: jax.Array) -> jax.Array:
@@ -30,4 +30,4 @@ def _sums(leaves: dict) -> dict:
 
 def checksums(tree) -> dict[str, int]:
   """Name of each array (up to 32 bits an element) -> its sum, as integers."""
-  return {k: int(v) for k, v in jax.device_get(_sums(optim.paths(tree))).items()}
+  return {k: int(v) for k, v in jax.device_get(_sums(trees.paths(tree))).items()}

@@ -1,6 +1,6 @@
-"""Where jobs run: `BACKENDS` maps the value of `--on` to a module with a `Backend`.
+"""Where jobs run: `ENGINES` maps the value of `--on` to a module with a `Engine`.
 
-A backend turns a `Job` into something that runs and can be asked about. The launcher
+A engine turns a `Job` into something that runs and can be asked about. The launcher
 knows nothing else, so a cluster is one new file here and one new entry below.
 """
 
@@ -9,7 +9,7 @@ import importlib
 from pathlib import Path
 from typing import Protocol
 
-BACKENDS = {"local": "launch.backends.local"}
+ENGINES = {"local": "launch.engines.local"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Job:
   log: Path
 
 
-class Backend(Protocol):
+class Engine(Protocol):
   """Runs jobs; `slots` is how many it takes at a time."""
 
   slots: int
@@ -37,13 +37,13 @@ class Backend(Protocol):
     """Asks jobs to stop and returns when they have (or were made to)."""
 
 
-def make(name: str, *, jobs: int, lock: int | None = None) -> Backend:
-  """The backend `name`, taking `jobs` jobs at a time.
+def make(name: str, *, jobs: int, lock: int | None = None) -> Engine:
+  """The engine `name`, taking `jobs` jobs at a time.
 
   Args:
-    name: a key of BACKENDS.
+    name: a key of ENGINES.
     jobs: how many may run together.
-    lock: descriptor of the sweep's lock, for backends whose jobs can outlive a killed
+    lock: descriptor of the sweep's lock, for engines whose jobs can outlive a killed
       launcher on this machine: a job keeps it open, so a second launcher waits for it.
   """
-  return importlib.import_module(BACKENDS[name]).Backend(jobs, lock)
+  return importlib.import_module(ENGINES[name]).Engine(jobs, lock)

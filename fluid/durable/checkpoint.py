@@ -20,9 +20,11 @@ import orbax.checkpoint as ocp
 from etils import epath  # Orbax's own paths.
 from flax import traverse_util
 
-from fluid import config, distributed, integrity, optim
-from fluid.state import TrainState
-from fluid.workdir import write_json
+from fluid import config, trees
+from fluid.durable import integrity
+from fluid.durable.workdir import write_json
+from fluid.parallel import distributed
+from fluid.training.state import TrainState
 
 # Orbax raises the first error of its parallel writes; asyncio repeats all the others at
 # exit, after what we say of it.
@@ -43,7 +45,7 @@ class UnsavedError(CheckpointError):
 
 class _Manager(ocp.CheckpointManager):
   def reached_preemption(self, step):
-    # fluid.preemption asks jax this, with a count of its own; Orbax would ask with the
+    # durable.preemption asks jax this, with its own count; Orbax would ask with the
     # step, from its thread as well, and processes would miss the point they agreed on.
     return False
 
@@ -255,7 +257,7 @@ def _why(error):
 
 def _check_shapes(saved, wanted, folder):
   """Refuses arrays that are missing or have other shapes; `wanted` may be a part."""
-  saved, wanted = optim.paths(saved), optim.paths(wanted)
+  saved, wanted = trees.paths(saved), trees.paths(wanted)
   for name in sorted(wanted):
     a, b = (tuple(t[name].shape) if name in t else None for t in (saved, wanted))
     if a != b:
@@ -330,7 +332,7 @@ def graft(params, init: config.Init):
     CheckpointError: a parameter has no namesake of its shape there, or none fits.
   """
   folder, item = _open(init.workdir, init.weights, None if init.step < 0 else init.step)
-  flat = optim.paths(params)
+  flat = trees.paths(params)
   chosen = {k: v for k, v in flat.items() if re.fullmatch(init.match, k)}
   if not chosen:
     raise CheckpointError(
@@ -340,5 +342,5 @@ def graft(params, init: config.Init):
   with _reading(folder):
     like = traverse_util.unflatten_dict(chosen, sep="/")
     _check_shapes(_metadata(folder, item), like, folder)
-    found = optim.paths(_read(folder, item, like, _unseal(folder), partial=True))
+    found = trees.paths(_read(folder, item, like, _unseal(folder), partial=True))
   return traverse_util.unflatten_dict(flat | found, sep="/")

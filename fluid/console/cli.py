@@ -14,11 +14,15 @@ if __name__ == '__main__':
 import os
 import re
 import sys
+from collections.abc import Callable
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fluid import config
+
+# Of a process that joined others: what an error means if one of them is the cause.
+_explain: Callable[[BaseException], BaseException | None] | None = None
 
 
 class UserError(config.ConfigError):
@@ -46,22 +50,14 @@ def workdir_flag() -> flags.FlagHolder:
   return flags.FlagHolder(flags.FLAGS, flags.FLAGS["workdir"])
 
 
-def distributed_flags() -> None:
-  """--coordinator, --processes and --process, of fluid.distributed.join."""
-  if "coordinator" not in flags.FLAGS:
-    flags.DEFINE_string(
-      "coordinator", "", "Several processes: 'auto' or HOST:PORT of process 0."
-    )
-    flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
-    flags.DEFINE_integer("process", None, "Which this one is, from 0.", lower_bound=0)
+def joined(explain: Callable[[BaseException], BaseException | None]) -> None:
+  """From now on this process is one of several: it ends at once, without the others.
 
-
-def join() -> None:
-  """Joins the other processes that the flags name, if any."""
-  from fluid import distributed  # Imports jax; not every entry point does.
-
-  args = flags.FLAGS
-  distributed.join(args.coordinator, args.processes, args.process)
+  Args:
+    explain: an error -> what it means if another process is its cause, or None.
+  """
+  global _explain
+  _explain = explain
 
 
 def require(holder: flags.FlagHolder):
@@ -84,7 +80,7 @@ def run(main, argv: list[str] | None = None) -> None:
       return main(args)
     except Exception as e:
       known = isinstance(e, config.ConfigError | OSError)
-      e = _lost(e) or e
+      e = (_explain and _explain(e)) or e
       if known or isinstance(e, config.ConfigError):
         return _report(e)
       raise
@@ -147,18 +143,6 @@ def _report(error: BaseException) -> int:
   code = getattr(error, "exit_code", 2)
   sys.stdout.flush()
   print(f"{label}:", config.one_line(error), file=sys.stderr, flush=True)
-  if getattr(error, "at_once", False) or flags.FLAGS.is_parsed() and _joined():
+  if getattr(error, "at_once", False) or _explain:
     os._exit(code)  # An orderly end would wait: for threads, or for other processes.
   return code
-
-
-def _lost(error):
-  if not flags.FLAGS.is_parsed() or not _joined():
-    return None
-  from fluid import distributed
-
-  return distributed.lost(error)
-
-
-def _joined() -> bool:
-  return "coordinator" in flags.FLAGS and bool(flags.FLAGS.coordinator)

@@ -4,7 +4,8 @@ import pathlib
 
 import jax
 
-from fluid import config, metrics
+from fluid import config
+from fluid.training.clocks import Timer
 
 
 class Profile:
@@ -26,13 +27,13 @@ class Profile:
       )
     self._steps = first, last
 
-  def before(self, step: int, timer: metrics.Timer) -> None:
+  def before(self, step: int, timer: Timer) -> None:
     """Starts the trace, if this is its first step."""
     if self._steps and step == self._steps[0]:
       with timer.exclude():
         jax.profiler.start_trace(self._folder)
 
-  def after(self, step: int, values, timer: metrics.Timer) -> None:
+  def after(self, step: int, values, timer: Timer) -> None:
     """Ends the trace, if this was its last step."""
     if self._steps and step == self._steps[1]:
       jax.block_until_ready(values)

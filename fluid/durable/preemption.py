@@ -16,7 +16,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from fluid import config
-from fluid.distributed import REQUEUE
+from fluid.errors import REQUEUE
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

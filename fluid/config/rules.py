@@ -8,7 +8,7 @@ import typing
 from fluid.errors import ConfigError
 
 if typing.TYPE_CHECKING:
-  from fluid.config import Model, Run, Sample
+  from fluid.config.sections import Model, Run, Sample
 
 
 def choice(name, value, choices) -> None:

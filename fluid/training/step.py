@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fluid import config, metrics, models, optim, rng
+from fluid import config, models, rng
 from fluid.data.records import BAD
-from fluid.state import TrainState
+from fluid.training import optim
+from fluid.training.mean import Mean
+from fluid.training.state import TrainState
 
 
 def make_step(net: models.Net, run: config.Run):
@@ -31,8 +33,8 @@ def make_step(net: models.Net, run: config.Run):
       out = net.loss(params, batch, keys, train=True)
       mask = out["mask"] & batch["mask"][:, None]
       names = ("loss", "mse", "vb", "accuracy")
-      each = jax.vmap(lambda x, m: metrics.Mean.of(x, m).value)(out["loss"], mask)
-      return {k: metrics.Mean.of(out[k], mask) for k in names if k in out}, each
+      each = jax.vmap(lambda x, m: Mean.of(x, m).value)(out["loss"], mask)
+      return {k: Mean.of(out[k], mask) for k in names if k in out}, each
 
     means, each, grads = optim.mean_grad(loss, state.params, batch, run.accum)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -68,8 +70,8 @@ def _latents(batch):
   """Mean and deviation of continuous tokens: a cache in other units shows here."""
   if not jnp.issubdtype(batch["tokens"].dtype, jnp.floating):
     return {}
-  mean = metrics.Mean.of(batch["tokens"], batch["mask"]).value
-  square = metrics.Mean.of(jnp.square(batch["tokens"] - mean), batch["mask"]).value
+  mean = Mean.of(batch["tokens"], batch["mask"]).value
+  square = Mean.of(jnp.square(batch["tokens"] - mean), batch["mask"]).value
   return {"data/latent_mean": mean, "data/latent_std": jnp.sqrt(square)}
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fluid import sharding
 from fluid.models import layers
+from fluid.parallel import sharding
 
 _REMAT = {
   "block": None,

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from fluid import config, optim, rng, sharding
+from fluid import config, rng
+from fluid.parallel import sharding
+from fluid.training import optim
 
 
 @struct.dataclass

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Iterator
 
 from fluid import config
-from fluid.state import TrainState
+from fluid.training.state import TrainState
 
 
 class _Stopped(Exception):

@@ -1,8 +1,4 @@
-"""Averages, where numbers are written, and how long steps take.
-
-`Mean` is the one place where a loss or a metric is averaged, in training, accumulation
-and evaluation: sums and counts are added up, and divided once.
-"""
+"""Where a run's numbers are written: metrics.jsonl, TensorBoard, the terminal."""
 
 import contextlib
 import json
@@ -12,36 +8,11 @@ import pathlib
 import time
 
 import jax
-import jax.numpy as jnp
-from flax import struct
 
-from fluid import config, distributed, progress
-
-
-@struct.dataclass
-class Mean:
-  """A weighted mean that has not been divided yet: Means add up exactly."""
-
-  sum: jax.Array
-  count: jax.Array
-
-  @classmethod
-  def of(cls, values: jax.Array, weights: jax.Array | None = None) -> "Mean":
-    """Sums values [...] under weights (same leading axes; default: all 1), float32."""
-    values = values.astype(jnp.float32)
-    w = jnp.ones_like(values) if weights is None else weights.astype(jnp.float32)
-    w = w.reshape(w.shape + (1,) * (values.ndim - w.ndim))
-    # A masked value may be NaN (padding); it must not get into the sum as 0 * NaN.
-    kept = jnp.where(w != 0, values * w, 0.0)
-    return cls(kept.sum(), jnp.broadcast_to(w, values.shape).sum())
-
-  def __add__(self, other: "Mean") -> "Mean":
-    return Mean(self.sum + other.sum, self.count + other.count)
-
-  @property
-  def value(self) -> jax.Array:
-    """The mean; 0 where nothing was counted."""
-    return self.sum / jnp.maximum(self.count, 1e-30)
+from fluid import config
+from fluid.console import progress
+from fluid.parallel import distributed
+from fluid.training.clocks import Timer
 
 
 class Writer:
@@ -112,82 +83,6 @@ def _step(line: str) -> float:
     return json.loads(line)["step"]
   except (ValueError, KeyError, TypeError):
     return math.inf
-
-
-class Timer:
-  """Rates between log points; evaluation and checkpoints are kept out of them.
-
-  Attributes:
-    excluded, waited: seconds since the last `lap`, outside training and for input.
-  """
-
-  def __init__(self, clock=time.perf_counter):
-    self._clock = clock
-    self._last = clock()
-    self.excluded = self.waited = 0.0
-
-  @contextlib.contextmanager
-  def exclude(self):
-    """Time in this block does not count as training."""
-    start = self._clock()
-    yield
-    self.excluded += self._clock() - start
-
-  @contextlib.contextmanager
-  def wait(self):
-    """Time in this block is waiting for input."""
-    start = self._clock()
-    yield
-    self.waited += self._clock() - start
-
-  def lap(self) -> tuple[float, float]:
-    """Seconds of training since the last lap, and the share spent waiting."""
-    now = self._clock()
-    seconds = max(now - self._last - self.excluded, 1e-9)
-    share = self.waited / seconds
-    self._last, self.excluded, self.waited = now, 0.0, 0.0
-    return seconds, share
-
-
-class Startup:
-  """Where the time between starting a process and its first step goes.
-
-  Attributes:
-    seconds: of each part, in the order they were measured.
-  """
-
-  def __init__(self, clock=time.time):
-    self._clock = clock
-    self._last = clock()
-    began = _process_start()
-    self.seconds = {"imports": self._last - began} if began else {}
-
-  @contextlib.contextmanager
-  def part(self, name: str):
-    """Time in this block belongs to `name`."""
-    start = self._clock()
-    yield
-    self.seconds[name] = self.seconds.get(name, 0.0) + self._clock() - start
-
-  def finish(self) -> str:
-    """The line that says it all; what no part claimed is 'rest'."""
-    inside = sum(v for k, v in self.seconds.items() if k != "imports")
-    self.seconds["rest"] = max(self._clock() - self._last - inside, 0.0)
-    self.seconds = {k: round(v, 2) for k, v in self.seconds.items()}
-    parts = ", ".join(f"{k} {v:.1f}" for k, v in self.seconds.items())
-    return f"first step after {sum(self.seconds.values()):.1f} s: {parts}"
-
-
-def _process_start() -> float | None:
-  """When this process was started, in seconds since 1970 (None: not known here)."""
-  try:
-    ticks = int(
-      pathlib.Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]
-    )
-    uptime = float(pathlib.Path("/proc/uptime").read_text().split()[0])
-  except (OSError, IndexError, ValueError):
-    return None
-  return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Log:

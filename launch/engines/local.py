@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from launch.backends import Job
+from launch.engines import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 GRACE = 60.0  # seconds between asking a job to stop and killing it
@@ -40,8 +40,8 @@ def _die_with_parent():
   _PRCTL(_DEATH_SIGNAL, signal.SIGTERM)
 
 
-class Backend:
-  """See launch.backends.Backend."""
+class Engine:
+  """See launch.engines.Engine."""
 
   def __init__(self, jobs: int, lock: int | None = None):
     self.slots = jobs
