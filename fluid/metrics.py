@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from fluid import config, distributed, progress
+from fluid import config, distributed, files, progress
 
 
 @struct.dataclass
@@ -65,9 +65,7 @@ class Writer:
     if path.exists():
       lines = [line for line in path.read_text().splitlines() if _step(line) <= step]
       self.kept = [json.loads(line) for line in lines if _step(line) == step]
-      scratch = path.with_suffix(".tmp")
-      scratch.write_text("".join(line + "\n" for line in lines))
-      os.replace(scratch, path)
+      files.write_text(path, "".join(line + "\n" for line in lines))
     self._file = path.open("a")
     if tensorboard:
       try:  # Imports tensorflow: only where it is wanted.
