@@ -9,14 +9,13 @@ samples.json.
 
 import dataclasses
 import functools
-import json
 import pathlib
 
 import jax
 from absl import flags
 from PIL import Image
 
-from fluid import api, config
+from fluid import api, config, files
 from fluid.console import cli
 from fluid.evals.images import grid
 from fluid.parallel import distributed, sharding
@@ -46,19 +45,19 @@ def sample(
   if jax.process_index():
     return out / "grid.png"
   out.mkdir(parents=True, exist_ok=True)
-  files = [f"{i:05d}_{k:02d}.png" for i in range(len(prompts)) for k in range(n)]
-  for name, image in zip(files, images):
+  names = [f"{i:05d}_{k:02d}.png" for i in range(len(prompts)) for k in range(n)]
+  for name, image in zip(names, images):
     Image.fromarray(image).save(out / name)
   Image.fromarray(grid(images, columns=n)).save(out / "grid.png")
   settings = dataclasses.asdict(dataclasses.replace(loaded.config.sample, **options))
   described = {
-    "images": [{"file": f, "prompt": p} for f, p in zip(files, repeated)],
+    "images": [{"file": f, "prompt": p} for f, p in zip(names, repeated)],
     "step": loaded.step,
     "weights": loaded.weights,
     "seed": seed,
     "sample": settings,
   }
-  (out / "samples.json").write_text(json.dumps(described, indent=1) + "\n")
+  files.write_json(out / "samples.json", described)
   return out / "grid.png"
 
 

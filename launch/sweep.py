@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fluid import files
 from fluid.durable.lock import lock
 from fluid.errors import REQUEUE, ConfigError
 from launch import engines
@@ -208,9 +209,7 @@ class Sweep:
       if entry.skipped and name in old and entry.status == "finished":
         record["seconds"] = old[name].get("seconds", 0.0)
       old[name] = record
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(list(old.values()), indent=1) + "\n")
-    temporary.replace(path)
+    files.write_json(path, list(old.values()))
 
 
 def last_line(log: Path) -> str:

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 import fluid
-from fluid import api, config, evals, models, prepare, rng, text, tokenizers
+from fluid import api, config, evals, models, prepare, rng, text, tokenizers, train
 from fluid import evaluate as evaluate_lib
 from fluid import sample as sample_lib
+from fluid.data import records
 from fluid.durable import checkpoint
 from fluid.durable.workdir import write_json
 from fluid.evals import features, images, loss, samples
@@ -214,6 +215,43 @@ def test_evaluate_writes_every_value_once(workdir, monkeypatch):
   # Of a state at its start the average is the weights themselves.
   assert raw["raw/val/loss"] == pytest.approx(got["val/loss"])
   assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_split_is_opened_and_decoded_once(workdir, monkeypatch):
+  mesh = sharding.make_mesh(config.Mesh())
+  loaded = api.load(workdir, mesh=mesh)
+  read = []
+  real = records.Records._read
+  monkeypatch.setattr(
+    records.Records, "_read", lambda r, rows: read.append(len(rows)) or real(r, rows)
+  )
+  where = context(loaded.config, None)
+  where.loader = lambda split, batch: train.make_loader(
+    loaded.config, split, mesh, batch=batch, shuffle=False, epochs=1
+  )
+  evaluator = loss.Loss(loaded.net, where)
+  first, second = (dict(evaluator.run(loaded.params, step)) for step in (1, 2))
+  assert first == second and read == [24]
+
+
+def test_images_are_shared_by_the_same_parameters_alone(workdir):
+  mesh = sharding.make_mesh(config.Mesh())
+  loaded = api.load(workdir, mesh=mesh)
+  where = evals.EvalContext(
+    loaded.config, loaded.tokenizer, loaded.vocabulary, mesh, workdir, None
+  )
+  draw = lambda params, step=2: samples.draw(
+    loaded.net, where, params, step, ["a red circle"]
+  )
+  one = loaded.params
+  other = jax.tree.map(lambda x: x + 1, one)
+  shared = other | {k: one[k] for k in list(one)[:1]}  # The first leaves are the same.
+  images = [draw(p)[0] for p in (one, other, shared)]
+  for params, drawn in zip((one, other, shared), images):
+    again, timing = draw(params)
+    assert again is drawn and not timing
+  assert (images[0] != images[1]).any() and images[0] is not images[2]
+  assert draw(one, step=3)[1] and len(where.drawn) == 1
 
 
 def test_samples_depend_on_their_prompt_and_number_alone(workdir):

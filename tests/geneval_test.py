@@ -17,7 +17,6 @@ def single(tag="single_object", count=1, **clause):
 
 def test_reference_verdicts_and_reasons(fixtures):
   cases = json.loads((fixtures / "geneval_goldens.json").read_text())
-  assert len(cases) >= 8
   for case in cases:
     got = geneval.score(case["objects"], case["meta"])
     assert got == (case["correct"], case["reason"]), case["name"]

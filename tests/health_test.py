@@ -63,27 +63,32 @@ def test_one_signal_asks_and_handlers_come_back():
   assert signal.getsignal(signal.SIGTERM) is before
 
 
-SECOND = """
-import os, signal, time
-from fluid import preemption
-with preemption.Preemption():
-  os.kill(os.getpid(), signal.SIGTERM)
-  time.sleep(0.5)
-  os.kill(os.getpid(), signal.SIGTERM)
-  time.sleep(60)
+SIGNALS = """
+import os, signal, sys, time
+from fluid.durable import preemption
+with preemption.Preemption() as asked:
+  for name in sys.argv[1:]:
+    os.kill(os.getpid(), signal.Signals[name])
+    time.sleep(0.2)
+  print(asked.reached(), asked.reason)
 """
 
 
-def test_the_second_signal_ends_the_process():
+@pytest.mark.parametrize("sent", ["SIGTERM SIGTERM SIGINT SIGTERM", "SIGINT SIGTERM"])
+@pytest.mark.parametrize("again", [False, True])
+def test_only_a_second_ctrl_c_ends_the_process(sent, again):
+  sent = sent.split() + ["SIGINT"] * again
   env = dict(os.environ, PYTHONPATH=str(ROOT))
-  done = subprocess.run([sys.executable, "-c", SECOND], env=env, capture_output=True)
-  assert done.returncode == errors.REQUEUE
-  assert b"at once, by a second signal (SIGTERM)" in done.stderr
+  command = [sys.executable, "-c", SIGNALS, *sent]
+  done = subprocess.run(command, env=env, capture_output=True, text=True)
+  assert ("at once, by a second SIGINT" in done.stderr) == again
+  assert done.returncode == (errors.REQUEUE if again else 0)
+  assert done.stdout == ("" if again else f"True {sent[0]}\n")
 
 
 HOLD = """
 import pathlib, sys, time
-from fluid import lock
+from fluid.durable import lock
 held = lock.lock(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)

@@ -79,7 +79,7 @@ def test_metadata_and_files(whole):
   assert metadata["text"]["vocab_size"] == text.Vocabulary(cache / "text.model").size
   assert metadata["splits"]["train"]["count"] == TRAIN
   assert [s["records"] for s in metadata["splits"]["train"]["shards"]] == [128, 128, 44]
-  assert not list(cache.glob("*.part"))
+  assert not list(cache.glob("*.tmp"))
   assert any("prepare train: 300/300 examples" in x and "ETA" in x for x in lines)
 
 

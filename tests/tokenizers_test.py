@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType
 
 from fluid import config as config_lib
-from fluid import tokenizers
+from fluid import files, tokenizers
 from fluid.tokenizers import autoencoder, base, store, train, vq
 
 TINY = config_lib.Tokenizer(
@@ -236,20 +236,20 @@ def test_damaged_folders_are_one_clear_line(tmp_path):
   with open(settings, encoding="utf-8") as f:
     good = json.load(f)
   other = good | {"tokenizer": good["tokenizer"] | {"vocab": 64}}
-  store.write_json(settings, other)
+  files.write_json(settings, other)
   with pytest.raises(config_lib.ConfigError, match="codebook has shape"):
     tokenizers.load(path)
-  store.write_json(settings, good | {"tokenizer": good["tokenizer"] | {"blocks": 2}})
+  files.write_json(settings, good | {"tokenizer": good["tokenizer"] | {"blocks": 2}})
   with pytest.raises(config_lib.ConfigError, match="lacks params.decoder"):
     tokenizers.load(path)
-  store.write_json(settings, good)
+  files.write_json(settings, good)
   os.truncate(weights, os.path.getsize(weights) // 2)
   with pytest.raises(config_lib.ConfigError, match="weights.safetensors .* is damaged"):
     tokenizers.load(path)
   os.remove(weights)
   with pytest.raises(config_lib.ConfigError, match="has no weights.safetensors"):
     tokenizers.load(path)
-  store.write_atomic(settings, b'{"tokenizer":')
+  files.write_bytes(settings, b'{"tokenizer":')
   with pytest.raises(config_lib.ConfigError, match="config.json .* is damaged"):
     tokenizers.load(path)
 

@@ -11,8 +11,10 @@ if __name__ == '__main__':
   cli.run(main)
 """
 
+import contextlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 
@@ -20,6 +22,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fluid import config
+from fluid.errors import REQUEUE
+
+flags.disclaim_key_flags()  # Flags belong to the entry that asks for them; see --help.
 
 # Of a process that joined others: what an error means if one of them is the cause.
 _explain: Callable[[BaseException], BaseException | None] | None = None
@@ -87,6 +92,7 @@ def run(main, argv: list[str] | None = None) -> None:
 
   def parse(args):
     try:
+      _help(args)
       rest = flags.FLAGS(args)
       # absl is about to raise a default to INFO, which floods the terminal with the
       # logs of libraries.
@@ -102,6 +108,15 @@ def run(main, argv: list[str] | None = None) -> None:
       sys.exit(_report(_cause(e, args)))
 
   app.run(guarded, argv=argv, flags_parser=parse)
+
+
+def _help(args) -> None:
+  """Ends with status 0 where help is asked for: absl calls that a failure."""
+  for arg in args[1:]:
+    if re.fullmatch(r"--?(h|\?|help\w*)", arg):
+      with contextlib.suppress(SystemExit):
+        flags.FLAGS([args[0], "--help" if arg.strip("-") == "h" else arg])
+      sys.exit(0)
 
 
 def _readable(loaded) -> None:
@@ -141,6 +156,9 @@ def _cause(error: BaseException, args: list[str]) -> BaseException:
 def _report(error: BaseException) -> int:
   label = getattr(error, "label", "error")
   code = getattr(error, "exit_code", 2)
+  if code == REQUEUE:
+    # All is saved: one more signal, while the process ends, must not change the status.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
   sys.stdout.flush()
   print(f"{label}:", config.one_line(error), file=sys.stderr, flush=True)
   if getattr(error, "at_once", False) or _explain:

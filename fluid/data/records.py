@@ -20,6 +20,7 @@ import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
+from fluid import files
 from fluid.config import ConfigError
 
 METADATA = "metadata.json"
@@ -70,12 +71,11 @@ def unpack(record: bytes) -> dict[str, Any]:
 
 def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> None:
   """Writes a whole shard; it has its final name only once it is complete."""
-  part = path.with_name(path.name + ".part")
-  writer = array_record_module.ArrayRecordWriter(str(part), _WRITER)
-  for record in records:
-    writer.write(record)
-  writer.close()
-  _publish(part, path)
+  with files.replacing(path) as scratch:
+    writer = array_record_module.ArrayRecordWriter(str(scratch), _WRITER)
+    for record in records:
+      writer.write(record)
+    writer.close()
 
 
 def read_shard(path: pathlib.Path) -> list[bytes]:
@@ -87,16 +87,8 @@ def read_shard(path: pathlib.Path) -> list[bytes]:
 
 
 def write_metadata(cache: str | os.PathLike, metadata: dict[str, Any]) -> None:
-  path = pathlib.Path(cache) / METADATA
-  part = path.with_name(path.name + ".part")
-  part.write_text(json.dumps(metadata, indent=2, sort_keys=True) + "\n", "utf-8")
-  _publish(part, path)
-
-
-def _publish(part: pathlib.Path, path: pathlib.Path) -> None:
-  with open(part, "rb+") as f:
-    os.fsync(f.fileno())
-  os.replace(part, path)
+  content = json.dumps(metadata, indent=2, sort_keys=True) + "\n"
+  files.write_text(pathlib.Path(cache) / METADATA, content)
 
 
 def read_metadata(cache: str | os.PathLike) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""When to save and leave: SIGTERM, Ctrl-C, or jax's notice of a preemption.
+"""When to save and leave: SIGTERM or Ctrl-C, to this process or to another one.
 
   with Preemption() as preemption:
     while True:
       if preemption.reached(): save, raise Preempted
 
-A second signal ends the process at once, whatever it is doing.
+SIGTERM saves however often it comes: a scheduler sends it to a job and to its steps,
+which pass it on. Ctrl-C twice ends the process at once, whatever it is doing.
 """
 
 import ctypes
@@ -31,8 +32,8 @@ class Preempted(config.ConfigError):
 class Preemption:
   """Listens for signals in a thread of its own, so that they count during a compile.
 
-  Several processes stop at one place: jax's coordination service hands the notice on
-  and agrees on it. On Cloud TPU it also hears of maintenance without a signal.
+  Several processes stop at one place: jax's coordination service hands the signal on
+  and agrees on it. It knows of SIGTERM alone.
 
   Attributes:
     reason: what asked to stop.
@@ -40,7 +41,7 @@ class Preemption:
   """
 
   def __init__(self):
-    self.reason = "a notice of preemption"
+    self.reason = "a signal to another process"
     self.stopping = self._asked = False
     self._calls = 0
 
@@ -50,10 +51,10 @@ class Preemption:
       return self
     self._joined = jax.distributed.is_initialized()
     self._notify = _native_handler() if self._joined else None
-    self._before = {n: signal.signal(n, lambda *_: None) for n in SIGNALS}
     self._read, self._write = os.pipe()
     os.set_blocking(self._write, False)
     self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+    self._before = {n: signal.signal(n, lambda *_: None) for n in SIGNALS}
     self._thread = threading.Thread(target=self._listen, daemon=True)
     self._thread.start()
     return self
@@ -69,17 +70,23 @@ class Preemption:
     os.close(self._read), os.close(self._write)
 
   def _listen(self):
+    heard = set()
     while number := os.read(self._read, 1)[0]:
       if number not in SIGNALS:
         continue
+      if number in heard:
+        if number == signal.SIGINT:
+          os.write(2, b"stopped: at once, by a second SIGINT\n")
+          os._exit(REQUEUE)
+        continue
       name = signal.Signals(number).name
-      if self._asked:
-        os.write(2, f"stopped: at once, by a second signal ({name})\n".encode())
-        os._exit(REQUEUE)
-      self._asked, self.reason = True, name
-      os.write(2, f"{name}: saves and stops; again: at once\n".encode())
-      if self._notify:
-        self._notify(signal.SIGTERM)
+      again = "; again: at once" if number == signal.SIGINT else ""
+      os.write(2, f"{name}: saves and stops{again}\n".encode())
+      if not heard:
+        self._asked, self.reason = True, name
+        if self._notify:
+          self._notify(signal.SIGTERM)
+      heard.add(number)
 
   def reached(self) -> bool:
     """Whether to save and stop now, and from then on.

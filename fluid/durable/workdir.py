@@ -10,7 +10,7 @@ import pathlib
 
 import jax
 
-from fluid import config
+from fluid import config, files
 from fluid.durable.lock import lock
 
 
@@ -110,13 +110,7 @@ def check(path: pathlib.Path, run: config.Run) -> None:
 def write_json(path: pathlib.Path, value) -> None:
   """Replaces the file in one step; only process 0 writes."""
   if jax.process_index() == 0:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    with scratch.open("w") as f:
-      f.write(json.dumps(value, indent=2) + "\n")
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(scratch, path)
+    files.write_json(path, value)
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

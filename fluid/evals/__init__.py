@@ -48,11 +48,11 @@ class EvalContext:
     tokenizer, vocabulary: of the run.
     mesh: batches are laid out over it; it is the active mesh while `run` is iterated.
     workdir: where samples are written.
-    loader: (split, global batch) -> one pass over the split, this process's rows, with
-      its length.
+    loader: (split, global batch) -> the split's batches, this process's rows, with
+      their number; each iteration is one pass.
     track: (batches, name, how many) -> the same batches: between them it says how far
       the work is, and may end it (fluid.console.progress.track).
-    drawn, compiled: images drawn last, which evaluators share, and the settings that
+    drawn, compiled: what was drawn last, which evaluators share, and the settings that
       samplers are compiled for (fluid.evals.samples.draw).
   """
 
@@ -63,7 +63,7 @@ class EvalContext:
   workdir: pathlib.Path
   loader: Callable[[str, int], Iterable[dict]]
   track: Callable[[Iterable, str, int], Iterator] = distributed.track
-  drawn: dict = dataclasses.field(default_factory=dict, repr=False)
+  drawn: list = dataclasses.field(default_factory=list, repr=False)
   compiled: set = dataclasses.field(default_factory=set, repr=False)
 
   def __post_init__(self):

@@ -3,7 +3,6 @@
 Legend: N images, H, W pixels.
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from fluid import files
 from fluid.evals import samples
 
 
@@ -87,5 +87,5 @@ class Images:
       both = grid(np.stack([self._ema[1], drawn]), columns=2, gap=8)
       Image.fromarray(both).save(folder / f"step_{step:08d}_ema_raw.png")
     named = [self.prompts[i] for i in pick]
-    (folder / "prompts.json").write_text(json.dumps(named, indent=1) + "\n")
+    files.write_json(folder / "prompts.json", named)
     yield from timing.items()

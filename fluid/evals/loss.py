@@ -46,6 +46,7 @@ class Loss:
     self.split, self.examples, self.draws = split, examples, draws
     self.batch = batch or context.run.batch
     self.key = rng.stream(seed, "val")
+    self.loader = None
     sharding.check_batch(self.batch, context.mesh)
     if examples < 0 or draws < 1:
       raise config.ConfigError("evals.loss needs examples >= 0 and draws >= 1")
@@ -57,7 +58,9 @@ class Loss:
     del step, weights
     rows, seen = [], 0
     with jax.set_mesh(self.context.mesh):
-      loader = self.context.loader(self.split, self.batch)
+      if self.loader is None:  # Kept, as it holds the split decoded.
+        self.loader = self.context.loader(self.split, self.batch)
+      loader = self.loader
       total = min(-(-self.examples // self.batch) or len(loader), len(loader))
       for batch in self.context.track(loader, f"{self.split} loss", total):
         batch = dict(batch)

@@ -15,7 +15,7 @@ class Evaluations:
   """The evaluators of a run and when they are due.
 
   Args:
-    make_loader: (split, batch=, shuffle=, epochs=) -> a pass over the split.
+    make_loader: (split, batch=, shuffle=, epochs=) -> the split, to be passed over.
     done: (step, name) of those whose results are there already.
     stop: whether to stop, asked before each batch (all processes ask equally often).
   """

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import sentencepiece
 
+from fluid import files
 from fluid.config import ConfigError
 
 PAD, EOS, UNK = 0, 1, 2
@@ -182,14 +183,7 @@ def train_vocabulary(
       f"config key 'text.vocab_size' = {size} is too small for the characters of the "
       f"captions: {str(e).splitlines()[-1]}"
     ) from e
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   # The model comes last: where it exists, its words do too.
-  for target, content in (
-    (words_path(path), "\n".join(sorted(known)).encode()),
-    (path, model.getvalue()),
-  ):
-    part = target.with_name(target.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, target)
+  files.write_text(words_path(path), "\n".join(sorted(known)))
+  files.write_bytes(path, model.getvalue())
   return Vocabulary(path)

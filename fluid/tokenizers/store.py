@@ -10,29 +10,15 @@ import numpy as np
 import safetensors.numpy
 
 from fluid import config as config_lib
+from fluid import files
 from fluid.tokenizers import base
-
-
-def write_atomic(path: str, content: bytes) -> None:
-  """A reader sees the old file or the new one, never a part."""
-  part = f"{path}.part"
-  with open(part, "wb") as f:
-    f.write(content)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(part, path)
-
-
-def write_json(path: str, value: Any) -> None:
-  write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def save(path: str, tokenizer: base.Tokenizer, metrics: dict[str, Any]) -> None:
   """Writes weights, then the config that vouches for them by size and hash."""
-  os.makedirs(path, exist_ok=True)
   flat = {k: np.asarray(v) for k, v in _flatten(tokenizer.variables).items()}
   weights = safetensors.numpy.save(flat)
-  write_atomic(os.path.join(path, "weights.safetensors"), weights)
+  files.write_bytes(os.path.join(path, "weights.safetensors"), weights)
   content = {
     "tokenizer": config_lib.to_dict(tokenizer.config),
     "image_size": tokenizer.image_size,
@@ -42,7 +28,7 @@ def save(path: str, tokenizer: base.Tokenizer, metrics: dict[str, Any]) -> None:
   }
   if tokenizer.spec.kind == "continuous":  # For the reader; the weights hold them too.
     content |= {k: v.tolist() for k, v in flat.items() if k.startswith("latent.")}
-  write_json(os.path.join(path, "config.json"), content)
+  files.write_json(os.path.join(path, "config.json"), content)
 
 
 def read_config(path: str) -> dict[str, Any]:

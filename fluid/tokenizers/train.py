@@ -24,7 +24,7 @@ import optax
 from PIL import Image
 
 from fluid import config as config_lib
-from fluid import data, rng, tokenizers
+from fluid import data, files, rng, tokenizers
 from fluid.console import cli
 from fluid.console.progress import clock
 from fluid.tokenizers import store, vq
@@ -189,8 +189,8 @@ def save_pairs(path: str, images: np.ndarray, recon: np.ndarray) -> None:
   pixels = np.uint8(np.rint((np.clip(grid, -1, 1) + 1) * 127.5))
   zoom = max(1, 96 // images.shape[1])
   picture = Image.fromarray(pixels.repeat(zoom, 0).repeat(zoom, 1))
-  picture.save(path + ".part", format="png")
-  os.replace(path + ".part", path)
+  with files.replacing(path) as scratch:
+    picture.save(scratch, format="png")
 
 
 def train(run: config_lib.Run) -> tokenizers.Tokenizer:
@@ -225,7 +225,7 @@ def train(run: config_lib.Run) -> tokenizers.Tokenizer:
   progress.write(config.steps, metrics)
   save_pairs(os.path.join(path, "recon.png"), held_out[:12], recon[:12])
   store.save(path, tokenizer, metrics)
-  store.write_json(os.path.join(path, "done.json"), {"step": config.steps} | metrics)
+  files.write_json(os.path.join(path, "done.json"), {"step": config.steps} | metrics)
   print(_summary(path, metrics), flush=True)
   return tokenizer
 

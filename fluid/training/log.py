@@ -9,7 +9,7 @@ import time
 
 import jax
 
-from fluid import config
+from fluid import config, files
 from fluid.console import progress
 from fluid.parallel import distributed
 from fluid.training.clocks import Timer
@@ -36,9 +36,7 @@ class Writer:
     if path.exists():
       lines = [line for line in path.read_text().splitlines() if _step(line) <= step]
       self.kept = [json.loads(line) for line in lines if _step(line) == step]
-      scratch = path.with_suffix(".tmp")
-      scratch.write_text("".join(line + "\n" for line in lines))
-      os.replace(scratch, path)
+      files.write_text(path, "".join(line + "\n" for line in lines))
     self._file = path.open("a")
     if tensorboard:
       try:  # Imports tensorflow: only where it is wanted.

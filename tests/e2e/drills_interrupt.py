@@ -96,19 +96,36 @@ def sigterm_in_evaluation(lab, count):
     yield {"lost": step - began(process), "bitwise": bitwise, "survived": bitwise}
 
 
-def sigterm_twice(lab, count):
-  """The second signal ends the process at once, even while it compiles."""
+def sigterm_often(times):
+  """However many signals come, one at a time: saved as after one."""
+
+  def drill(lab, count):
+    for _ in range(count):
+      at = lab.random.randrange(1, 40)
+      workdir, step = lab.interrupted("often", at, times=times)
+      if step != last_step(workdir):
+        raise Failure(f"step {last_step(workdir)} was done, step {step} was saved")
+      process = lab.train(workdir)
+      process.end()
+      bitwise = same(lab.reference, workdir)
+      yield {"lost": step - began(process), "bitwise": bitwise, "survived": bitwise}
+
+  return drill
+
+
+def sigint_twice(lab, count):
+  """The second Ctrl-C ends the process at once, even while it compiles."""
   for _ in range(count):
     workdir = lab.new("twice")
     process = lab.train(workdir)
     process.until(lambda p=process: "mesh {" in p.said())
-    process.signal(signal.SIGTERM)
-    process.until(lambda p=process: "SIGTERM: saves" in p.said())
-    process.signal(signal.SIGTERM)
+    process.signal(signal.SIGINT)
+    process.until(lambda p=process: "SIGINT: saves" in p.said())
+    process.signal(signal.SIGINT)
     start = time.monotonic()
     process.end(75)
     if time.monotonic() - start > 2:
-      raise Failure("the second signal took more than two seconds")
+      raise Failure("the second Ctrl-C took more than two seconds")
     lab.train(workdir).end()
     bitwise = same(lab.reference, workdir)
     yield {"bitwise": bitwise, "survived": bitwise}
@@ -120,5 +137,7 @@ DRILLS = {
   "kill -9 inside a save": (kill_in_save, 12, 1),
   "SIGTERM": (sigterm, 4, 1),
   "SIGTERM in an evaluation": (sigterm_in_evaluation, 2, 1),
-  "SIGTERM twice": (sigterm_twice, 2, 0),
+  "2 SIGTERM within a second": (sigterm_often(2), 2, 0),
+  "5 SIGTERM within a second": (sigterm_often(5), 2, 1),
+  "Ctrl-C twice": (sigint_twice, 2, 0),
 }

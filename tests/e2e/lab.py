@@ -162,12 +162,18 @@ class Lab:
       for i in range(count)
     ]
 
-  def interrupted(self, name: str, step: int, *more: str, devices: int = 1):
-    """A workdir whose run got SIGTERM at about a step, and the step it saved."""
+  def interrupted(self, name: str, step: int, *more: str, devices=1, times=1):
+    """A workdir whose run got SIGTERM at about a step, and the step it saved.
+
+    Several times: within a second, to the end of the process.
+    """
     workdir = self.new(name)
     process = self.train(workdir, *more, devices=devices)
     process.reaches(workdir, step)
-    process.signal(signal.SIGTERM)
+    for number in range(times):
+      if number:
+        time.sleep(1 / times)
+      process.signal(signal.SIGTERM)
     process.end(75)
     return workdir, newest(workdir)
 

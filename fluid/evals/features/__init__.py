@@ -4,7 +4,6 @@ Legend: N images, H, W pixels, D features.
 """
 
 import functools
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from fluid import config
+from fluid import config, files
 from fluid.console import progress
 from fluid.evals.features.efficientnet import EfficientNetLite0
 from fluid.parallel import distributed, sharding
@@ -102,8 +101,7 @@ def cached(path, compute: Callable[[], np.ndarray]) -> np.ndarray:
   value = compute()
   if jax.process_index():
     return value
-  path.parent.mkdir(parents=True, exist_ok=True)
-  scratch = path.with_suffix(f".{os.getpid()}.tmp.npy")
-  np.save(scratch, value)
-  os.replace(scratch, path)  # A run beside this one never reads half a file.
+  # A run beside this one never reads half a file.
+  with files.replacing(path) as scratch, scratch.open("wb") as f:
+    np.save(f, value)
   return value

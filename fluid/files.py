@@ -1,0 +1,45 @@
+"""Files that are there whole or not at all: a reader never sees a part.
+
+What is written goes to a scratch file beside it, to disk, and takes the name at last.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Gives a path to write to, which becomes `path` where the block ends well.
+
+  Folders that are missing are made. An error leaves what was there, and no scratch.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  # Hidden, and without the file's own ending: nothing takes it for one of its kind.
+  scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    yield scratch
+    with scratch.open("rb+") as f:
+      os.fsync(f.fileno())
+    os.replace(scratch, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      scratch.unlink()
+    raise
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+  with replacing(path) as scratch:
+    scratch.write_bytes(content)
+
+
+def write_text(path: str | os.PathLike, content: str) -> None:
+  write_bytes(path, content.encode())
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  write_text(path, json.dumps(value, indent=2) + "\n")

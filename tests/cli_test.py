@@ -1,0 +1,72 @@
+"""Every entry point tells what it is, and how it ended."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+ENTRIES = [
+  ".".join(file.relative_to(ROOT).with_suffix("").parts)
+  for folder in ("fluid", "launch", "benchmarks")
+  for file in sorted((ROOT / folder).rglob("*.py"))
+  if re.search(r'^if __name__ == "__main__":[^\0]*cli\.run', file.read_text(), re.M)
+]
+
+# A process of its own, as an entry defines flags; forked, as imports take seconds.
+HELP = """
+import os, runpy, sys
+import jax, optax, orbax.checkpoint, grain
+_, flag, *entries = sys.argv
+for entry in entries:
+  print("entry", entry, flush=True)
+  if not (child := os.fork()):
+    sys.argv = [entry, flag]
+    runpy.run_module(entry, run_name="__main__", alter_sys=True)
+    os._exit(99)
+  print("status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def said():
+  """Entry -> what it said to --help, and its status."""
+  command = [sys.executable, "-c", HELP, "--help", *ENTRIES]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  parts = re.findall(r"^entry (.*)\n([^\0]*?)^status (.*)$", done.stdout, re.M)
+  return {entry: (text, status) for entry, text, status in parts}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_help_is_printed_and_no_failure(said, entry):
+  text, status = said[entry]
+  assert status == "0" and f"-m {entry} " in text
+  assert "\nflags:\n" in text  # Those that fluid.cli defines for it among them.
+
+
+@pytest.mark.parametrize("flag", ["-h", "--helpfull"])
+def test_help_needs_no_config_that_loads(flag):
+  command = [sys.executable, "-m", "fluid.flops", "--size=none", flag]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0 and "--size" in done.stdout and not done.stderr
+  assert ("--verbosity" in done.stdout) == (flag == "--helpfull")
+
+
+LATE = """
+import atexit, os, signal
+from fluid import config
+from fluid.console import cli
+class Stopped(config.ConfigError):
+  exit_code = 75
+def main(argv):
+  atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+  raise Stopped("saved")
+cli.run(main)
+"""
+
+
+def test_a_late_signal_does_not_change_the_status_of_what_is_saved():
+  done = subprocess.run([sys.executable, "-c", LATE], cwd=ROOT, capture_output=True)
+  assert done.returncode == 75 and done.stderr == b"error: saved\n"

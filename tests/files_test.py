@@ -1,0 +1,37 @@
+"""Files are replaced whole, whatever happens on the way."""
+
+import json
+
+import pytest
+
+from fluid import files
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+  path = tmp_path / "a" / "b.json"
+  for value in ({"x": "é"}, [2]):
+    files.write_json(path, value)
+    assert json.loads(path.read_text("utf-8")) == value
+  files.write_text(path, "é")
+  assert path.read_bytes() == "é".encode()
+  assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("written", ["", "half"])
+def test_a_failure_in_the_middle_leaves_what_was_there(tmp_path, error, written):
+  path = tmp_path / "file"
+  files.write_bytes(path, b"old")
+  with pytest.raises(type(error)), files.replacing(path) as scratch:
+    if written:
+      scratch.write_text(written)
+      assert scratch.parent == tmp_path
+    raise error
+  assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_take_the_name_leaves_no_scratch(tmp_path):
+  (tmp_path / "file").mkdir()
+  with pytest.raises(OSError, match="file"):
+    files.write_bytes(tmp_path / "file", b"new")
+  assert [p.name for p in tmp_path.iterdir()] == ["file"]
