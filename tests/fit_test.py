@@ -11,11 +11,12 @@ import pytest
 from scipy import optimize, stats
 
 import analysis
-from analysis import coverage, solve
+from analysis import coverage
+from analysis.curves import solve
+from analysis.curves.forms import FORMS
+from analysis.curves.frontier import grid_bias
+from analysis.curves.result import FitError
 from analysis.fit import fit_points
-from analysis.forms import FORMS
-from analysis.frontier import grid_bias
-from analysis.result import FitError
 
 ROOT = Path(__file__).parents[1]
 X = np.geomspace(1e5, 3e6, 6)
@@ -116,7 +117,7 @@ def test_bootstrap_is_of_settings_and_seeds_and_repeats_by_seed():
   profile = fit_points(x, y).intervals["a"]
   assert np.ptp(one.intervals["a"]) == pytest.approx(np.ptp(profile), rel=0.5)
   # Drawn with replacement in two stages, as often as there are rows.
-  from analysis.intervals import resample
+  from analysis.curves.intervals import resample
 
   weights = resample(x[None], 50, 2, rng)
   assert (weights.sum(1) == 24).all() and (weights > 1).any() and (weights == 0).any()

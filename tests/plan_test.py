@@ -13,7 +13,7 @@ import analysis
 from analysis import coverage
 from analysis.fit import fit_points
 from analysis.plan import Guess, Planner, grid, score, write_sweep
-from analysis.shapes import Ladder
+from analysis.planning.shapes import Ladder
 from launch.plan import plan
 
 ROOT = Path(__file__).parents[1]

@@ -10,8 +10,11 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import page, report
-from analysis.findings import ABSENT, APPEARS, OPEN, PARTLY, findings
+from analysis import report
+from analysis.report import page
+from analysis.report.findings import ABSENT, APPEARS, OPEN, PARTLY, findings
+from analysis.report.study import Study
+from analysis.runs.load import save_json
 from tests import synthetic
 
 
@@ -29,7 +32,7 @@ def html(study):
 
 
 def verdicts(runs):
-  return [f.verdict for f in findings(runs)]
+  return [f.verdict for f in findings(Study(runs))]
 
 
 def test_the_page_stands_alone(html, study):
@@ -107,7 +110,7 @@ def test_findings_turn_with_the_numbers(study):
 
 def test_geneval_at_chance_is_no_evidence(study):
   runs = analysis.load(study).assign(**{"geneval/chance": 0.9})
-  got = findings(runs)
+  got = findings(Study(runs))
   assert [f.verdict for f in got[2:4]] == [OPEN, OPEN]
   assert "at chance" in got[2].evidence and "0.900" in got[2].evidence
   assert "GenEval" not in got[4].evidence
@@ -117,7 +120,7 @@ def test_one_win_in_two_is_no_finding(study):
   runs = analysis.load(study)
   xs = runs[runs["size"] == "xs"].copy()
   xs.loc[xs.cell == "continuous-random", "kid"] = 1.0
-  finding = findings(xs)[1]
+  finding = findings(Study(xs))[1]
   assert finding.verdict == ABSENT
   assert "continuous beats discrete in 1 of 2 pairs" in finding.evidence
 
@@ -143,7 +146,7 @@ def test_a_study_that_has_only_just_begun(tmp_path):
 
 def test_command_line_on_committed_results(tmp_path):
   root = synthetic.write_study(tmp_path / "w", sizes=("m",), geneval=False)
-  sys.modules["analysis.load"].save_json(root, tmp_path / "results")
+  save_json(root, tmp_path / "results")
   argv = [sys.executable, "-m", "analysis.report", f"--workdir={tmp_path}/results"]
   out = subprocess.run(
     [*argv, f"--out={tmp_path}/out"],

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.curves.result import number
+
 _STYLE = """
 :root { color-scheme: light; --line: #ddd; --soft: #666; }
 * { box-sizing: border-box; }
@@ -113,12 +115,3 @@ def _cell(value) -> str:
   if isinstance(value, str):
     return f'<td class="text">{html.escape(value)}</td>'
   return f"<td>{html.escape(number(value))}</td>"
-
-
-def number(value) -> str:
-  """Blank for missing; thousands set apart; four significant digits below them."""
-  if value is None or pd.isna(value):
-    return ""
-  if float(value).is_integer() and abs(value) < 1e15:
-    return f"{int(value):,}"
-  return f"{value:.3g}" if abs(value) >= 1e4 else f"{value:.4g}"

@@ -9,18 +9,13 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from analysis.clean import cells_of, finished, having
-from analysis.correlate import correlate
-from analysis.figures.study import TAGS
-from analysis.fit import fit
+from analysis.curves.correlate import correlate
+from analysis.report.study import TAGS, Study
+from analysis.runs.rows import cells_of, having
 
 GOOD_R2 = 0.97
-APPEARS, PARTLY, ABSENT, OPEN = (
-  "appears",
-  "appears in part",
-  "does not appear",
-  "cannot be said",
-)
+APPEARS, PARTLY = "appears", "appears in part"
+ABSENT, OPEN = "does not appear", "cannot be said"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +27,9 @@ class Finding:
   evidence: str
 
 
-def findings(runs: pd.DataFrame) -> list[Finding]:
-  """All findings, from the table with one row per run (only finished runs count)."""
-  runs = finished(runs)
+def findings(study: Study) -> list[Finding]:
+  """All findings, from the finished runs of a study."""
+  runs = study.ended
   luck = at_chance(runs)
   # What GenEval says by luck is no evidence: not of order, nor beside other metrics.
   tested = runs.drop(columns=[c for c in runs if luck and c.startswith("geneval/")])
@@ -46,7 +41,7 @@ def findings(runs: pd.DataFrame) -> list[Finding]:
 
   lower, name = ("kid", "KID") if len(having(runs, "kid")) else ("fd", "FD")
   return [
-    power_laws(runs),
+    power_laws(study),
     better(
       runs,
       f"Image quality ({name}) is better with continuous than with discrete tokens",
@@ -87,13 +82,11 @@ def at_chance(runs: pd.DataFrame) -> str:
   )
 
 
-def power_laws(runs: pd.DataFrame) -> Finding:
+def power_laws(study: Study) -> Finding:
   """Validation loss is a power law in model size, in every cell."""
   claim = "Validation loss is a power law in model size in all four cells"
-  results = {
-    cell: fit(runs[runs["cell"] == cell])
-    for cell in cells_of(having(runs, "N", "val/loss"))
-  }
+  cells = cells_of(having(study.ended, "N", "val/loss"))
+  results = {cell: study.fit(cell) for cell in cells}
   evidence = []
   for cell, f in results.items():
     text = f"{cell}: {f.reading}"

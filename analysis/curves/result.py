@@ -8,8 +8,8 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from analysis import intervals
-from analysis.forms import FORMS, Form, Own
+from analysis.curves import intervals
+from analysis.curves.forms import FORMS, Form, Own
 
 ZERO = 1e-6  # a floor below this share of the lowest loss is none
 
@@ -189,6 +189,23 @@ class Fit:
 
     return self.curve.reading(show, self.x_names, self.y_name)
 
+  @property
+  def summary(self) -> str:
+    """Some lines of text."""
+    lines = [self.reading]
+    for name, value in self.params.items():
+      low, high = self._interval(name)
+      ends = "" if np.isnan([low, high]).any() else f"  [{low:.5g}, {high:.5g}]"
+      lines.append(f"  {name:<9} {value:<11.5g}{ends}")
+    if not self.refused:
+      lines.append(
+        f"  {len(self.y)} points, R2 ({self.space}) {self.r2:.4f}, AICc "
+        f"{number(self.aicc) or '-'}, {self.reached:.0%} of the starts ended here"
+      )
+    if self.held_out:
+      lines.append(f"  {self.held_out.reading}")
+    return "\n".join(lines + [f"  warning: {w}" for w in self.warnings])
+
   def to_dict(self) -> dict:
     """JSON-able summary; what is not finite is None."""
     return _plain(
@@ -246,6 +263,15 @@ def is_own(fit: Fit, name: str) -> bool:
   """Whether a public parameter is a fitted inner one."""
   parameter = fit.curve.report[name]
   return isinstance(parameter, Own) and bool(fit.free[parameter.index])
+
+
+def number(value) -> str:
+  """Blank for missing; thousands set apart; four significant digits below them."""
+  if value is None or pd.isna(value):
+    return ""
+  if float(value).is_integer() and abs(value) < 1e15:
+    return f"{int(value):,}"
+  return f"{value:.3g}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
 def _plain(value):

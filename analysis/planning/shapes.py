@@ -10,8 +10,8 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from analysis.clean import having
-from analysis.rundir import TRAINED
+from analysis.runs.rows import having
+from analysis.runs.rundir import TRAINED
 
 NEEDED = ("layers", "width", "heads", "N", "flops_per_image", "batch",
           "tokens_per_image", *(f"N_{c}" for c in TRAINED))  # fmt: skip

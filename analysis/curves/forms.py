@@ -1,4 +1,4 @@
-"""Families of curves for analysis.fit: a new one is one entry of `FORMS`.
+"""Families of curves for curves.fit: a new one is one entry of `FORMS`.
 
   power         L = (N0/x)^a, Kaplan et al. 2020
   power_floor   L = E + (N0/x)^a
@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from analysis import frontier
+from analysis.curves import frontier
 
 
 @dataclasses.dataclass(frozen=True)
