@@ -1,5 +1,7 @@
 """analysis.report and analysis.findings on studies whose answer is known."""
 
+import collections
+import importlib
 import re
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 
 import analysis
 from analysis import report
+from analysis.curves import fit as fit_module
 from analysis.report import page
 from analysis.report.findings import ABSENT, APPEARS, OPEN, PARTLY, findings
 from analysis.report.study import Study
@@ -158,6 +161,38 @@ def test_command_line_on_committed_results(tmp_path):
   assert f"report: {tmp_path / 'out/index.html'}" in out.stdout
   html = (tmp_path / "out/index.html").read_text()
   assert "No run has written samples here." in html
+
+
+def test_a_report_reads_every_file_once_and_makes_every_fit_once(tmp_path, monkeypatch):
+  root = synthetic.write_study(tmp_path / "w", sizes=("xs", "l"))
+  (root / "runs/discrete-random-l/eval").mkdir()
+  read, fitted = collections.Counter(), collections.Counter()
+  open_file, fit_points = Path.open, fit_module.fit_points
+
+  def counted_open(path, *args, **kwargs):
+    read[path] += path.is_relative_to(root) and "r" in (args or ("r",))[0]
+    return open_file(path, *args, **kwargs)
+
+  def counted_fit(x, y, **options):
+    asked = {k: np.array(v).tolist() for k, v in options.items()}
+    fitted[repr((np.array(x).tolist(), np.array(y).tolist(), asked))] += 1
+    return fit_points(x, y, **options)
+
+  monkeypatch.setattr(Path, "open", counted_open)
+  monkeypatch.setattr(fit_module, "fit_points", counted_fit)
+  report.write(root, tmp_path / "out")
+  read = +read
+  assert set(read.values()) == {1}
+  names = collections.Counter(path.name for path in read)
+  assert names["metrics.jsonl"] == names["config.json"] == names["model.json"] == 8
+  assert names["sweep.json"] == 1
+  # Two fits in N, two in compute, two in both; the envelope; KID and GenEval in N.
+  assert set(fitted.values()) == {1} and len(fitted) == 2 + 4 * 9
+  # The command does not do it again.
+  read.clear(), fitted.clear()
+  monkeypatch.setattr(sys, "argv", ["report", f"--workdir={root}", f"--out={tmp_path}"])
+  importlib.import_module("analysis.report.report").main()
+  assert set((+read).values()) == {1} and set(fitted.values()) == {1}
 
 
 def test_text_is_escaped_and_numbers_are_short():

@@ -19,7 +19,7 @@ from analysis.curves.clean import clean, need
 from analysis.curves.forms import FORMS, Form, Own
 from analysis.curves.frontier import FrontierError
 from analysis.curves.problem import Problem
-from analysis.curves.result import ZERO, Fit, FitError, HeldOut, is_own, parameters
+from analysis.curves.result import ZERO, Fit, FitError, HeldOut, own, parameters
 
 METHODS = ("auto", "profile", "bootstrap", "none")
 
@@ -180,15 +180,14 @@ def _refuse(result: Fit, k: int) -> str:
 
 def _with(result: Fit, problem: Problem, theta, reached: float) -> Fit:
   """The result with its solution and what follows from it directly."""
-  report = problem.form.report
-  floor = report.get("E")
-  if floor and problem.free[floor.index] and floor(theta) < 1e-3 * result.y.min():
+  result = dataclasses.replace(result, free=problem.free)
+  floor = own(result, "E")
+  if floor and floor(theta) < 1e-3 * result.y.min():
     theta = theta.copy()  # on its way to no floor at all
     theta[floor.index] = np.log(1e-2 * ZERO * result.y.min())
   rss = np.sum(problem.residuals(theta) ** 2)
   spread = float(np.sqrt(rss / problem.freedom))
-  fields = dict(theta=theta, free=problem.free, reached=reached, spread=spread)
-  result = dataclasses.replace(result, **fields, params={})
+  result = dataclasses.replace(result, theta=theta, reached=reached, spread=spread)
   _, slope = problem.curve(theta[None], problem.x)
   matrix = np.zeros((len(theta), len(theta)))
   inside = intervals.covariance(slope[0][problem.free], spread**2)
@@ -219,10 +218,10 @@ def _with_intervals(result, problem, method, draws, seed) -> Fit:
     result = dataclasses.replace(result, draws=thetas[np.isfinite(costs)])
   ends = {}
   for name, function in result.curve.report.items():
-    if method == "profile" and is_own(result, name):
-      i = function.index
+    if method == "profile" and (inner := own(result, name)):
+      i = inner.index
       spread = intervals.student(result.freedom) * np.sqrt(result.covariance[i, i])
-      spread = min(spread, 3.0) if function.exp else spread
+      spread = min(spread, 3.0) if inner.exp else spread
       moved = np.tile(result.theta, (2, 1))
       moved[:, i] = intervals.profile(problem, result.theta, i, float(spread))
       ends[name] = tuple(map(float, function(moved)))
@@ -234,15 +233,15 @@ def _with_intervals(result, problem, method, draws, seed) -> Fit:
 def _doubts(result: Fit) -> tuple[str, ...]:
   """Warnings that can be read off the result."""
   out, wide = [], []
-  for name, function in result.curve.report.items():
-    if not is_own(result, name) or name not in result.intervals:
+  for name, (low, high) in result.intervals.items():
+    inner = own(result, name)
+    if not inner:
       continue
-    low, high = result.intervals[name]
     if name == "E" and result.params["E"] == 0:
       out.append("the floor is not identified: the best one is 0")
     elif name == "E" and low < ZERO * result.y.min():
       out.append("the floor is not told apart from 0")
-    elif not np.isfinite([low, high]).all() or (function.exp and high > 10 * low):
+    elif not np.isfinite([low, high]).all() or (inner.exp and high > 10 * low):
       wide.append(f"{name} [{low:.3g}, {high:.3g}]")
   if wide:
     names = " and ".join(w.split(" [")[0] for w in wide)

@@ -189,13 +189,14 @@ def _allocation(show, x, y):
   return f"compute-optimal {y} ~ {x[0]}^{show('a', None, '.3f')}"
 
 
-_FRONTIER = dict(
+_FRONTIER = Form(
   names=("a", "g"),
   curve=_line,
   starts=_line_starts,
   report={"a": Own(0), "log10_G": lambda t: t[..., 1] / np.log(10)},
   columns=("N", "compute"),
   reading=_allocation,
+  reduce=frontier.isoflop,
 )
 _FLOORED = "{} above its floor"
 
@@ -283,6 +284,6 @@ FORMS = {
       f"{show('x0', None, '.4g')}"
     ),
   ),
-  "isoflop": Form(**_FRONTIER, reduce=frontier.isoflop),
-  "envelope": Form(**_FRONTIER, reduce=frontier.envelope, rows="eval"),
+  "isoflop": _FRONTIER,
+  "envelope": dataclasses.replace(_FRONTIER, reduce=frontier.envelope, rows="eval"),
 }

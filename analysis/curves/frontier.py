@@ -175,8 +175,8 @@ def envelope(x: np.ndarray, loss: np.ndarray, runs: np.ndarray) -> Points:
   table = pd.DataFrame(rows).reindex(
     columns=["small", "large", "compute", "N", "loss", "note"]
   )
-  moves = np.array(moves).reshape(-1, len(curves))
-  noise = moves @ moves.T
+  moved = np.array(moves).reshape(-1, len(curves))
+  noise = moved @ moved.T
   noise += 1e-6 * np.diag(np.diag(noise))  # replicates close circles
   names = [f"{a:.3g}/{b:.3g}" for a, b in zip(table["small"], table["large"])]
   return _points(table, [f"sizes {name}" for name in names], noise, [])

@@ -4,6 +4,8 @@ n runs, d inputs, k parameters, S bootstrap draws, m points.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ import pandas as pd
 from analysis.curves import intervals
 from analysis.curves.forms import FORMS, Form, Own
 
+_nothing = functools.partial(np.empty, 0)
 ZERO = 1e-6  # a floor below this share of the lowest loss is none
 
 
@@ -67,11 +70,9 @@ class HeldOut:
 
   def to_dict(self) -> dict:
     """JSON-able."""
-    arrays = {
-      k: v.tolist() if isinstance(v, np.ndarray) else v
-      for k, v in dataclasses.asdict(self).items()
-    }
-    return arrays | {"error": self.error, "inside": self.inside}
+    return _plain(
+      dataclasses.asdict(self) | {"error": self.error, "inside": self.inside}
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +104,9 @@ class Fit:
   weights: np.ndarray
   refused: str = ""
   warnings: tuple[str, ...] = ()
-  theta: np.ndarray | None = None
-  free: np.ndarray | None = None
-  covariance: np.ndarray | None = None
+  theta: np.ndarray = dataclasses.field(default_factory=_nothing)
+  free: np.ndarray = dataclasses.field(default_factory=_nothing)
+  covariance: np.ndarray = dataclasses.field(default_factory=_nothing)
   draws: np.ndarray | None = None
   params: dict[str, float] = dataclasses.field(default_factory=dict)
   intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
@@ -114,7 +115,7 @@ class Fit:
   reached: float = np.nan
   spread: float = np.nan
   held_out: HeldOut | None = None
-  table: pd.DataFrame | None = None
+  table: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
 
   @property
   def curve(self) -> Form:
@@ -127,7 +128,7 @@ class Fit:
   @property
   def freedom(self) -> int:
     """Degrees of freedom, n - k."""
-    return len(self.y) - int(self._free().sum())
+    return len(self.y) - int(self.free.sum())
 
   @property
   def residuals(self) -> np.ndarray:
@@ -144,11 +145,11 @@ class Fit:
     self, *x, new_run: bool = False, weights: np.ndarray | float = 1.0
   ) -> tuple[np.ndarray, np.ndarray]:
     """95 % interval of the curve at x [m], or of a new run of some weight there."""
-    x = self._stack(x)
-    value, slope = self._evaluate(x)
+    at = self._stack(x)
+    value, slope = self._evaluate(at)
     noise = self.spread**2 / weights if new_run else 0.0
     if self.draws is not None:
-      inner = np.log(x) if self.curve.log else x
+      inner = np.log(at) if self.curve.log else at
       lo, hi = intervals.quantiles(self.curve.curve(self.draws, inner)[0])
       noise = intervals.student(self.freedom) * np.sqrt(noise)
       lo = value - np.hypot(value - lo, noise)
@@ -159,12 +160,14 @@ class Fit:
       lo, hi = value - half, value + half
     return (np.exp(lo), np.exp(hi)) if self.curve.log else (lo, hi)
 
-  def derived(self, function) -> tuple[float, float, float]:
+  def derived(
+    self, function: Callable[[np.ndarray], np.ndarray]
+  ) -> tuple[float, float, float]:
     """Value and interval of any function of theta [..., k] -> [...]."""
     value = float(function(self._theta()))
     if self.draws is not None:
       lo, hi = intervals.quantiles(function(self.draws))
-      return value, float(min(lo, value)), float(max(hi, value))
+      return value, float(np.minimum(lo, value)), float(np.maximum(hi, value))
     step = 1e-6 * (1 + np.abs(self.theta))
     with np.errstate(invalid="ignore"):
       moved = np.stack([function(self.theta + s) for s in np.diag(step)])
@@ -241,12 +244,8 @@ class Fit:
     value, slope = self.curve.curve(self._theta()[None], inner)
     return value[0], slope[0]
 
-  def _free(self) -> np.ndarray:
-    self._theta()
-    return self.free
-
   def _theta(self) -> np.ndarray:
-    if self.theta is None:
+    if not self.theta.size:
       raise FitError(f"there is no curve to ask: {self.refused}")
     return self.theta
 
@@ -259,10 +258,10 @@ def parameters(fit: Fit) -> dict[str, float]:
   return values
 
 
-def is_own(fit: Fit, name: str) -> bool:
-  """Whether a public parameter is a fitted inner one."""
-  parameter = fit.curve.report[name]
-  return isinstance(parameter, Own) and bool(fit.free[parameter.index])
+def own(fit: Fit, name: str) -> Own | None:
+  """The inner parameter that a public one is, if it was fitted."""
+  parameter = fit.curve.report.get(name)
+  return parameter if isinstance(parameter, Own) and fit.free[parameter.index] else None
 
 
 def number(value) -> str:
@@ -277,7 +276,7 @@ def number(value) -> str:
 def _plain(value):
   if isinstance(value, dict):
     return {k: _plain(v) for k, v in value.items()}
-  if isinstance(value, list | tuple):
+  if isinstance(value, list | tuple | np.ndarray):
     return [_plain(v) for v in value]
   if isinstance(value, float):
     return value if np.isfinite(value) else None

@@ -26,6 +26,7 @@ from analysis.runs.rows import finished, having
 
 PLANNED = ("chinchilla", "isoflop", "envelope")  # forms with an optimum
 Estimate = tuple[float, float, float]  # value, and the ends of its 95 % interval
+UNKNOWN: Estimate = (np.nan, np.nan, np.nan)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,6 @@ class Planner:
     if result.refused:
       raise FitError(f"nothing to plan from: {result.refused}")
     self.result, self.per_token = result, per_token
-    self.floor = None
     if result.form != "chinchilla":
       points = result.table[result.table["note"] == ""]
       x, y = points["compute"].to_numpy(float), points["loss"].to_numpy(float)
@@ -83,14 +83,14 @@ class Planner:
   def loss(self, n: float, d: float) -> Estimate:
     """Loss of a run of n parameters and d tokens (interval: of a new run)."""
     if self.result.form != "chinchilla":
-      return (np.nan,) * 3
+      return UNKNOWN
     lo, hi = self.result.band(n, d, new_run=True)
     return float(self.result.predict(n, d)[0]), float(lo[0]), float(hi[0])
 
   def _best_loss(self, best, log_nd, compute) -> Estimate:
     if self.result.form != "chinchilla":
       if self.floor.refused:
-        return (np.nan,) * 3
+        return UNKNOWN
       lo, hi = self.floor.band(compute)
       return float(self.floor.predict(compute)[0]), float(lo[0]), float(hi[0])
 
@@ -104,7 +104,8 @@ class Planner:
     return self._exp(at_best)
 
   def _exp(self, function) -> Estimate:
-    return tuple(float(v) for v in np.exp(self.result.derived(function)))
+    value, low, high = np.exp(self.result.derived(function))
+    return float(value), float(low), float(high)
 
 
 class Guess:
@@ -121,7 +122,7 @@ class Guess:
 
   def loss(self, n: float, d: float) -> Estimate:
     del n, d
-    return (np.nan,) * 3
+    return UNKNOWN
 
 
 def grid(planner, ladder, budgets, *, sizes: int, spacing: float) -> pd.DataFrame:

@@ -57,8 +57,8 @@ class Ladder:
     """The run whose N is nearest."""
     return self.rows.loc[np.log(self.rows["N"] / n).abs().idxmin()]
 
-  def parameters(self, layers: float, width: float, near: pd.Series) -> float:
-    """N of a shape, from the components of a run."""
+  def parameters(self, layers: float, width, near: pd.Series):
+    """N of a shape (or several: widths [n] -> [n]), from the components of a run."""
     wider = width / near["width"]
     total = 0.0
     for part in TRAINED:
