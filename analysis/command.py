@@ -51,18 +51,14 @@ def read_table(args: argparse.Namespace, rows: str = "run") -> pd.DataFrame:
   table = load(args.csv, rows)
   if table.empty:
     raise TableError(f"{args.csv} has no rows; its columns: {columns_of(table)}")
-  named = [args.n if args.n != "N" else None, args.d, args.compute, args.loss]
-  need(table, [c for c in named if c], args.csv)
+  rename = {args.n: "N", args.d: "D", args.compute: "compute", args.loss: "val/loss"}
+  rename = {name: column for name, column in rename.items() if name not in (None, "N")}
+  need(table, rename, args.csv)
   if args.cell is not None:
     if "cell" not in table or args.cell not in set(table["cell"]):
       cells = ", ".join(map(str, table.get("cell", pd.Series(dtype=str)).unique()))
       raise FitError(f"{args.csv} has no cell '{args.cell}'; it has {cells or 'none'}")
     table = table[table["cell"] == args.cell]
-  rename = {args.n: "N", args.loss or "val/loss": "val/loss"}
-  if args.compute:
-    rename[args.compute] = "compute"
-  if args.d:
-    rename[args.d] = "D"
   taken = [v for k, v in rename.items() if k != v and v in table]
   table = table.drop(columns=taken).rename(columns=rename)
   if args.compute and not args.d and {"N", "compute"} <= set(table):

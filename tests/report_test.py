@@ -3,6 +3,7 @@
 import collections
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from analysis.curves import fit as fit_module
 from analysis.report import page
 from analysis.report.findings import ABSENT, APPEARS, OPEN, PARTLY, findings
 from analysis.report.study import Study
+from analysis.report.style import Plot
 from analysis.runs.load import save_json
 from tests import synthetic
 
@@ -178,6 +180,8 @@ def test_a_report_reads_every_file_once_and_makes_every_fit_once(tmp_path, monke
     fitted[repr((np.array(x).tolist(), np.array(y).tolist(), asked))] += 1
     return fit_points(x, y, **options)
 
+  shutil.copy(next(root.glob("runs/*/samples/*.png")), tmp_path / "any.png")
+  monkeypatch.setattr(Plot, "save", lambda plot, folder: tmp_path / "any.png")
   monkeypatch.setattr(Path, "open", counted_open)
   monkeypatch.setattr(fit_module, "fit_points", counted_fit)
   report.write(root, tmp_path / "out")

@@ -4,7 +4,7 @@ Left out: values that are not numbers, a run's earlier rows, the same run twice.
 Refused: rows of several cells or data sets, one run with two different results.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from analysis.curves.result import FitError
 _ONE_OF = ("cell", "source", "image_size")
 
 
-def need(table: pd.DataFrame, columns: Sequence[str], name: str = "the table") -> None:
+def need(table: pd.DataFrame, columns: Iterable[str], name: str = "the table") -> None:
   """Raises a FitError that names a column which is absent, and those that are not."""
   for column in columns:
     if column not in table:

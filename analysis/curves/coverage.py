@@ -127,25 +127,16 @@ def simulate(form: str, studies: int, *, seed: int = 0, **options) -> pd.DataFra
     fit_points(**plant.study(rng), form=form, seed=i, **options) for i in range(studies)
   ]
   good = [f for f in fits if not f.refused]
+  held = float(np.mean([f.held_out.inside for f in good if f.held_out]))
   rows = []
   for name, true in plant.truth.items():
     values = np.array([f.params[name] for f in good])
     ends = np.array([f.intervals[name] for f in good])
     inside = (ends[:, 0] <= true) & (true <= ends[:, 1])
-    rows.append(
-      {
-        "form": form,
-        "parameter": name,
-        "planted": true,
-        "median": float(np.median(values)),
-        "coverage": float(inside.mean()),
-        "studies": len(good),
-        "refused": studies - len(good),
-        "held-out coverage": float(
-          np.mean([f.held_out.inside for f in good if f.held_out])
-        ),
-      }
-    )
+    row = {"form": form, "parameter": name, "planted": true}
+    row |= {"median": float(np.median(values)), "coverage": float(inside.mean())}
+    row |= {"studies": len(good), "refused": studies - len(good)}
+    rows.append(row | {"held-out coverage": held})
   return pd.DataFrame(rows)
 
 

@@ -134,15 +134,8 @@ def fit_points(
   reason = refuse or _refuse(result, int(free.sum()))
   if reason:
     return dataclasses.replace(result, refused=reason)
-  problem = Problem(
-    curve,
-    np.log(x) if curve.log else x,
-    np.log(y) if curve.log else y,
-    noise,
-    free,
-    start,
-    curve.delta if delta is None else delta,
-  )
+  delta = curve.delta if delta is None else delta
+  problem = Problem(curve, curve.inner(x), curve.inner(y), noise, free, start, delta)
   theta, reached = problem.best(starts or curve.count, seed)
   result = _with(result, problem, theta, reached)
   result = _with_intervals(result, problem, intervals, draws, seed)

@@ -77,6 +77,14 @@ class Form:
   twin: Callable[[np.ndarray], np.ndarray] | None = None
   rows: str = "run"
 
+  def inner(self, values: np.ndarray) -> np.ndarray:
+    """Inputs or outputs in the space that the curve is fitted in."""
+    return np.log(values) if self.log else values
+
+  def outer(self, values: np.ndarray) -> np.ndarray:
+    """The reverse of `inner`."""
+    return np.exp(values) if self.log else values
+
 
 def _line(theta, x):
   """a + b x, in theta = (b, a)."""
@@ -212,11 +220,7 @@ FORMS = {
     names=("a", "b", "log E"),
     curve=_sum_of_powers,
     starts=_sum_starts,
-    report={
-      "a": Own(0),
-      "log10_N0": _log10_n0,
-      "E": Own(2, exp=True),
-    },
+    report={"a": Own(0), "log10_N0": _log10_n0, "E": Own(2, exp=True)},
     count=30,
     reading=lambda show, x, y: _times(show, "a", x[0], _FLOORED.format(y)),
   ),

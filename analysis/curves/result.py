@@ -133,13 +133,11 @@ class Fit:
   @property
   def residuals(self) -> np.ndarray:
     """log y (or y) minus the curve's [n]."""
-    target = np.log(self.y) if self.curve.log else self.y
-    return target - self._evaluate(self.x)[0]
+    return self.curve.inner(self.y) - self._evaluate(self.x)[0]
 
   def predict(self, *x) -> np.ndarray:
     """The curve at x (one argument per input) -> [m]."""
-    value = self._evaluate(self._stack(x))[0]
-    return np.exp(value) if self.curve.log else value
+    return self.curve.outer(self._evaluate(self._stack(x))[0])
 
   def band(
     self, *x, new_run: bool = False, weights: np.ndarray | float = 1.0
@@ -149,8 +147,8 @@ class Fit:
     value, slope = self._evaluate(at)
     noise = self.spread**2 / weights if new_run else 0.0
     if self.draws is not None:
-      inner = np.log(at) if self.curve.log else at
-      lo, hi = intervals.quantiles(self.curve.curve(self.draws, inner)[0])
+      curves = self.curve.curve(self.draws, self.curve.inner(at))[0]
+      lo, hi = intervals.quantiles(curves)
       noise = intervals.student(self.freedom) * np.sqrt(noise)
       lo = value - np.hypot(value - lo, noise)
       hi = value + np.hypot(hi - value, noise)
@@ -158,7 +156,7 @@ class Fit:
       variance = np.einsum("km,kl,lm->m", slope, self.covariance, slope)
       half = intervals.student(self.freedom) * np.sqrt(variance + noise)
       lo, hi = value - half, value + half
-    return (np.exp(lo), np.exp(hi)) if self.curve.log else (lo, hi)
+    return self.curve.outer(lo), self.curve.outer(hi)
 
   def derived(
     self, function: Callable[[np.ndarray], np.ndarray]
@@ -211,24 +209,12 @@ class Fit:
 
   def to_dict(self) -> dict:
     """JSON-able summary; what is not finite is None."""
-    return _plain(
-      {
-        "form": self.form,
-        "x": list(self.x_names),
-        "y": self.y_name,
-        "n": len(self.y),
-        "refused": self.refused,
-        "warnings": list(self.warnings),
-        "params": self.params,
-        "intervals": {k: list(v) for k, v in self.intervals.items()},
-        "r2": self.r2,
-        "r2_space": self.space,
-        "aicc": self.aicc,
-        "starts_reached": self.reached,
-        "held_out": self.held_out and self.held_out.to_dict(),
-        "reading": self.reading,
-      }
-    )
+    out = {"form": self.form, "x": self.x_names, "y": self.y_name, "n": len(self.y)}
+    same = ("refused", "warnings", "params", "intervals", "r2")
+    out |= {name: getattr(self, name) for name in same}
+    out |= {"r2_space": self.space, "aicc": self.aicc, "starts_reached": self.reached}
+    out["held_out"] = self.held_out and self.held_out.to_dict()
+    return _plain(out | {"reading": self.reading})
 
   def _interval(self, name):
     return self.intervals.get(name, (np.nan, np.nan))
@@ -240,8 +226,7 @@ class Fit:
 
   def _evaluate(self, x):
     """-> value [m] and derivatives [k, m], in the space of the fit."""
-    inner = np.log(x) if self.curve.log else x
-    value, slope = self.curve.curve(self._theta()[None], inner)
+    value, slope = self.curve.curve(self._theta()[None], self.curve.inner(x))
     return value[0], slope[0]
 
   def _theta(self) -> np.ndarray:

@@ -135,25 +135,12 @@ def grid(planner, ladder, budgets, *, sizes: int, spacing: float) -> pd.DataFram
       near = ladder.nearest(shape.N)
       steps = max(1, round(budget / shape.compute(near["batch"])))
       d = float(steps * near["batch"] * near["tokens_per_image"])
-      loss, lo, hi = planner.loss(shape.N, d)
-      rows.append(
-        {
-          "run": f"{near['cell']}-{shape.N:.3g}-{budget:.3g}".replace("+", ""),
-          "cell": near["cell"],
-          "budget": budget,
-          "N": shape.N,
-          "D": d,
-          "compute": shape.compute(steps * near["batch"]),
-          "steps": steps,
-          "warmup": _warmup(near, steps),
-          "layers": shape.layers,
-          "width": shape.width,
-          "heads": shape.heads,
-          "loss": loss,
-          "lo": lo,
-          "hi": hi,
-        }
-      )
+      name = f"{near['cell']}-{shape.N:.3g}-{budget:.3g}".replace("+", "")
+      row = {"run": name, "cell": near["cell"], "budget": budget, "N": shape.N, "D": d}
+      row |= {"compute": shape.compute(steps * near["batch"]), "steps": steps}
+      row["warmup"] = _warmup(near, steps)
+      row |= {k: getattr(shape, k) for k in ("layers", "width", "heads")}
+      rows.append(row | dict(zip(("loss", "lo", "hi"), planner.loss(shape.N, d))))
   return pd.DataFrame(rows).drop_duplicates("run")
 
 

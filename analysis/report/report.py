@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis import published
+from analysis.curves.clean import need
 from analysis.report import page, tables
 from analysis.report.findings import APPEARS, OPEN, PARTLY, Finding, findings
 from analysis.report.plots import draw
@@ -24,16 +25,17 @@ from analysis.runs.rows import having
 
 def write(workdir: str | Path, out: str | Path | None = None) -> Path:
   """Writes the report of `workdir`; returns the path of its index.html."""
-  out = _folder(workdir, out)
-  study = Study.read(workdir)
+  study, out = _open(workdir, out)
   return save(study, findings(study), str(workdir), out)
 
 
-def _folder(workdir: str | Path, out: str | Path | None) -> Path:
-  """Where the report is written: `out`, or beside local runs."""
+def _open(workdir: str | Path, out: str | Path | None) -> tuple[Study, Path]:
+  """The study, and where its report is written: `out`, or beside local runs."""
   if out is None and "://" in str(workdir):
     raise TableError(f"--out is needed: a report is not written to {workdir}")
-  return Path(out) if out else Path(workdir) / "report"
+  study = Study.read(workdir)
+  need(study.runs, ("run", "cell", "tokens", "order", "size", "status"), str(workdir))
+  return study, Path(out) if out else Path(workdir) / "report"
 
 
 def save(study: Study, found: list[Finding], workdir: str, out: Path) -> Path:
@@ -180,8 +182,7 @@ def main() -> None:
   parser.add_argument("--workdir", required=True, help="of the sweep, or one run")
   parser.add_argument("--out", help="folder to write (default: WORKDIR/report)")
   args = parser.parse_args()
-  out = _folder(args.workdir, args.out)
-  study = Study.read(args.workdir)
+  study, out = _open(args.workdir, args.out)
   found = findings(study)
   index = save(study, found, args.workdir, out)
   show(tables.results(study.runs))

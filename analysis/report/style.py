@@ -94,13 +94,8 @@ def legend_above(figure: Figure, title: str | None = None) -> None:
   for ax in figure.axes:
     for handle, name in zip(*ax.get_legend_handles_labels()):
       entries.setdefault(name, handle)
-  figure.legend(
-    entries.values(),
-    entries.keys(),
-    loc="outside upper center",
-    ncols=max(len(entries), 1),
-    title=title,
-  )
+  place: dict[str, Any] = {"loc": "outside upper center", "ncols": max(len(entries), 1)}
+  figure.legend(entries.values(), entries.keys(), title=title, **place)
 
 
 def cell_style(cell: str) -> dict:

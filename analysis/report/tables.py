@@ -70,23 +70,12 @@ def fits(s: Study) -> pd.DataFrame:
       if not {x or "D", "N"} <= set(s.ended):
         continue
       f = s.fit(cell, form=form, x=x)
-      lo, hi = f.intervals.get("a", (None, None))
-      rows.append(
-        {
-          "cell": cell,
-          "form": form,
-          "x": ", ".join(f.x_names),
-          "points": len(f.y),
-          "a": f.params.get("a"),
-          "a from": lo,
-          "a to": hi,
-          "E": f.params.get("E"),
-          "R² (log)": f.r2,
-          "AICc": f.aicc,
-          "held-out error": f.held_out.error if f.held_out else None,
-          "reading": _said(f),
-        }
-      )
+      row = {"cell": cell, "form": form, "x": ", ".join(f.x_names), "points": len(f.y)}
+      row["a"] = f.params.get("a")
+      row["a from"], row["a to"] = f.intervals.get("a", (None, None))
+      row |= {"E": f.params.get("E"), "R² (log)": f.r2, "AICc": f.aicc}
+      row["held-out error"] = f.held_out.error if f.held_out else None
+      rows.append(row | {"reading": _said(f)})
   return pd.DataFrame(rows)
 
 

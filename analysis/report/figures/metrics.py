@@ -19,12 +19,7 @@ def against_size(s: Study) -> Plot | None:
     return None
   figure, axes = panels(1, len(metrics))
   for ax, metric in zip(axes[0], metrics):
-    table = having(runs, "N", metric)
-    for cell, rows in by_cell(table, "N"):
-      pieces.points(ax, rows, "N", metric, cell)
-    pieces.marks(ax, table, metric)
-    pieces.log_axes(ax)
-    ax.set(xlabel=label("N"), ylabel=label(metric, runs))
+    pieces.cells(ax, runs, "N", metric)
   style.legend_above(figure)
   columns = [f"{m}{e}" for m in metrics for e in ("", "_lo", "_hi")]
   return Plot(
@@ -114,12 +109,8 @@ def tags(s: Study) -> Plot | None:
   for ax in axes.flat[len(names) :]:
     ax.remove()
   for ax, tag in zip(axes.flat, names):
-    table = having(runs, "N", f"geneval/{tag}")
-    for cell, rows in by_cell(table, "N"):
-      pieces.points(ax, rows, "N", f"geneval/{tag}", cell)
-    pieces.log_axes(ax)
-    ax.set(xlabel=label("N"), ylabel="share correct", ylim=(-0.03, 1.03))
-    ax.set_title(tag.replace("_", " "))
+    pieces.cells(ax, runs, "N", f"geneval/{tag}")
+    ax.set(ylabel="share correct", ylim=(-0.03, 1.03), title=tag.replace("_", " "))
   style.legend_above(figure)
   return Plot(
     "geneval_tags",
@@ -132,14 +123,9 @@ def tags(s: Study) -> Plot | None:
 
 def sampling(s: Study) -> Plot | None:
   """Each metric against guidance and temperature, of runs evaluated with several."""
-  table = s.samplings
-  varied = [
-    x for x in ("guidance", "temperature")
-    if len(having(table, x)) and having(table, x)[x].nunique() > 1
-  ]  # fmt: skip
   return _settings(
-    table,
-    varied,
+    s.samplings,
+    ["guidance", "temperature"],
     "sampling",
     "Metrics against guidance and temperature",
     "A point per call of fluid.evaluate with --override sample.guidance=... or "
@@ -149,18 +135,18 @@ def sampling(s: Study) -> Plot | None:
 
 def aligner_depth(s: Study) -> Plot | None:
   """Each metric against the depth of the text aligner, where runs differ in it."""
-  table = having(s.ended, "aligner_layers")
-  varied = ["aligner_layers"] if len(table) and table["aligner_layers"].nunique() > 1 else []  # fmt: skip  # noqa: E501
   return _settings(
-    table,
-    varied,
+    having(s.ended, "aligner_layers"),
+    ["aligner_layers"],
     "aligner_depth",
     "Metrics against the depth of the text aligner",
     "Finished runs; a line per cell.",
   )
 
 
-def _settings(table, varied, name, title, caption) -> Plot | None:
+def _settings(table, columns, name, title, caption) -> Plot | None:
+  """Each metric against those of the columns that vary."""
+  varied = [x for x in columns if having(table, x)[x].nunique() > 1]
   metrics = [m for m in METRICS if len(having(table, *varied, m))] if varied else []
   if not metrics:
     return None

@@ -7,7 +7,7 @@ import pandas as pd
 from analysis.report import style
 from analysis.report.study import CEILING, CHANCE
 from analysis.report.style import cell_style, panels
-from analysis.runs.rows import having, kinds_of
+from analysis.runs.rows import by_cell, having, kinds_of
 
 
 def points(ax, rows, x, y, cell, *, line: bool = True, name: str | None = None):
@@ -21,6 +21,16 @@ def points(ax, rows, x, y, cell, *, line: bool = True, name: str | None = None):
     error = np.nan_to_num(np.clip(error.astype(float), 0, None))
   look = cell_style(cell) | {"linestyle": "-" if line else "none"}
   ax.errorbar(rows[x], rows[y], error, label=name or cell, capsize=2, **look)
+
+
+def cells(ax, table, x, y):
+  """A panel of the points of every cell, between chance and ceiling."""
+  drawn = having(table, x, y)
+  for cell, rows in by_cell(drawn, x):
+    points(ax, rows, x, y, cell)
+  marks(ax, drawn, y)
+  log_axes(ax)
+  ax.set(xlabel=style.label(x), ylabel=style.label(y, table))
 
 
 def fitted(ax, result, grid, colour):
