@@ -1,4 +1,4 @@
-"""analysis.plan and analysis.shapes: from a fit to a sweep, and to its score."""
+"""analysis.planning: from a fit to a sweep, and to its score."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""analysis.report and analysis.findings on studies whose answer is known."""
+"""analysis.report and its findings on studies whose answer is known."""
 
 import collections
 import importlib
