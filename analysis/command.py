@@ -34,7 +34,7 @@ def add_table(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add("--csv", "--workdir", dest="csv", required=True, metavar="TABLE",
       help="CSV, JSONL, folder of a sweep or run; local or gs://")  # fmt: skip
-  add("--n", default="N", help="column of parameters")
+  add("--n", default=None, help="column of parameters (default: N)")
   add("--d", default=None, help="column of training tokens (default D, or C/(6N))")
   add("--compute", default=None, help="column of training FLOPs (default: compute)")
   add("--loss", default=None, help="column of the loss (default: val/loss)")
@@ -52,14 +52,14 @@ def read_table(args: argparse.Namespace, rows: str = "run") -> pd.DataFrame:
   if table.empty:
     raise TableError(f"{args.csv} has no rows; its columns: {columns_of(table)}")
   rename = {args.n: "N", args.d: "D", args.compute: "compute", args.loss: "val/loss"}
-  rename = {name: column for name, column in rename.items() if name not in (None, "N")}
+  rename = {name: column for name, column in rename.items() if name}
   need(table, rename, args.csv)
   if args.cell is not None:
     if "cell" not in table or args.cell not in set(table["cell"]):
       cells = ", ".join(map(str, table.get("cell", pd.Series(dtype=str)).unique()))
       raise FitError(f"{args.csv} has no cell '{args.cell}'; it has {cells or 'none'}")
     table = table[table["cell"] == args.cell]
-  taken = [v for k, v in rename.items() if k != v and v in table]
+  taken = [v for v in rename.values() if v in table and v not in rename]
   table = table.drop(columns=taken).rename(columns=rename)
   if args.compute and not args.d and {"N", "compute"} <= set(table):
     table["D"] = table["compute"] / (6 * table["N"])

@@ -9,7 +9,7 @@ from analysis.curves.coverage import (
   isoflop_grid,
   main,
   simulate,
-)  # fmt: skip
+)
 
 __all__ = ["CHINCHILLA", "PLANTS", "Plant", "chinchilla", "isoflop_grid", "simulate"]
 

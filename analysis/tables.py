@@ -1,5 +1,5 @@
-"""The tables of a report."""
+"""The tables of a report, and those that are made of runs alone."""
 
-from analysis.report.tables import TABLES, correlations, fits, results, sizes, systems
+from analysis.report.tables import TABLES, correlations, results, sizes, systems
 
-__all__ = ["TABLES", "correlations", "fits", "results", "sizes", "systems"]
+__all__ = ["TABLES", "correlations", "results", "sizes", "systems"]

@@ -46,10 +46,11 @@ def beside_ours(s: Study) -> Plot | None:
         textcoords="offset points", color=OTHER_COLOUR,
       )  # fmt: skip
     # Only the same metric on the same images belongs on the axis of the published one.
-    ours = having(s.ended, "N", metric.removesuffix("_30k"))
+    same = metric.removesuffix("_30k")
+    ours = having(s.ended, "N", same)
     ours = ours[ours.get("source", "") == "coco"] if len(ours) else ours
     for cell, mine in by_cell(ours, "N"):
-      ax.plot(mine["N"], mine[metric.removesuffix("_30k")], label=cell, **cell_style(cell))  # fmt: skip  # noqa: E501
+      ax.plot(mine["N"], mine[same], label=cell, **cell_style(cell))
       data.append(mine)
     pieces.log_axes(ax)
     ax.set(xlabel=label("N"), ylabel=label(metric))
