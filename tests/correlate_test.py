@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis.correlate import correlate_points
+from analysis.curves.correlate import correlate_points
 
 
 def test_perfect_and_monotone():

@@ -1,8 +1,6 @@
 """analysis.fit: goldens, planted parameters, coverage, reasons to refuse."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +9,12 @@ import pytest
 from scipy import optimize, stats
 
 import analysis
-from analysis import coverage, solve
+from analysis import coverage
+from analysis.curves import solve
+from analysis.curves.forms import FORMS
+from analysis.curves.frontier import grid_bias
+from analysis.curves.result import FitError
 from analysis.fit import fit_points
-from analysis.forms import FORMS
-from analysis.frontier import grid_bias
-from analysis.result import FitError
 
 ROOT = Path(__file__).parents[1]
 X = np.geomspace(1e5, 3e6, 6)
@@ -116,7 +115,7 @@ def test_bootstrap_is_of_settings_and_seeds_and_repeats_by_seed():
   profile = fit_points(x, y).intervals["a"]
   assert np.ptp(one.intervals["a"]) == pytest.approx(np.ptp(profile), rel=0.5)
   # Drawn with replacement in two stages, as often as there are rows.
-  from analysis.intervals import resample
+  from analysis.curves.intervals import resample
 
   weights = resample(x[None], 50, 2, rng)
   assert (weights.sum(1) == 24).all() and (weights > 1).any() and (weights == 0).any()
@@ -263,25 +262,3 @@ def test_all_cells_of_the_toy_study():
   raster = fits["continuous-raster"]
   assert raster.r2 > 0.99 and raster.held_out.inside == 1
   assert 10 ** -raster.params["a"] == pytest.approx(0.834, abs=1e-3)
-
-
-def test_command_line(tmp_path):
-  table = pd.DataFrame({"size": X, "loss": (1e3 / X) ** 0.25 * [1, 1, 1, 1, 1, 5]})
-  table.loc[6] = [X[-1], (1e3 / X[-1]) ** 0.25]
-  table.to_csv(tmp_path / "t.csv", index=False)
-
-  def call(*more):
-    argv = [sys.executable, "-m", "analysis.fit", f"--csv={tmp_path}/t.csv"]
-    argv += ["--n=size", "--loss=loss", *more]
-    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
-
-  out = call("--drop-largest=1", f"--json={tmp_path}/f.json")
-  assert "a         0.25" in out.stdout and out.stderr == ""
-  assert json.loads((tmp_path / "f.json").read_text())["params"]["a"] == (
-    pytest.approx(0.25)
-  )
-  bad = call("--compute=flops")
-  message = "error: " + f"{tmp_path}/t.csv has no column 'flops'; it has size, loss\n"
-  assert (bad.returncode, bad.stderr) == (2, message)
-  refused = call("--form=bnsl")
-  assert refused.returncode == 2 and "6 parameters need 8" in refused.stderr

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import load as load_function
+from analysis.load import save_json
 from tests import synthetic
 
 ROOT = Path(__file__).parents[1]
@@ -73,8 +73,7 @@ def test_a_step_logged_twice_counts_once_and_the_later_wins(tmp_path):
 
 
 def test_committed_json_reads_back_the_same(study, tmp_path):
-  load_module = sys.modules["analysis.load"]
-  load_module.save_json(study, tmp_path / "json")
+  save_json(study, tmp_path / "json")
   for rows in ("run", "eval"):
     before = analysis.load(study, rows).drop(columns="command")
     after = analysis.load(tmp_path / "json", rows)[
@@ -107,7 +106,7 @@ def test_command_line_writes_csv_and_names_what_is_missing(study, tmp_path):
   )
   (tmp_path / "empty").mkdir()
   with pytest.raises(ValueError, match="holds no runs"):
-    load_function(tmp_path / "empty")
+    analysis.load(tmp_path / "empty")
 
 
 def test_importing_analysis_does_not_import_jax():

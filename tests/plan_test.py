@@ -1,4 +1,4 @@
-"""analysis.plan and analysis.shapes: from a fit to a sweep, and to its score."""
+"""analysis.planning: from a fit to a sweep, and to its score."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ import analysis
 from analysis import coverage
 from analysis.fit import fit_points
 from analysis.plan import Guess, Planner, grid, score, write_sweep
-from analysis.shapes import Ladder
+from analysis.planning.shapes import Ladder
 from launch.plan import plan
 
 ROOT = Path(__file__).parents[1]

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from analysis import coverage, plots, samples
-from analysis.figures import FIGURES, Study, metrics
 from analysis.load import CELLS
+from analysis.report.figures import FIGURES, Study, metrics
 from fluid.evals import images as evaluator
 from tests import synthetic
 

@@ -1,6 +1,9 @@
-"""analysis.report and analysis.findings on studies whose answer is known."""
+"""analysis.report and its findings on studies whose answer is known."""
 
+import collections
+import importlib
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +13,13 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import page, report
-from analysis.findings import ABSENT, APPEARS, OPEN, PARTLY, findings
+from analysis import report
+from analysis.curves import fit as fit_module
+from analysis.report import page
+from analysis.report.findings import ABSENT, APPEARS, OPEN, PARTLY, findings
+from analysis.report.study import Study
+from analysis.report.style import Plot
+from analysis.runs.load import save_json
 from tests import synthetic
 
 
@@ -29,7 +37,7 @@ def html(study):
 
 
 def verdicts(runs):
-  return [f.verdict for f in findings(runs)]
+  return [f.verdict for f in findings(Study(runs))]
 
 
 def test_the_page_stands_alone(html, study):
@@ -107,7 +115,7 @@ def test_findings_turn_with_the_numbers(study):
 
 def test_geneval_at_chance_is_no_evidence(study):
   runs = analysis.load(study).assign(**{"geneval/chance": 0.9})
-  got = findings(runs)
+  got = findings(Study(runs))
   assert [f.verdict for f in got[2:4]] == [OPEN, OPEN]
   assert "at chance" in got[2].evidence and "0.900" in got[2].evidence
   assert "GenEval" not in got[4].evidence
@@ -117,7 +125,7 @@ def test_one_win_in_two_is_no_finding(study):
   runs = analysis.load(study)
   xs = runs[runs["size"] == "xs"].copy()
   xs.loc[xs.cell == "continuous-random", "kid"] = 1.0
-  finding = findings(xs)[1]
+  finding = findings(Study(xs))[1]
   assert finding.verdict == ABSENT
   assert "continuous beats discrete in 1 of 2 pairs" in finding.evidence
 
@@ -143,7 +151,7 @@ def test_a_study_that_has_only_just_begun(tmp_path):
 
 def test_command_line_on_committed_results(tmp_path):
   root = synthetic.write_study(tmp_path / "w", sizes=("m",), geneval=False)
-  sys.modules["analysis.load"].save_json(root, tmp_path / "results")
+  save_json(root, tmp_path / "results")
   argv = [sys.executable, "-m", "analysis.report", f"--workdir={tmp_path}/results"]
   out = subprocess.run(
     [*argv, f"--out={tmp_path}/out"],
@@ -155,6 +163,40 @@ def test_command_line_on_committed_results(tmp_path):
   assert f"report: {tmp_path / 'out/index.html'}" in out.stdout
   html = (tmp_path / "out/index.html").read_text()
   assert "No run has written samples here." in html
+
+
+def test_a_report_reads_every_file_once_and_makes_every_fit_once(tmp_path, monkeypatch):
+  root = synthetic.write_study(tmp_path / "w", sizes=("xs", "l"))
+  (root / "runs/discrete-random-l/eval").mkdir()
+  read, fitted = collections.Counter(), collections.Counter()
+  open_file, fit_points = Path.open, fit_module.fit_points
+
+  def counted_open(path, *args, **kwargs):
+    read[path] += path.is_relative_to(root) and "r" in (args or ("r",))[0]
+    return open_file(path, *args, **kwargs)
+
+  def counted_fit(x, y, **options):
+    asked = {k: np.array(v).tolist() for k, v in options.items()}
+    fitted[repr((np.array(x).tolist(), np.array(y).tolist(), asked))] += 1
+    return fit_points(x, y, **options)
+
+  shutil.copy(next(root.glob("runs/*/samples/*.png")), tmp_path / "any.png")
+  monkeypatch.setattr(Plot, "save", lambda plot, folder: tmp_path / "any.png")
+  monkeypatch.setattr(Path, "open", counted_open)
+  monkeypatch.setattr(fit_module, "fit_points", counted_fit)
+  report.write(root, tmp_path / "out")
+  read = +read
+  assert set(read.values()) == {1}
+  names = collections.Counter(path.name for path in read)
+  assert names["metrics.jsonl"] == names["config.json"] == names["model.json"] == 8
+  assert names["sweep.json"] == 1
+  # Two fits in N, two in compute, two in both; the envelope; KID and GenEval in N.
+  assert set(fitted.values()) == {1} and len(fitted) == 2 + 4 * 9
+  # The command does not do it again.
+  read.clear(), fitted.clear()
+  monkeypatch.setattr(sys, "argv", ["report", f"--workdir={root}", f"--out={tmp_path}"])
+  importlib.import_module("analysis.report.report").main()
+  assert set((+read).values()) == {1} and set(fitted.values()) == {1}
 
 
 def test_text_is_escaped_and_numbers_are_short():

@@ -3,12 +3,13 @@
 import numpy as np
 import pandas as pd
 
-from analysis import published, style
-from analysis.clean import cells_of, having
-from analysis.figures import study
-from analysis.figures.study import Study
-from analysis.fit import Fit, fit
-from analysis.style import OTHER_COLOUR, Plot, cell_style, label, panels
+from analysis import published
+from analysis.curves.result import Fit
+from analysis.report import style
+from analysis.report.figures import pieces
+from analysis.report.study import KEYS, PAPER, Study
+from analysis.report.style import OTHER_COLOUR, Plot, cell_style, label, panels
+from analysis.runs.rows import by_cell, having
 
 # Published column -> form, input, our columns that say the same of our images.
 FITS = {
@@ -18,16 +19,10 @@ FITS = {
 _COLOUR = "#009E73"
 
 
-def fits() -> dict[str, Fit]:
+def fits(s: Study | None = None) -> dict[str, Fit]:
   """Fluid's published FID (a power law) and GenEval (a line in log10 N) against N."""
-  rows = with_log(published.fluid())
-  return {
-    metric: fit(rows, form=form, x=x, y=metric) for metric, (form, x, _) in FITS.items()
-  }
-
-
-def with_log(table: pd.DataFrame) -> pd.DataFrame:
-  return table.assign(**{"log10 N": np.log10(table["N"].astype(float))})
+  s = s or Study(pd.DataFrame())
+  return {m: s.fit(PAPER, form=form, x=x, y=m) for m, (form, x, _) in FITS.items()}
 
 
 def beside_ours(s: Study) -> Plot | None:
@@ -36,7 +31,7 @@ def beside_ours(s: Study) -> Plot | None:
   fluid, others = published.fluid(), table[table["cell"] != "Fluid"]
   figure, axes = panels(1, len(FITS), width=4.2, height=3.2)
   data, notes = [table], []
-  for ax, (metric, result) in zip(axes[0], fits().items()):
+  for ax, (metric, result) in zip(axes[0], fits(s).items()):
     ax.plot(fluid["N"], fluid[metric], "D", color=_COLOUR, label="Fluid, published")
     grid = np.geomspace(fluid["N"].min() / 1.2, fluid["N"].max() * 1.2, 100)
     inputs = np.log10(grid) if result.form == "linear" else grid
@@ -51,13 +46,13 @@ def beside_ours(s: Study) -> Plot | None:
         textcoords="offset points", color=OTHER_COLOUR,
       )  # fmt: skip
     # Only the same metric on the same images belongs on the axis of the published one.
-    ours = having(s.ended, "N", metric.removesuffix("_30k"))
+    same = metric.removesuffix("_30k")
+    ours = having(s.ended, "N", same)
     ours = ours[ours.get("source", "") == "coco"] if len(ours) else ours
-    for cell in cells_of(ours):
-      mine = ours[ours["cell"] == cell].sort_values("N")
-      ax.plot(mine["N"], mine[metric.removesuffix("_30k")], label=cell, **cell_style(cell))  # fmt: skip  # noqa: E501
+    for cell, mine in by_cell(ours, "N"):
+      ax.plot(mine["N"], mine[same], label=cell, **cell_style(cell))
       data.append(mine)
-    study.log_axes(ax)
+    pieces.log_axes(ax)
     ax.set(xlabel=label("N"), ylabel=label(metric))
   style.legend_above(figure)
   return Plot(
@@ -80,10 +75,9 @@ def seconds(s: Study) -> Plot | None:
   figure, axes = panels(1, 1, width=4.6, height=3.2)
   ax = axes[0][0]
   ax.plot(paper["N"], paper["seconds_per_image"], "D-", color=_COLOUR, label="Fluid, published")  # fmt: skip  # noqa: E501
-  for cell in cells_of(ours):
-    rows = ours[ours["cell"] == cell].sort_values("N")
-    study.points(ax, rows, "N", column, cell)
-  study.log_axes(ax, y=True)
+  for cell, rows in by_cell(ours, "N"):
+    pieces.points(ax, rows, "N", column, cell)
+  pieces.log_axes(ax, y=True)
   ax.set(xlabel=label("N"), ylabel=label(column))
   ax.legend()
   return Plot(
@@ -92,5 +86,5 @@ def seconds(s: Study) -> Plot | None:
     "Published: continuous-random at 256 px on the paper's hardware; ours on the "
     "hardware of the study.",
     figure,
-    study.known(ours, *study.KEYS, column),
+    pieces.known(ours, *KEYS, column),
   )

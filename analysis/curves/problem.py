@@ -8,8 +8,8 @@ import functools
 
 import numpy as np
 
-from analysis import solve
-from analysis.forms import Form
+from analysis.curves import solve
+from analysis.curves.forms import Form
 
 
 @dataclasses.dataclass(frozen=True)

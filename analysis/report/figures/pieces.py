@@ -1,57 +1,13 @@
-"""What figures are drawn from, and the pieces that they are drawn with."""
-
-import dataclasses
-from pathlib import Path
+"""The pieces that figures are drawn with."""
 
 import matplotlib
 import numpy as np
 import pandas as pd
 
-from analysis import style
-from analysis.clean import finished, having, kinds_of
-from analysis.load import load
-from analysis.remote import local
-from analysis.style import cell_style, panels
-
-METRICS = ("geneval/overall", "fid", "kid", "fd")
-# Columns to read a metric by: what chance scores, what the tokenizer alone scores.
-CHANCE = {"geneval/overall": "geneval/chance"}
-CEILING = {"geneval/overall": "geneval/tokenizer", "kid": "kid_tokenizer"}
-TAGS = (
-  "single_object",
-  "two_object",
-  "counting",
-  "colors",
-  "position",
-  "color_attr",
-)
-KEYS = ["run", "cell", "size", "status", "step", "N", "compute"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-  """The tables of a study.
-
-  Attributes:
-    runs, evals, samplings: of analysis.load.
-    workdir: where samples are found.
-  """
-
-  runs: pd.DataFrame
-  evals: pd.DataFrame
-  samplings: pd.DataFrame
-  workdir: Path
-
-  @classmethod
-  def read(cls, workdir: str | Path) -> "Study":
-    workdir = local(workdir)
-    tables = (load(workdir, rows) for rows in ("run", "eval", "sampling"))
-    return cls(*tables, workdir)
-
-  @property
-  def ended(self) -> pd.DataFrame:
-    """The finished runs: the others have no place among results."""
-    return finished(self.runs)
+from analysis.report import style
+from analysis.report.study import CEILING, CHANCE
+from analysis.report.style import cell_style, panels
+from analysis.runs.rows import by_cell, having, kinds_of
 
 
 def points(ax, rows, x, y, cell, *, line: bool = True, name: str | None = None):
@@ -65,6 +21,16 @@ def points(ax, rows, x, y, cell, *, line: bool = True, name: str | None = None):
     error = np.nan_to_num(np.clip(error.astype(float), 0, None))
   look = cell_style(cell) | {"linestyle": "-" if line else "none"}
   ax.errorbar(rows[x], rows[y], error, label=name or cell, capsize=2, **look)
+
+
+def cells(ax, table, x, y):
+  """A panel of the points of every cell, between chance and ceiling."""
+  drawn = having(table, x, y)
+  for cell, rows in by_cell(drawn, x):
+    points(ax, rows, x, y, cell)
+  marks(ax, drawn, y)
+  log_axes(ax)
+  ax.set(xlabel=style.label(x), ylabel=style.label(y, table))
 
 
 def fitted(ax, result, grid, colour):

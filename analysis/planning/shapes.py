@@ -10,8 +10,8 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from analysis.clean import having
-from analysis.rundir import TRAINED
+from analysis.runs.rows import having
+from analysis.runs.rundir import TRAINED
 
 NEEDED = ("layers", "width", "heads", "N", "flops_per_image", "batch",
           "tokens_per_image", *(f"N_{c}" for c in TRAINED))  # fmt: skip
@@ -57,8 +57,8 @@ class Ladder:
     """The run whose N is nearest."""
     return self.rows.loc[np.log(self.rows["N"] / n).abs().idxmin()]
 
-  def parameters(self, layers: float, width: float, near: pd.Series) -> float:
-    """N of a shape, from the components of a run."""
+  def parameters(self, layers: float, width, near: pd.Series):
+    """N of a shape (or several: widths [n] -> [n]), from the components of a run."""
     wider = width / near["width"]
     total = 0.0
     for part in TRAINED:

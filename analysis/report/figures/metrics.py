@@ -2,13 +2,13 @@
 
 import pandas as pd
 
-from analysis import style
-from analysis.clean import cells_of, having, kinds_of
-from analysis.correlate import correlate
-from analysis.figures import study
-from analysis.figures.loss import per_cell
-from analysis.figures.study import CEILING, CHANCE, KEYS, METRICS, TAGS, Study
-from analysis.style import Plot, label, panels
+from analysis.curves.correlate import correlate
+from analysis.report import style
+from analysis.report.figures import pieces
+from analysis.report.figures.loss import per_cell
+from analysis.report.study import CEILING, CHANCE, KEYS, METRICS, TAGS, Study
+from analysis.report.style import Plot, label, panels
+from analysis.runs.rows import by_cell, having, kinds_of
 
 
 def against_size(s: Study) -> Plot | None:
@@ -19,13 +19,7 @@ def against_size(s: Study) -> Plot | None:
     return None
   figure, axes = panels(1, len(metrics))
   for ax, metric in zip(axes[0], metrics):
-    table = having(runs, "N", metric)
-    for cell in cells_of(table):
-      rows = table[table["cell"] == cell].sort_values("N")
-      study.points(ax, rows, "N", metric, cell)
-    study.marks(ax, table, metric)
-    study.log_axes(ax)
-    ax.set(xlabel=label("N"), ylabel=label(metric, runs))
+    pieces.cells(ax, runs, "N", metric)
   style.legend_above(figure)
   columns = [f"{m}{e}" for m in metrics for e in ("", "_lo", "_hi")]
   return Plot(
@@ -34,7 +28,7 @@ def against_size(s: Study) -> Plot | None:
     "Bars: 95 % intervals where the evaluation gave one. Dashed: real images through "
     "the tokenizer, the best its tokens can say; dotted: chance (others' prompts).",
     figure,
-    study.known(
+    pieces.known(
       having(runs, "N"), *KEYS, *columns, *CHANCE.values(), *CEILING.values()
     ),
   )
@@ -82,17 +76,16 @@ def against_loss(s: Study) -> Plot | None:
   for row, metric in zip(axes, metrics):
     table = having(runs, "val/loss", metric)
     for ax, kind in zip(row, kinds):
-      for cell in [c for c in cells_of(table) if c.startswith(kind)]:
-        rows = table[table["cell"] == cell].sort_values("val/loss")
+      for cell, rows in by_cell(table, "val/loss", kind):
         c = correlate(rows, x="val/loss", y=metric)
         note = f"{cell}, r = {c.r:.2f}, ρ = {c.rho:.2f}" if not c.refused else cell
-        study.points(ax, rows, "val/loss", metric, cell, line=False, name=note)
+        pieces.points(ax, rows, "val/loss", metric, cell, line=False, name=note)
         data.append(
           rows[["run", "cell", "size", "val/loss"]].assign(
             metric=metric, value=rows[metric], pearson_r=c.r, spearman_rho=c.rho
           )
         )
-      ax.set(xlabel=study.loss_label(kind), ylabel=label(metric, runs))
+      ax.set(xlabel=pieces.loss_label(kind), ylabel=label(metric, runs))
       if ax.has_data():
         ax.legend()
   return Plot(
@@ -116,33 +109,23 @@ def tags(s: Study) -> Plot | None:
   for ax in axes.flat[len(names) :]:
     ax.remove()
   for ax, tag in zip(axes.flat, names):
-    table = having(runs, "N", f"geneval/{tag}")
-    for cell in cells_of(table):
-      rows = table[table["cell"] == cell].sort_values("N")
-      study.points(ax, rows, "N", f"geneval/{tag}", cell)
-    study.log_axes(ax)
-    ax.set(xlabel=label("N"), ylabel="share correct", ylim=(-0.03, 1.03))
-    ax.set_title(tag.replace("_", " "))
+    pieces.cells(ax, runs, "N", f"geneval/{tag}")
+    ax.set(ylabel="share correct", ylim=(-0.03, 1.03), title=tag.replace("_", " "))
   style.legend_above(figure)
   return Plot(
     "geneval_tags",
     "GenEval per tag against model size",
     "Share of images in which everything asked for was found.",
     figure,
-    study.known(having(runs, "N"), *KEYS, *(f"geneval/{t}" for t in names)),
+    pieces.known(having(runs, "N"), *KEYS, *(f"geneval/{t}" for t in names)),
   )
 
 
 def sampling(s: Study) -> Plot | None:
   """Each metric against guidance and temperature, of runs evaluated with several."""
-  table = s.samplings
-  varied = [
-    x for x in ("guidance", "temperature")
-    if len(having(table, x)) and having(table, x)[x].nunique() > 1
-  ]  # fmt: skip
   return _settings(
-    table,
-    varied,
+    s.samplings,
+    ["guidance", "temperature"],
     "sampling",
     "Metrics against guidance and temperature",
     "A point per call of fluid.evaluate with --override sample.guidance=... or "
@@ -152,18 +135,18 @@ def sampling(s: Study) -> Plot | None:
 
 def aligner_depth(s: Study) -> Plot | None:
   """Each metric against the depth of the text aligner, where runs differ in it."""
-  table = having(s.ended, "aligner_layers")
-  varied = ["aligner_layers"] if len(table) and table["aligner_layers"].nunique() > 1 else []  # fmt: skip  # noqa: E501
   return _settings(
-    table,
-    varied,
+    having(s.ended, "aligner_layers"),
+    ["aligner_layers"],
     "aligner_depth",
     "Metrics against the depth of the text aligner",
     "Finished runs; a line per cell.",
   )
 
 
-def _settings(table, varied, name, title, caption) -> Plot | None:
+def _settings(table, columns, name, title, caption) -> Plot | None:
+  """Each metric against those of the columns that vary."""
+  varied = [x for x in columns if having(table, x)[x].nunique() > 1]
   metrics = [m for m in METRICS if len(having(table, *varied, m))] if varied else []
   if not metrics:
     return None
@@ -172,16 +155,15 @@ def _settings(table, varied, name, title, caption) -> Plot | None:
   for row, metric in zip(axes, metrics):
     for ax, x in zip(row, varied):
       rows = having(table, x, metric)
-      for cell in cells_of(rows):
-        mine = rows[rows["cell"] == cell]
+      for cell, mine in by_cell(rows):
         other = others.get(x)
         lines = mine.groupby(other) if other in mine else [("", mine)]
         for value, line in lines:
           if line[x].nunique() > 1 or len(mine) == 1:
             said = f"{cell}, {other} {value:g}" if other in varied else cell
-            study.points(ax, line.sort_values(x), x, metric, cell, name=said)
+            pieces.points(ax, line.sort_values(x), x, metric, cell, name=said)
       ax.set(xlabel=label(x), ylabel=label(metric, table))
   style.legend_above(figure)
   return Plot(
-    name, title, caption, figure, study.known(table, *KEYS, *varied, *metrics)
+    name, title, caption, figure, pieces.known(table, *KEYS, *varied, *metrics)
   )

@@ -157,7 +157,7 @@ def _samplings(folder: Path | None) -> list[dict]:
   """eval/*.json of averaged weights, the overrides of sampling as columns."""
   out = []
   for path in sorted((folder / "eval").glob("*.json")) if folder else ():
-    record = _json(folder / "eval", path.name)
+    record = _json(path.parent, path.name)
     if record.get("weights") != "ema" or "values" not in record:
       continue
     row = {"step": record.get("step", 0)}

@@ -57,35 +57,16 @@ def isoflop(x: np.ndarray, loss: np.ndarray, runs: np.ndarray) -> Points:
   groups = np.split(order, np.flatnonzero(np.diff(compute[order]) > _GAP) + 1)
   rows = []
   for group in groups:
-    u, y = size[group], loss[group]
-    row = {
-      "compute": float(np.exp(compute[group].mean())),
-      "sizes": len(np.unique(u)),
-      "runs": len(u),
-    }
+    budget, u = float(np.exp(compute[group].mean())), size[group]
+    row: dict = {"compute": budget, "sizes": len(np.unique(u)), "runs": len(u)}
     if np.ptp(compute[group]) > 2 * _GAP:
       spans = np.exp(np.ptp(compute[group]))
-      rows.append(row | {"note": f"compute spans x{spans:.1f}: not one budget"})
-      continue
-    if row["sizes"] < 3:
-      rows.append(row | {"note": f"{row['sizes']} sizes; a parabola needs 3"})
-      continue
-    middle = u.mean()
-    curve, slope, level = np.polyfit(u - middle, y, 2)
-    design = np.stack([(u - middle) ** 2, u - middle, np.ones_like(u)], 1)
-    rss = np.sum((y - design @ [curve, slope, level]) ** 2)
-    row |= {"rss": rss, "curvature": curve}
-    if curve <= 0:
-      rows.append(row | {"note": "the parabola opens downwards"})
-      continue
-    best = middle - slope / (2 * curve)
-    row |= {"N": float(np.exp(best)), "loss": level - slope**2 / (4 * curve)}
-    row["centring"] = (best - (u.min() + u.max()) / 2) / (np.ptp(u) / 2)
-    gradient = np.array([slope / (2 * curve**2), -1 / (2 * curve), 0.0])
-    row["variance"] = gradient @ np.linalg.inv(design.T @ design) @ gradient
-    row["bias"] = grid_bias(u - best)
-    outside = "" if abs(row["centring"]) < 1 else "the minimum is outside the sizes"
-    rows.append(row | {"note": outside})
+      row["note"] = f"compute spans x{spans:.1f}: not one budget"
+    elif row["sizes"] < 3:
+      row["note"] = f"{row['sizes']} sizes; a parabola needs 3"
+    else:
+      row |= _parabola(u, loss[group])
+    rows.append(row)
   table = pd.DataFrame(rows)
   for column in ("N", "loss", "variance", "bias", "centring"):
     table[column] = table.get(column, np.nan)
@@ -93,6 +74,24 @@ def isoflop(x: np.ndarray, loss: np.ndarray, runs: np.ndarray) -> Points:
   names = [f"budget {c:.3g}" for c in table["compute"]]
   noise = np.diag(good["variance"].to_numpy(float))
   return _points(table, names, noise, _isoflop_warnings(good))
+
+
+def _parabola(u: np.ndarray, y: np.ndarray) -> dict:
+  """The parabola through u, y [n]: its minimum, and whether that can be used."""
+  middle = u.mean()
+  curve, slope, level = np.polyfit(u - middle, y, 2)
+  design = np.stack([(u - middle) ** 2, u - middle, np.ones_like(u)], 1)
+  out = {"rss": np.sum((y - design @ [curve, slope, level]) ** 2), "curvature": curve}
+  if curve <= 0:
+    return out | {"note": "the parabola opens downwards"}
+  best = middle - slope / (2 * curve)
+  out |= {"N": float(np.exp(best)), "loss": level - slope**2 / (4 * curve)}
+  out["centring"] = (best - (u.min() + u.max()) / 2) / (np.ptp(u) / 2)
+  gradient = np.array([slope / (2 * curve**2), -1 / (2 * curve), 0.0])
+  out["variance"] = gradient @ np.linalg.inv(design.T @ design) @ gradient
+  out["bias"] = grid_bias(u - best)
+  inside = abs(out["centring"]) < 1
+  return out | {"note": "" if inside else "the minimum is outside the sizes"}
 
 
 def _isoflop_warnings(good: pd.DataFrame) -> list[str]:
@@ -164,19 +163,14 @@ def envelope(x: np.ndarray, loss: np.ndarray, runs: np.ndarray) -> Points:
     move = np.zeros(len(curves))
     move[[i, j]] = -1 / angle, 1 / angle
     moves.append(move)
-    rows.append(
-      row | {
-        "compute": float(np.exp(grid[at])),
-        "N": float(np.exp((small[0] + large[0]) / 2)),
-        "loss": float(np.exp(a[at])),
-        "note": "",
-      }
-    )  # fmt: skip
+    row |= {"compute": float(np.exp(grid[at])), "loss": float(np.exp(a[at]))}
+    row["N"] = float(np.exp((small[0] + large[0]) / 2))
+    rows.append(row | {"note": ""})
   table = pd.DataFrame(rows).reindex(
     columns=["small", "large", "compute", "N", "loss", "note"]
   )
-  moves = np.array(moves).reshape(-1, len(curves))
-  noise = moves @ moves.T
+  moved = np.array(moves).reshape(-1, len(curves))
+  noise = moved @ moved.T
   noise += 1e-6 * np.diag(np.diag(noise))  # replicates close circles
   names = [f"{a:.3g}/{b:.3g}" for a, b in zip(table["small"], table["large"])]
   return _points(table, [f"sizes {name}" for name in names], noise, [])
@@ -199,10 +193,5 @@ def _points(table: pd.DataFrame, names, noise, warnings: list[str]) -> Points:
   if not good.any():
     raise FrontierError("; ".join(warnings))
   kept = table[good]
-  return Points(
-    kept["compute"].to_numpy(float),
-    kept["N"].to_numpy(float),
-    noise,
-    table,
-    tuple(warnings),
-  )
+  compute, best = (kept[c].to_numpy(float) for c in ("compute", "N"))
+  return Points(compute, best, noise, table, tuple(warnings))

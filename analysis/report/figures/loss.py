@@ -8,48 +8,46 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from analysis import style
-from analysis.clean import cells_of, having
-from analysis.figures import study
-from analysis.figures.study import KEYS, Study
-from analysis.fit import fit
-from analysis.style import Plot, cell_style, label, panels
+from analysis.report import style
+from analysis.report.figures import pieces
+from analysis.report.study import KEYS, Study
+from analysis.report.style import Plot, cell_style, label, panels
+from analysis.runs.rows import by_cell, cells_of, having
 
 
 def against_size(s: Study) -> Plot | None:
   """Validation loss at the end of training against model size, with fits."""
-  return _against(s.ended, "N", "val_loss_vs_size", "model size")
+  return _against(s, "N", "val_loss_vs_size", "model size")
 
 
 def against_compute(s: Study) -> Plot | None:
   """Validation loss at the end of training against training compute, with fits."""
-  return _against(s.ended, "compute", "val_loss_vs_compute", "training compute")
+  return _against(s, "compute", "val_loss_vs_compute", "training compute")
 
 
-def _against(runs: pd.DataFrame, x: str, name: str, what: str) -> Plot | None:
-  table = having(runs, x, "val/loss")
+def _against(s: Study, x: str, name: str, what: str) -> Plot | None:
+  table = having(s.ended, x, "val/loss")
   if table.empty:
     return None
-  figure, axes, kinds = study.panel_per_tokens(table)
+  figure, axes, kinds = pieces.panel_per_tokens(table)
   notes, data = [], []
   for ax, kind in zip(axes[0], kinds):
-    for cell in [c for c in cells_of(table) if c.startswith(kind)]:
-      rows = table[table["cell"] == cell].sort_values(x)
+    for cell, rows in by_cell(table, x, kind):
       colour = cell_style(cell)["color"]
-      study.points(ax, rows, x, "val/loss", cell, line=False)
-      result = fit(rows, x=x)
-      rows = study.known(rows, *KEYS, "val/loss", "val/loss_sem")
+      pieces.points(ax, rows, x, "val/loss", cell, line=False)
+      result = s.fit(cell, x=x)
+      rows = pieces.known(rows, *KEYS, "val/loss", "val/loss_sem")
       if result.refused:
         notes.append(f"{cell}: no power law ({result.refused})")
         ax.plot(rows[x], rows["val/loss"], ":", color=colour)
       else:
         grid = np.geomspace(rows[x].min(), rows[x].max() * 1.2, 100)
-        study.fitted(ax, result, grid, colour)
+        pieces.fitted(ax, result, grid, colour)
         notes.append(f"{cell}: {result.reading}, R² (log) {result.r2:.3f}")
         rows = rows.assign(fitted=result.predict(rows[x]))
       data.append(rows)
-    study.log_axes(ax, y=True)
-    ax.set(xlabel=label(x), ylabel=study.loss_label(kind))
+    pieces.log_axes(ax, y=True)
+    ax.set(xlabel=label(x), ylabel=pieces.loss_label(kind))
     ax.set_title(f"{kind} tokens")
     ax.legend()
   return Plot(
@@ -63,10 +61,8 @@ def _against(runs: pd.DataFrame, x: str, name: str, what: str) -> Plot | None:
 
 def curves(s: Study) -> Plot | None:
   """Validation loss during training against compute, a panel per cell."""
-  table = having(s.evals, "compute", "val/loss")
-  table = table[table["compute"] > 0] if len(table) else table
   return per_cell(
-    table,
+    s.curves,
     "compute",
     ["val/loss"],
     "val_loss_curves",
@@ -91,9 +87,11 @@ def per_cell(table, x, metrics, name, title, caption, *, log=True) -> Plot | Non
         curve = rows[rows["size"] == size].sort_values(x)
         ax.plot(curve[x], curve[metric], ".-", color=colours[size], label=size)
       if log:
-        study.log_axes(ax, y=metric == "val/loss")
+        pieces.log_axes(ax, y=metric == "val/loss")
       ax.set(xlabel=label(x), ylabel=label(metric, table))
       if i == 0:
         ax.set_title(cell)
   style.legend_above(figure, "size")
-  return Plot(name, title, caption, figure, study.known(table, *KEYS, "time", *metrics))
+  return Plot(
+    name, title, caption, figure, pieces.known(table, *KEYS, "time", *metrics)
+  )

@@ -1,8 +1,6 @@
 """The report of a study: one HTML file, its figures (PNG, SVG) and its tables (CSV).
 
-  python -m analysis.report --workdir DIR [--out DIR2]
-
-DIR is what launch.sweep filled, one run, or a folder with runs.json. What is missing
+The folder is what launch.sweep filled, one run, or one with runs.json. What is missing
 (unfinished runs, metrics that were not evaluated) is said, not required.
 """
 
@@ -15,21 +13,43 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from analysis import page, published, tables
-from analysis.clean import having
-from analysis.figures import Study
-from analysis.figures.study import METRICS
-from analysis.findings import APPEARS, OPEN, PARTLY, Finding, findings
-from analysis.load import TableError, load
-from analysis.plots import draw
+from analysis import published
+from analysis.curves.clean import need
+from analysis.report import page, tables
+from analysis.report.findings import APPEARS, OPEN, PARTLY, Finding, findings
+from analysis.report.plots import draw
+from analysis.report.study import METRICS, Study
+from analysis.runs.load import TableError
+from analysis.runs.rows import having
 
 
 def write(workdir: str | Path, out: str | Path | None = None) -> Path:
   """Writes the report of `workdir`; returns the path of its index.html."""
+  study, out = _open(workdir, out)
+  return save(study, findings(study), str(workdir), out)
+
+
+def _open(workdir: str | Path, out: str | Path | None) -> tuple[Study, Path]:
+  """The study, and where its report is written: `out`, or beside local runs."""
   if out is None and "://" in str(workdir):
     raise TableError(f"--out is needed: a report is not written to {workdir}")
-  out = Path(out) if out else Path(workdir) / "report"
   study = Study.read(workdir)
+  need(study.runs, ("run", "cell", "tokens", "order", "size", "status"), str(workdir))
+  return study, Path(out) if out else Path(workdir) / "report"
+
+
+def save(study: Study, found: list[Finding], workdir: str, out: Path) -> Path:
+  """Writes the report of a study and its findings.
+
+  Args:
+    study: what to report.
+    found: of `findings`.
+    workdir: what the study is called in commands.
+    out: folder to write.
+
+  Returns:
+    The path of its index.html.
+  """
   plots = draw(study)
   images = {plot.name: (plot, plot.save(out / "figures")) for plot in plots}
   shown = {name: make(study) for name, make in tables.TABLES.items()}
@@ -38,7 +58,7 @@ def write(workdir: str | Path, out: str | Path | None = None) -> Path:
   for name, table in (shown | raw).items():
     if len(table):
       table.to_csv(out / "tables" / f"{name}.csv", index=False)
-  body = _body(study.runs, shown, images, str(workdir))
+  body = _body(study.runs, shown, images, found, workdir)
   index = out / "index.html"
   index.write_text(page.page(_title(study.runs), body), encoding="utf-8")
   return index
@@ -60,7 +80,7 @@ def status_lines(runs: pd.DataFrame) -> list[str]:
   return lines
 
 
-def _body(runs, shown, images, workdir: str) -> list[str]:
+def _body(runs, shown, images, found: list[Finding], workdir: str) -> list[str]:
   def figures(*names):
     for plot, png in (images[n] for n in names if n in images):
       yield page.figure(png, plot.title, plot.caption, _again(plot.name, workdir))
@@ -70,7 +90,7 @@ def _body(runs, shown, images, workdir: str) -> list[str]:
   body += [page.paragraph(first)] + [page.paragraph(line, "bad") for line in rest]
   body += [page.table(shown["results"])]
   body += [page.section("What appears of the paper's findings at this scale")]
-  body += [_finding(f) for f in findings(runs)]
+  body += [_finding(f) for f in found]
   body += [page.section("Samples"), *figures("samples")]
   if "samples" not in images:
     body += [page.paragraph("No run has written samples here.", "soft")]
@@ -156,22 +176,18 @@ def show(table: pd.DataFrame) -> None:
   console.print(view)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
+  """Entry of `python -m analysis.report`."""
   parser = argparse.ArgumentParser(prog="python -m analysis.report")
   parser.add_argument("--workdir", required=True, help="of the sweep, or one run")
   parser.add_argument("--out", help="folder to write (default: WORKDIR/report)")
-  args = parser.parse_args(argv)
-  index = write(args.workdir, args.out)
-  runs = load(args.workdir)
-  show(tables.results(runs))
-  for line in status_lines(runs):
+  args = parser.parse_args()
+  study, out = _open(args.workdir, args.out)
+  found = findings(study)
+  index = save(study, found, args.workdir, out)
+  show(tables.results(study.runs))
+  for line in status_lines(study.runs):
     print(line)
-  for f in findings(runs):
+  for f in found:
     print(f"{f.claim}: {f.verdict}")
   print(f"report: {index.resolve()}")
-
-
-if __name__ == "__main__":
-  from analysis.cli import run
-
-  run(main)

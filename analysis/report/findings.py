@@ -9,18 +9,17 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from analysis.clean import cells_of, finished, having
-from analysis.correlate import correlate
-from analysis.figures.study import TAGS
-from analysis.fit import fit
+from analysis.curves.correlate import correlate
+from analysis.report.study import TAGS, Study
+from analysis.runs.rows import cells_of, having
 
 GOOD_R2 = 0.97
-APPEARS, PARTLY, ABSENT, OPEN = (
-  "appears",
-  "appears in part",
-  "does not appear",
-  "cannot be said",
-)
+# Column, the level that the paper found better, the other; the column held equal.
+Factor = tuple[str, str, str, str]
+TOKENS: Factor = ("tokens", "continuous", "discrete", "order")
+ORDER: Factor = ("order", "random", "raster", "tokens")
+APPEARS, PARTLY = "appears", "appears in part"
+ABSENT, OPEN = "does not appear", "cannot be said"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,39 +31,22 @@ class Finding:
   evidence: str
 
 
-def findings(runs: pd.DataFrame) -> list[Finding]:
-  """All findings, from the table with one row per run (only finished runs count)."""
-  runs = finished(runs)
+def findings(study: Study) -> list[Finding]:
+  """All findings, from the finished runs of a study."""
+  runs = study.ended
   luck = at_chance(runs)
   # What GenEval says by luck is no evidence: not of order, nor beside other metrics.
   tested = runs.drop(columns=[c for c in runs if luck and c.startswith("geneval/")])
-
-  def by_geneval(finding):
-    return (
-      dataclasses.replace(finding, verdict=OPEN, evidence=luck) if luck else finding
-    )
-
   lower, name = ("kid", "KID") if len(having(runs, "kid")) else ("fd", "FD")
+  image = f"Image quality ({name}) is better with continuous than with discrete tokens"
+  text = "GenEval is better with random than with raster order"
+  by_geneval = [better(runs, text, "geneval/overall", ORDER), several_objects(runs)]
+  if luck:
+    by_geneval = [Finding(f.claim, OPEN, luck) for f in by_geneval]
   return [
-    power_laws(runs),
-    better(
-      runs,
-      f"Image quality ({name}) is better with continuous than with discrete tokens",
-      lower,
-      ("tokens", "continuous", "discrete"),
-      "order",
-      low=True,
-    ),
-    by_geneval(
-      better(
-        runs,
-        "GenEval is better with random than with raster order",
-        "geneval/overall",
-        ("order", "random", "raster"),
-        "tokens",
-      )
-    ),
-    by_geneval(several_objects(runs)),
+    power_laws(study),
+    better(runs, image, lower, TOKENS, low=True),
+    *by_geneval,
     keeps_improving(tested, lower, name),
     loss_tells(tested, lower, name),
   ]
@@ -87,13 +69,11 @@ def at_chance(runs: pd.DataFrame) -> str:
   )
 
 
-def power_laws(runs: pd.DataFrame) -> Finding:
+def power_laws(study: Study) -> Finding:
   """Validation loss is a power law in model size, in every cell."""
   claim = "Validation loss is a power law in model size in all four cells"
-  results = {
-    cell: fit(runs[runs["cell"] == cell])
-    for cell in cells_of(having(runs, "N", "val/loss"))
-  }
+  cells = cells_of(having(study.ended, "N", "val/loss"))
+  results = {cell: study.fit(cell) for cell in cells}
   evidence = []
   for cell, f in results.items():
     text = f"{cell}: {f.reading}"
@@ -112,13 +92,7 @@ def power_laws(runs: pd.DataFrame) -> Finding:
 
 
 def better(
-  runs: pd.DataFrame,
-  claim: str,
-  metric: str,
-  factor: tuple[str, str, str],
-  other: str,
-  *,
-  low: bool = False,
+  runs: pd.DataFrame, claim: str, metric: str, factor: Factor, *, low: bool = False
 ) -> Finding:
   """Whether level `a` of a factor beats level `b` in every matched pair.
 
@@ -126,15 +100,14 @@ def better(
     runs: one row per run.
     claim: the sentence to judge.
     metric: column compared.
-    factor: (column, better level a, worse level b).
-    other: the column of the grid held equal, beside the size.
+    factor: TOKENS or ORDER; the size is held equal as well.
     low: lower is better.
   """
-  column, a, b = factor
+  column, a, b, _ = factor
   table = having(runs, metric)
   if table.empty:
     return Finding(claim, OPEN, f"no finished run has {metric}")
-  pairs = _pairs(table, metric, factor, other)
+  pairs = _pairs(table, metric, factor)
   if not pairs:
     return Finding(claim, OPEN, f"no pair of runs differs in {column} alone")
   wins = sum((x < y) if low else (x > y) for _, x, y in pairs)
@@ -149,10 +122,9 @@ def better(
 def several_objects(runs: pd.DataFrame) -> Finding:
   """Random order helps prompts with several objects more than single objects."""
   claim = "Random order helps most where a prompt names several objects"
-  factor = ("order", "random", "raster")
   gains = {}
   for tag in TAGS:
-    pairs = _pairs(having(runs, f"geneval/{tag}"), f"geneval/{tag}", factor, "tokens")
+    pairs = _pairs(having(runs, f"geneval/{tag}"), f"geneval/{tag}", ORDER)
     if pairs:
       gains[tag] = float(np.mean([x - y for _, x, y in pairs]))
   several = [gains[t] for t in ("two_object", "position", "color_attr") if t in gains]
@@ -161,11 +133,8 @@ def several_objects(runs: pd.DataFrame) -> Finding:
     return Finding(claim, OPEN, "no pairs of runs with GenEval per tag")
   text = ", ".join(f"{t.replace('_', ' ')} {g:+.3f}" for t, g in gains.items())
   won = np.mean(several) > max(0.0, float(np.mean(single)))
-  return Finding(
-    claim,
-    APPEARS if won else ABSENT,
-    f"mean gain of random over raster: {text}",
-  )
+  text = f"mean gain of random over raster: {text}"
+  return Finding(claim, APPEARS if won else ABSENT, text)
 
 
 def keeps_improving(runs: pd.DataFrame, lower: str, name: str) -> Finding:
@@ -211,9 +180,9 @@ def _cell(runs: pd.DataFrame, cell: str) -> pd.DataFrame:
   return runs[runs["cell"] == cell] if "cell" in runs else runs.iloc[:0]
 
 
-def _pairs(table, metric, factor, other) -> list[tuple[str, float, float]]:
+def _pairs(table, metric: str, factor: Factor) -> list[tuple[str, float, float]]:
   """Matched (what is equal, value at level a, value at level b)."""
-  column, a, b = factor
+  column, a, b, other = factor
   if table.empty:
     return []
   means = table.groupby(["size", other, column], sort=False)[metric].mean()

@@ -1,4 +1,4 @@
-"""Families of curves for analysis.fit: a new one is one entry of `FORMS`.
+"""Families of curves for curves.fit: a new one is one entry of `FORMS`.
 
   power         L = (N0/x)^a, Kaplan et al. 2020
   power_floor   L = E + (N0/x)^a
@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from analysis import frontier
+from analysis.curves import frontier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +76,14 @@ class Form:
   reduce: Callable | None = None
   twin: Callable[[np.ndarray], np.ndarray] | None = None
   rows: str = "run"
+
+  def inner(self, values: np.ndarray) -> np.ndarray:
+    """Inputs or outputs in the space that the curve is fitted in."""
+    return np.log(values) if self.log else values
+
+  def outer(self, values: np.ndarray) -> np.ndarray:
+    """The reverse of `inner`."""
+    return np.exp(values) if self.log else values
 
 
 def _line(theta, x):
@@ -189,13 +197,14 @@ def _allocation(show, x, y):
   return f"compute-optimal {y} ~ {x[0]}^{show('a', None, '.3f')}"
 
 
-_FRONTIER = dict(
+_FRONTIER = Form(
   names=("a", "g"),
   curve=_line,
   starts=_line_starts,
   report={"a": Own(0), "log10_G": lambda t: t[..., 1] / np.log(10)},
   columns=("N", "compute"),
   reading=_allocation,
+  reduce=frontier.isoflop,
 )
 _FLOORED = "{} above its floor"
 
@@ -211,11 +220,7 @@ FORMS = {
     names=("a", "b", "log E"),
     curve=_sum_of_powers,
     starts=_sum_starts,
-    report={
-      "a": Own(0),
-      "log10_N0": _log10_n0,
-      "E": Own(2, exp=True),
-    },
+    report={"a": Own(0), "log10_N0": _log10_n0, "E": Own(2, exp=True)},
     count=30,
     reading=lambda show, x, y: _times(show, "a", x[0], _FLOORED.format(y)),
   ),
@@ -283,6 +288,6 @@ FORMS = {
       f"{show('x0', None, '.4g')}"
     ),
   ),
-  "isoflop": Form(**_FRONTIER, reduce=frontier.isoflop),
-  "envelope": Form(**_FRONTIER, reduce=frontier.envelope, rows="eval"),
+  "isoflop": _FRONTIER,
+  "envelope": dataclasses.replace(_FRONTIER, reduce=frontier.envelope, rows="eval"),
 }

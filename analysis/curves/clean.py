@@ -4,15 +4,27 @@ Left out: values that are not numbers, a run's earlier rows, the same run twice.
 Refused: rows of several cells or data sets, one run with two different results.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
-from analysis.load import CELLS
+from analysis.curves.result import FitError
 
 # Losses of rows that differ in one of these are different quantities.
 _ONE_OF = ("cell", "source", "image_size")
+
+
+def need(table: pd.DataFrame, columns: Iterable[str], name: str = "the table") -> None:
+  """Raises a FitError that names a column which is absent, and those that are not."""
+  for column in columns:
+    if column not in table:
+      raise FitError(f"{name} has no column '{column}'; it has {columns_of(table)}")
+
+
+def columns_of(table: pd.DataFrame) -> str:
+  """The names of the columns, as text."""
+  return ", ".join(map(str, table)) or "none"
 
 
 def clean(
@@ -86,28 +98,3 @@ def _names(table: pd.DataFrame, mask) -> str:
   names = [str(n) for n in dict.fromkeys(picked)]
   more = f" and {len(names) - 8} more" if len(names) > 8 else ""
   return ", ".join(names[:8]) + more
-
-
-def cells_of(table: pd.DataFrame) -> list[str]:
-  """The cells of a table, those of the grid first and in its order."""
-  present = list(table["cell"].dropna().unique()) if "cell" in table else []
-  known = [c for c in CELLS if c in present]
-  return known + sorted(c for c in present if c and c not in CELLS)
-
-
-def kinds_of(table: pd.DataFrame) -> list[str]:
-  """The token types of a table's cells."""
-  return list(dict.fromkeys(c.split("-")[0] for c in cells_of(table)))
-
-
-def having(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
-  """The rows with a finite number in every column (none if a column is absent)."""
-  if any(c not in table for c in columns):
-    return table.iloc[:0].reindex(columns=[*dict.fromkeys([*table, *columns])])
-  values = table[list(columns)].apply(pd.to_numeric, errors="coerce")
-  return table[np.isfinite(values.to_numpy(float)).all(1)]
-
-
-def finished(runs: pd.DataFrame) -> pd.DataFrame:
-  """The finished runs (all, where the table does not say)."""
-  return runs[runs["status"] == "finished"] if "status" in runs else runs

@@ -5,9 +5,9 @@ Each takes a `Study` and returns a Plot, or None where the study has no numbers 
 
 from collections.abc import Callable
 
-from analysis.figures import frontier, loss, metrics, published, samples
-from analysis.figures.study import Study
-from analysis.style import Plot
+from analysis.report.figures import frontier, loss, metrics, published, samples
+from analysis.report.study import Study
+from analysis.report.style import Plot
 
 # Name -> function; the numbers are those of the paper's figures and tables.
 FIGURES: dict[str, Callable[[Study], Plot | None]] = {

@@ -6,31 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-_STYLE = """
-:root { color-scheme: light; --line: #ddd; --soft: #666; }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-  max-width: 62rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; line-height: 1.25; }
-h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-figure { margin: 1rem 0 2rem; }
-figcaption, .soft { color: var(--soft); font-size: .9rem; }
-img { max-width: 100%; height: auto; display: block; }
-.wide { overflow-x: auto; -webkit-overflow-scrolling: touch; }
-table { border-collapse: collapse; font-size: .85rem; white-space: nowrap; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line);
-  text-align: right; }
-th { border-bottom-width: 2px; } td.text, th.text { text-align: left; }
-tr.above td { border-bottom: 0; padding-bottom: 0; }
-td.below { white-space: normal; text-align: left; color: var(--soft); }
-td.below div { position: sticky; left: 0; max-width: min(calc(100vw - 2.5rem), 58rem); }
-summary { cursor: pointer; }
-pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: .8rem; }
-.finding { border-left: 4px solid #999; padding: .1rem 0 .1rem .8rem; margin: 1rem 0; }
-.finding p { margin: .2rem 0; overflow-wrap: anywhere; }
-.appears { border-color: #009E73; } .part { border-color: #E69F00; }
-.absent { border-color: #D55E00; } .bad { color: #b00020; font-weight: 600; }
-"""
+from analysis.curves.result import number
+
+_STYLE = "\n" + Path(__file__).with_name("page.css").read_text()
 
 LONG = 40  # characters of a text that does not fit into a column
 
@@ -113,12 +91,3 @@ def _cell(value) -> str:
   if isinstance(value, str):
     return f'<td class="text">{html.escape(value)}</td>'
   return f"<td>{html.escape(number(value))}</td>"
-
-
-def number(value) -> str:
-  """Blank for missing; thousands set apart; four significant digits below them."""
-  if value is None or pd.isna(value):
-    return ""
-  if float(value).is_integer() and abs(value) < 1e15:
-    return f"{int(value):,}"
-  return f"{value:.3g}" if abs(value) >= 1e4 else f"{value:.4g}"

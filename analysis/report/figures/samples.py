@@ -5,10 +5,10 @@ import textwrap
 import numpy as np
 import pandas as pd
 
-from analysis import samples
-from analysis.clean import cells_of
-from analysis.figures.study import Study
-from analysis.style import Plot, panels
+from analysis.report.study import Study
+from analysis.report.style import Plot, panels
+from analysis.runs import samples
+from analysis.runs.rows import by_cell
 
 MAX_PROMPTS = 8
 
@@ -16,8 +16,7 @@ MAX_PROMPTS = 8
 def sheet(s: Study) -> Plot | None:
   """The largest run of each cell with samples, side by side for the same prompts."""
   columns = []
-  for cell in cells_of(s.runs):
-    rows = s.runs[s.runs["cell"] == cell]
+  for _, rows in by_cell(s.runs):
     rows = rows.sort_values("N", ascending=False) if "N" in rows else rows
     for _, row in rows.iterrows():
       folder = s.workdir / "runs" / row["run"]

@@ -4,13 +4,16 @@ n runs, d inputs, k parameters, S bootstrap draws, m points.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
-from analysis import intervals
-from analysis.forms import FORMS, Form, Own
+from analysis.curves import intervals
+from analysis.curves.forms import FORMS, Form, Own
 
+_nothing = functools.partial(np.empty, 0)
 ZERO = 1e-6  # a floor below this share of the lowest loss is none
 
 
@@ -67,11 +70,9 @@ class HeldOut:
 
   def to_dict(self) -> dict:
     """JSON-able."""
-    arrays = {
-      k: v.tolist() if isinstance(v, np.ndarray) else v
-      for k, v in dataclasses.asdict(self).items()
-    }
-    return arrays | {"error": self.error, "inside": self.inside}
+    return _plain(
+      dataclasses.asdict(self) | {"error": self.error, "inside": self.inside}
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +104,9 @@ class Fit:
   weights: np.ndarray
   refused: str = ""
   warnings: tuple[str, ...] = ()
-  theta: np.ndarray | None = None
-  free: np.ndarray | None = None
-  covariance: np.ndarray | None = None
+  theta: np.ndarray = dataclasses.field(default_factory=_nothing)
+  free: np.ndarray = dataclasses.field(default_factory=_nothing)
+  covariance: np.ndarray = dataclasses.field(default_factory=_nothing)
   draws: np.ndarray | None = None
   params: dict[str, float] = dataclasses.field(default_factory=dict)
   intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
@@ -114,7 +115,7 @@ class Fit:
   reached: float = np.nan
   spread: float = np.nan
   held_out: HeldOut | None = None
-  table: pd.DataFrame | None = None
+  table: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
 
   @property
   def curve(self) -> Form:
@@ -127,29 +128,27 @@ class Fit:
   @property
   def freedom(self) -> int:
     """Degrees of freedom, n - k."""
-    return len(self.y) - int(self._free().sum())
+    return len(self.y) - int(self.free.sum())
 
   @property
   def residuals(self) -> np.ndarray:
     """log y (or y) minus the curve's [n]."""
-    target = np.log(self.y) if self.curve.log else self.y
-    return target - self._evaluate(self.x)[0]
+    return self.curve.inner(self.y) - self._evaluate(self.x)[0]
 
   def predict(self, *x) -> np.ndarray:
     """The curve at x (one argument per input) -> [m]."""
-    value = self._evaluate(self._stack(x))[0]
-    return np.exp(value) if self.curve.log else value
+    return self.curve.outer(self._evaluate(self._stack(x))[0])
 
   def band(
     self, *x, new_run: bool = False, weights: np.ndarray | float = 1.0
   ) -> tuple[np.ndarray, np.ndarray]:
     """95 % interval of the curve at x [m], or of a new run of some weight there."""
-    x = self._stack(x)
-    value, slope = self._evaluate(x)
+    at = self._stack(x)
+    value, slope = self._evaluate(at)
     noise = self.spread**2 / weights if new_run else 0.0
     if self.draws is not None:
-      inner = np.log(x) if self.curve.log else x
-      lo, hi = intervals.quantiles(self.curve.curve(self.draws, inner)[0])
+      curves = self.curve.curve(self.draws, self.curve.inner(at))[0]
+      lo, hi = intervals.quantiles(curves)
       noise = intervals.student(self.freedom) * np.sqrt(noise)
       lo = value - np.hypot(value - lo, noise)
       hi = value + np.hypot(hi - value, noise)
@@ -157,14 +156,16 @@ class Fit:
       variance = np.einsum("km,kl,lm->m", slope, self.covariance, slope)
       half = intervals.student(self.freedom) * np.sqrt(variance + noise)
       lo, hi = value - half, value + half
-    return (np.exp(lo), np.exp(hi)) if self.curve.log else (lo, hi)
+    return self.curve.outer(lo), self.curve.outer(hi)
 
-  def derived(self, function) -> tuple[float, float, float]:
+  def derived(
+    self, function: Callable[[np.ndarray], np.ndarray]
+  ) -> tuple[float, float, float]:
     """Value and interval of any function of theta [..., k] -> [...]."""
     value = float(function(self._theta()))
     if self.draws is not None:
       lo, hi = intervals.quantiles(function(self.draws))
-      return value, float(min(lo, value)), float(max(hi, value))
+      return value, float(np.minimum(lo, value)), float(np.maximum(hi, value))
     step = 1e-6 * (1 + np.abs(self.theta))
     with np.errstate(invalid="ignore"):
       moved = np.stack([function(self.theta + s) for s in np.diag(step)])
@@ -189,26 +190,31 @@ class Fit:
 
     return self.curve.reading(show, self.x_names, self.y_name)
 
+  @property
+  def summary(self) -> str:
+    """Some lines of text."""
+    lines = [self.reading]
+    for name, value in self.params.items():
+      low, high = self._interval(name)
+      ends = "" if np.isnan([low, high]).any() else f"  [{low:.5g}, {high:.5g}]"
+      lines.append(f"  {name:<9} {value:<11.5g}{ends}")
+    if not self.refused:
+      lines.append(
+        f"  {len(self.y)} points, R2 ({self.space}) {self.r2:.4f}, AICc "
+        f"{number(self.aicc) or '-'}, {self.reached:.0%} of the starts ended here"
+      )
+    if self.held_out:
+      lines.append(f"  {self.held_out.reading}")
+    return "\n".join(lines + [f"  warning: {w}" for w in self.warnings])
+
   def to_dict(self) -> dict:
     """JSON-able summary; what is not finite is None."""
-    return _plain(
-      {
-        "form": self.form,
-        "x": list(self.x_names),
-        "y": self.y_name,
-        "n": len(self.y),
-        "refused": self.refused,
-        "warnings": list(self.warnings),
-        "params": self.params,
-        "intervals": {k: list(v) for k, v in self.intervals.items()},
-        "r2": self.r2,
-        "r2_space": self.space,
-        "aicc": self.aicc,
-        "starts_reached": self.reached,
-        "held_out": self.held_out and self.held_out.to_dict(),
-        "reading": self.reading,
-      }
-    )
+    out = {"form": self.form, "x": self.x_names, "y": self.y_name, "n": len(self.y)}
+    same = ("refused", "warnings", "params", "intervals", "r2")
+    out |= {name: getattr(self, name) for name in same}
+    out |= {"r2_space": self.space, "aicc": self.aicc, "starts_reached": self.reached}
+    out["held_out"] = self.held_out and self.held_out.to_dict()
+    return _plain(out | {"reading": self.reading})
 
   def _interval(self, name):
     return self.intervals.get(name, (np.nan, np.nan))
@@ -220,16 +226,11 @@ class Fit:
 
   def _evaluate(self, x):
     """-> value [m] and derivatives [k, m], in the space of the fit."""
-    inner = np.log(x) if self.curve.log else x
-    value, slope = self.curve.curve(self._theta()[None], inner)
+    value, slope = self.curve.curve(self._theta()[None], self.curve.inner(x))
     return value[0], slope[0]
 
-  def _free(self) -> np.ndarray:
-    self._theta()
-    return self.free
-
   def _theta(self) -> np.ndarray:
-    if self.theta is None:
+    if not self.theta.size:
       raise FitError(f"there is no curve to ask: {self.refused}")
     return self.theta
 
@@ -242,16 +243,25 @@ def parameters(fit: Fit) -> dict[str, float]:
   return values
 
 
-def is_own(fit: Fit, name: str) -> bool:
-  """Whether a public parameter is a fitted inner one."""
-  parameter = fit.curve.report[name]
-  return isinstance(parameter, Own) and bool(fit.free[parameter.index])
+def own(fit: Fit, name: str) -> Own | None:
+  """The inner parameter that a public one is, if it was fitted."""
+  parameter = fit.curve.report.get(name)
+  return parameter if isinstance(parameter, Own) and fit.free[parameter.index] else None
+
+
+def number(value) -> str:
+  """Blank for missing; thousands set apart; four significant digits below them."""
+  if value is None or pd.isna(value):
+    return ""
+  if float(value).is_integer() and abs(value) < 1e15:
+    return f"{int(value):,}"
+  return f"{value:.3g}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
 def _plain(value):
   if isinstance(value, dict):
     return {k: _plain(v) for k, v in value.items()}
-  if isinstance(value, list | tuple):
+  if isinstance(value, list | tuple | np.ndarray):
     return [_plain(v) for v in value]
   if isinstance(value, float):
     return value if np.isfinite(value) else None

@@ -6,6 +6,7 @@ A figure is three files of one name: PNG (screens), SVG (print) and the CSV behi
 import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -37,7 +38,7 @@ LABELS = {
   "aligner_layers": "blocks of the text aligner",
 }
 UNITS = {"continuous": "diffusion loss", "discrete": "cross-entropy, nats per token"}
-RC = {
+RC: dict[Any, Any] = {
   "font.size": 9,
   "axes.spines.top": False,
   "axes.spines.right": False,
@@ -89,17 +90,12 @@ def panels(rows: int, columns: int, *, width: float = 3.6, height: float = 2.9):
 
 def legend_above(figure: Figure, title: str | None = None) -> None:
   """One legend for all panels, outside of them."""
-  entries = {}
+  entries: dict[str, Any] = {}
   for ax in figure.axes:
     for handle, name in zip(*ax.get_legend_handles_labels()):
       entries.setdefault(name, handle)
-  figure.legend(
-    entries.values(),
-    entries.keys(),
-    loc="outside upper center",
-    ncols=max(len(entries), 1),
-    title=title,
-  )
+  place: dict[str, Any] = {"loc": "outside upper center", "ncols": max(len(entries), 1)}
+  figure.legend(entries.values(), entries.keys(), title=title, **place)
 
 
 def cell_style(cell: str) -> dict:

@@ -1,0 +1,192 @@
+"""Command lines that take a table, `python -m analysis.fit` and `analysis.plan`."""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.curves.clean import columns_of, need
+from analysis.curves.fit import METHODS, fit
+from analysis.curves.forms import FORMS
+from analysis.curves.result import FitError
+from analysis.planning.plan import PLANNED, Guess, Planner, grid, score, write_sweep
+from analysis.planning.shapes import Ladder
+from analysis.runs.load import TableError, load
+from analysis.runs.rows import finished, having
+
+
+def run(main: Callable[[], None]) -> None:
+  """Runs a main(); a mistake of the user is one line and exit status 2."""
+  try:
+    main()
+  except (ValueError, FileNotFoundError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def add_table(parser: argparse.ArgumentParser) -> None:
+  """Arguments that name a table and its columns."""
+  add = parser.add_argument
+  add("--csv", "--workdir", dest="csv", required=True, metavar="TABLE",
+      help="CSV, JSONL, folder of a sweep or run; local or gs://")  # fmt: skip
+  add("--n", default=None, help="column of parameters (default: N)")
+  add("--d", default=None, help="column of training tokens (default D, or C/(6N))")
+  add("--compute", default=None, help="column of training FLOPs (default: compute)")
+  add("--loss", default=None, help="column of the loss (default: val/loss)")
+  add("--cell", default=None, help="rows of this cell only")
+  add("--drop-largest", type=int, default=0, metavar="K",
+      help="leave out the K largest losses")  # fmt: skip
+  add("--starts", type=int, default=None, help="of the search for the best parameters")
+  add("--draws", type=int, default=500, help="of the bootstrap")
+  add("--seed", type=int, default=0)
+
+
+def read_table(args: argparse.Namespace, rows: str = "run") -> pd.DataFrame:
+  """The table that the arguments of `add_table` name, with columns N, D, compute."""
+  table = load(args.csv, rows)
+  if table.empty:
+    raise TableError(f"{args.csv} has no rows; its columns: {columns_of(table)}")
+  rename = {args.n: "N", args.d: "D", args.compute: "compute", args.loss: "val/loss"}
+  rename = {name: column for name, column in rename.items() if name}
+  need(table, rename, args.csv)
+  if args.cell is not None:
+    if "cell" not in table or args.cell not in set(table["cell"]):
+      cells = ", ".join(map(str, table.get("cell", pd.Series(dtype=str)).unique()))
+      raise FitError(f"{args.csv} has no cell '{args.cell}'; it has {cells or 'none'}")
+    table = table[table["cell"] == args.cell]
+  taken = [v for v in rename.values() if v in table and v not in rename]
+  table = table.drop(columns=taken).rename(columns=rename)
+  if args.compute and not args.d and {"N", "compute"} <= set(table):
+    table["D"] = table["compute"] / (6 * table["N"])
+  if args.drop_largest:
+    need(table, ["val/loss"], args.csv)
+    table = table.drop(index=table["val/loss"].nlargest(args.drop_largest).index)
+  return table
+
+
+def fit_main() -> None:
+  """Entry of `python -m analysis.fit`."""
+  parser = argparse.ArgumentParser(prog="python -m analysis.fit")
+  add_table(parser)
+  add = parser.add_argument
+  add("--form", default="power", choices=list(FORMS))
+  add("--x", action="append", help="input column instead of those of the form")
+  add("--y", default=None, help="output column instead of that of the form")
+  add("--fix", action="append", default=[], metavar="NAME=VALUE",
+      help="a parameter that is known, such as low=0.04")  # fmt: skip
+  add("--intervals", default="auto", choices=METHODS)
+  add("--hold-out", type=float, default=None, metavar="X",
+      help="predict what is above this x (compute, for chinchilla)")  # fmt: skip
+  add("--json", default=None, metavar="FILE", help="write the fits; - is stdout")
+  args = parser.parse_args()
+  form = FORMS[args.form]
+  table = read_table(args, form.rows)
+  need(table, [*(args.x or form.columns), args.y or form.y], args.csv)
+  hold_out = args.hold_out
+  if hold_out and args.form == "chinchilla":
+    hold_out /= 6  # the fit's own scale is N D
+  options = dict(
+    fixed=_fixed(args.fix), intervals=args.intervals, hold_out=hold_out,
+    draws=args.draws, starts=args.starts, seed=args.seed,
+  )  # fmt: skip
+  cells = table.groupby("cell", sort=False) if "cell" in table else [("", table)]
+  results = {
+    cell: fit(rows, form=args.form, x=args.x, y=args.y, **options)
+    for cell, rows in cells
+  }
+  if not results:
+    raise FitError(f"{args.csv} has no rows with a cell")
+  summary = [{"cell": c} | r.to_dict() for c, r in results.items()]
+  text = json.dumps(summary if len(summary) > 1 else summary[0], indent=1)
+  if args.json and args.json != "-":
+    Path(args.json).write_text(text + "\n")
+  told = [f"{c + ': ' if c else ''}{r.summary}" for c, r in results.items()]
+  print(text if args.json == "-" else "\n".join(told))
+  if all(r.refused for r in results.values()):
+    raise FitError(f"no fit: {next(iter(results.values())).refused}")
+
+
+def _fixed(items: list[str]) -> dict[str, float]:
+  fixed = {}
+  for item in items:
+    name, sign, value = item.partition("=")
+    try:
+      fixed[name] = float(value)
+    except ValueError:
+      sign = ""
+    if not sign:
+      raise FitError(f"--fix {item} is not understood; write --fix NAME=VALUE")
+  return fixed
+
+
+def plan_main() -> None:
+  """Entry of `python -m analysis.plan`."""
+  parser = argparse.ArgumentParser(prog="python -m analysis.plan")
+  add_table(parser)
+  add = parser.add_argument
+  add("--budget", type=float, action="append", help="training FLOPs; repeatable")
+  add("--form", default="chinchilla", choices=PLANNED)
+  add("--around", type=float, metavar="N", help="no fit: sizes around N")
+  add("--sweep", metavar="FILE", help="write a sweep for launch.sweep")
+  add("--config", default="configs/fluid.py", help="what the sweep's runs are made of")
+  add("--sizes", type=int, default=5, help="per budget")
+  add("--spacing", type=float, default=1.5, help="between neighbouring sizes")
+  add("--predict", metavar="FILE", help="write the prediction")
+  add("--score", metavar="FILE", help="compare a prediction with the runs of TABLE")
+  args = parser.parse_args()
+  if args.score:
+    return _score(args)
+  if not args.budget:
+    raise FitError("--budget is needed: training FLOPs, such as --budget 1e21")
+  runs = read_table(args)
+  planner = _planner(args, runs)
+  best = [planner.optimum(budget) for budget in args.budget]
+  for optimum in best:
+    print(optimum.reading)
+  command = shlex.join(["python", "-m", "analysis.plan", *sys.argv[1:]])
+  record = {"command": command, "optima": [dataclasses.asdict(o) for o in best]}
+  if args.sweep:
+    shape = dict(sizes=args.sizes, spacing=args.spacing)
+    plan = grid(planner, Ladder(runs), args.budget, **shape)
+    write_sweep(plan, args.config, Path(args.sweep), command)
+    record["runs"] = json.loads(plan.to_json(orient="records"))
+    print(plan.drop(columns=["cell", "warmup"]).to_string(index=False))
+    print(f"sweep: {args.sweep}")
+  if args.predict:
+    Path(args.predict).write_text(json.dumps(record, indent=1) + "\n")
+    print(f"prediction: {args.predict}")
+
+
+def _planner(args: argparse.Namespace, runs: pd.DataFrame) -> Planner | Guess:
+  both = having(runs, "N", "D", "compute")
+  ratio = (both["compute"] / both["N"] / both["D"])[both["D"] > 0]
+  per_token = float(ratio.median()) if len(ratio) else 6.0
+  if args.around:
+    return Guess(args.around, min(args.budget), per_token)
+  form = FORMS[args.form]
+  table = finished(runs) if form.rows == "run" else read_table(args, form.rows)
+  need(table, [*form.columns, form.y], args.csv)
+  options = dict(draws=args.draws, starts=args.starts, seed=args.seed)
+  result = fit(table, form=args.form, **options)
+  planner = Planner(result, per_token)
+  print(result.summary)
+  return planner
+
+
+def _score(args: argparse.Namespace) -> None:
+  told = pd.DataFrame(json.loads(Path(args.score).read_text()).get("runs", []))
+  if told.empty or told["loss"].isna().all():
+    raise FitError(f"{args.score} predicts no losses; write it with --sweep --predict")
+  table = score(told, load(args.csv))
+  if table.empty:
+    raise FitError(f"none of the {len(told)} predicted runs has finished in {args.csv}")
+  print(table.to_string(index=False, float_format="{:.4g}".format))
+  print(
+    f"{len(table)} of {len(told)} runs: mean error "
+    f"{table['error'].abs().mean():.2%}, {table['inside'].mean():.0%} inside"
+  )

@@ -1,0 +1,1 @@
+"""Curves through points: forms, their fits, intervals, and correlations; no folders."""

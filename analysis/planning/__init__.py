@@ -1,0 +1,1 @@
+"""What to train next: from a fit to sizes, shapes and a sweep."""

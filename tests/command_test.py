@@ -1,0 +1,86 @@
+"""Command lines of the analysis, what they say of bad tables, and names that stay."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.command import fit_main, plan_main, run
+
+ROOT = Path(__file__).parents[1]
+X = np.geomspace(1e5, 3e6, 6)
+
+
+def test_fit_prints_writes_and_says_what_is_wrong(tmp_path):
+  table = pd.DataFrame({"size": X, "loss": (1e3 / X) ** 0.25 * [1, 1, 1, 1, 1, 5]})
+  table.loc[6] = [X[-1], (1e3 / X[-1]) ** 0.25]
+  table.to_csv(tmp_path / "t.csv", index=False)
+
+  def call(*more):
+    argv = [sys.executable, "-m", "analysis.fit", f"--csv={tmp_path}/t.csv"]
+    argv += ["--n=size", "--loss=loss", *more]
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+
+  out = call("--drop-largest=1", f"--json={tmp_path}/f.json")
+  assert "a         0.25" in out.stdout and out.stderr == ""
+  assert json.loads((tmp_path / "f.json").read_text())["params"]["a"] == (
+    pytest.approx(0.25)
+  )
+  bad = call("--compute=flops")
+  message = "error: " + f"{tmp_path}/t.csv has no column 'flops'; it has size, loss\n"
+  assert (bad.returncode, bad.stderr) == (2, message)
+  refused = call("--form=bnsl")
+  assert refused.returncode == 2 and "6 parameters need 8" in refused.stderr
+
+
+@pytest.mark.parametrize("command", ["fit", "plan"])
+@pytest.mark.parametrize(
+  "name, text, missing",
+  [
+    ("header.csv", "N,D,val/loss\n", "has no rows; its columns: N, D, val/loss"),
+    ("celled.csv", "cell,N,val/loss\n", "has no rows; its columns: cell, N, val/loss"),
+    ("empty.csv", "", "is empty: it has neither columns nor rows"),
+    ("empty.jsonl", "", "is empty: it has neither columns nor rows"),
+    ("empty.json", "", "is empty: it has neither columns nor rows"),
+    ("list.json", "[]", "has no rows; its columns: none"),
+    ("other.csv", "size,L\n1,2\n", "has no column 'N'; it has size, L"),
+  ],
+)
+def test_a_table_without_rows_or_columns_is_named(
+  command, name, text, missing, tmp_path, monkeypatch, capsys
+):
+  (tmp_path / name).write_text(text)
+  argv = [command, f"--csv={tmp_path / name}"]
+  argv += ["--budget=1e13"] if command == "plan" else ["--drop-largest=0"]
+  monkeypatch.setattr(sys, "argv", argv)
+  with pytest.raises(SystemExit) as stopped:
+    run(fit_main if command == "fit" else plan_main)
+  assert stopped.value.code == 2
+  assert capsys.readouterr() == ("", f"error: {tmp_path / name} {missing}\n")
+
+
+@pytest.mark.parametrize("name", ["fit", "plan", "plots", "report", "load", "coverage"])
+def test_every_command_has_help_and_no_warning(name):
+  argv = [sys.executable, "-W", "error", "-m", f"analysis.{name}", "--help"]
+  out = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+  assert (out.returncode, out.stderr) == (0, "")
+  assert out.stdout.startswith(f"usage: python -m analysis.{name}")
+
+
+def test_names_of_functions_stay_functions_whatever_is_imported():
+  code = (
+    "from analysis.fit import fit_points; from analysis.load import CELLS; import sys;"
+    "import analysis.curves.fit, analysis.runs.load, analysis; "
+    "assert analysis.fit is analysis.curves.fit.fit; "
+    "assert analysis.load is analysis.runs.load.load; "
+    "from analysis import coverage, samples, tables; "
+    "from analysis.figures.study import TAGS, Study; "
+    "from analysis.figures.published import fits; "
+    "from analysis.figures import FIGURES; import analysis.report; "
+    "assert Study is analysis.report.study.Study"
+  )
+  subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
