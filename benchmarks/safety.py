@@ -23,23 +23,25 @@ import jax
 from absl import flags
 
 from benchmarks import timing
-from benchmarks.train_step import make_net, random_batch
-from fluid import config, flops, train
+from benchmarks.train_step import random_batch
+from fluid import config, flops
 from fluid.console import cli
 from fluid.durable import checkpoint
+from fluid.models import Net
 from fluid.parallel import sharding
 from fluid.training.state import init_state
+from fluid.training.step import make_step
 
 
 def saving(run: config.Run, workdir: pathlib.Path, every: int, rounds: int) -> dict:
   """Seconds that a save costs, and the step time with it over that without."""
   mesh = sharding.make_mesh(run.mesh)
-  net = make_net(run)
+  net = Net.of(run)
   half = every // 2
   with jax.set_mesh(mesh):
     state = init_state(net, run, mesh)
     batch = sharding.shard_batch(random_batch(net, run.batch), mesh)
-    step = jax.jit(train.make_step(net, run), donate_argnums=0)
+    step = jax.jit(make_step(net, run), donate_argnums=0)
     saved = checkpoint.Checkpoints(workdir, keep=2)
     state, before = step(state, batch)
     costs, pauses, steps = [], [], []
@@ -129,7 +131,7 @@ def main(argv) -> None:
   own = ("--workdir", "--every", "--rounds", "--json", "--batch")
   args = [a for a in sys.argv[1:] if not a.startswith(own)]
   args += [f"--config.batch={f.batch}"] * bool(f.batch)
-  net = make_net(run)
+  net = Net.of(run)
   timing.write(
     f.json,
     {

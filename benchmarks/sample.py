@@ -17,10 +17,12 @@ import jax
 from absl import flags
 
 from benchmarks import timing
-from fluid import api, config, evals, train
-from fluid.config import rules as validation
+from fluid import api, config, evals
 from fluid.console import cli
+from fluid.data import pipeline
+from fluid.evals.samples import DistributionConfig, GenEvalConfig
 from fluid.parallel import sharding
+from fluid.sample import options as sampling_options
 from fluid.sampling import Sampler
 
 REFERENCE = {"steps": 64, "diffusion_steps": 100, "diffusion_steps_last": 0}
@@ -42,19 +44,19 @@ DECODING = ({"steps": 12}, {"steps": 8}, {"guidance_from": 0.25})
 
 def settings(run: config.Run) -> list[dict]:
   """The reference and what to compare with it, for the cell of a run."""
-  continuous = run.model.head == "diffusion"
+  continuous = run.model.head.kind == "diffusion"
   out = [dict(s) for s in SOLVERS] if continuous else []
   # Changes to decoding are judged at a solver that is already fast.
   quick = {"solver": "dpmpp", "diffusion_steps": 12} if continuous else {}
   for change in DECODING:
-    if run.model.order == "random" or "steps" not in change:
+    if run.model.order.kind == "random" or "steps" not in change:
       out.append(quick | change)
   return [{}, *out]
 
 
 def parse(text: str) -> dict:
   """'solver=dpmpp,steps=8' -> overrides of config.Sample."""
-  fields = {f.name: f.type for f in dataclasses.fields(config.Sample)}
+  fields = sampling_options()
   out = {}
   for item in filter(None, text.split(",")):
     name, _, value = item.partition("=")
@@ -72,16 +74,17 @@ def measure(workdir: str, chosen: Sequence[dict], prompts: int, rounds: int) -> 
   chosen = chosen or settings(run)
   mesh = sharding.make_mesh(run.mesh)
   loaded = api.load(workdir, mesh=mesh)
-  lines = {"prompts": "shapes", "n": prompts, "k": 2}
   rows, calls = [], {}
   for setting in chosen:
-    cfg = dataclasses.replace(run.sample, **REFERENCE | setting)
-    validation.validate_sample(cfg, run.model)
-    sample = {k: getattr(cfg, k) for k in REFERENCE}
+    known = run.sample.flat()
+    sample = {k: v for k, v in REFERENCE.items() if k in known} | setting
+    cfg = run.sample.replace(**sample)
+    run.model.check_sample(cfg, "sample.")
     judges = {
-      "geneval": lines | {"sample": sample},
-      "distribution": {"prompts": "geneval", "examples": 12 * prompts}
-      | {"sample": sample, "tokenizer": False},
+      "geneval": GenEvalConfig(n=prompts, k=2, sample=sample),
+      "distribution": DistributionConfig(
+        prompts="geneval", examples=12 * prompts, sample=sample, tokenizer=False
+      ),
     }
     tuned = dataclasses.replace(run, evals=judges)
     context = evals.EvalContext(
@@ -102,12 +105,12 @@ def measure(workdir: str, chosen: Sequence[dict], prompts: int, rounds: int) -> 
   for row, seconds in zip(rows, times.values()):
     row["seconds_per_image"] = timing.summary(seconds)["median_s"] / run.sample.batch
   judge(rows)
-  cell = f"{loaded.net.tokens.kind}-{run.model.order}"
+  cell = run.model.cell
   return {"workdir": str(workdir), "cell": cell, "size": run.model.size, "rows": rows}
 
 
 def _loader(run):
-  return lambda split, batch: train.make_loader(
+  return lambda split, batch: pipeline.loader(
     run, split, batch=batch, shuffle=False, epochs=1
   )
 

@@ -22,7 +22,7 @@ from absl import flags
 from benchmarks import timing, train_step
 from fluid import config, flops, sampling
 from fluid.console import cli
-from fluid.models import orders
+from fluid.models import Net, orders
 
 
 def _arguments(net, batch: int):
@@ -34,7 +34,7 @@ def _arguments(net, batch: int):
 
 def measure(run: config.Run, peer: bool, positions: bool, rounds: int) -> dict:
   """The report, JSON-able."""
-  cfg, net = run.sample, train_step.make_net(run)
+  cfg, net = run.sample, Net.of(run)
   args = _arguments(net, cfg.batch)
 
   def generate(*args):
@@ -44,11 +44,11 @@ def measure(run: config.Run, peer: bool, positions: bool, rounds: int) -> dict:
   start = time.perf_counter()
   program = jax.jit(generate).lower(*args).compile()
   report = {
-    "cell": f"{net.tokens.kind}-{run.model.order}",
+    "cell": run.model.cell,
     "size": run.model.size,
     "batch": cfg.batch,
     "dtype": run.model.dtype,
-    "sample": dataclasses.asdict(cfg),
+    "sample": cfg.flat(),
     "device": jax.devices()[0].device_kind,
     "jax": jax.__version__,
     "flops": work,
@@ -62,7 +62,7 @@ def measure(run: config.Run, peer: bool, positions: bool, rounds: int) -> dict:
   if peer:
     from benchmarks import torch_peer
 
-    if run.model.order != "random" or cfg.guidance == 1:
+    if run.model.order.kind != "random" or cfg.guidance == 1:
       raise cli.UserError("--peer=torch samples random order with guidance only")
     variants["torch"] = torch_peer.sample(
       net, train_step.random_batch(net, cfg.batch), cfg
@@ -87,28 +87,31 @@ def by_position(net, args, cfg: config.Sample, rounds: int) -> dict:
 
   The steps are those of orders.Raster, one call each, the cache donated.
   """
-  if net.order.causal is False:
+  if net.order.kind != "raster":
     raise cli.UserError("--positions: a raster model has positions in time")
   params, text, mask, keys = args
   now = orders.stage(cfg, 0.0)
   create = functools.partial(sampling.Decoder.create, net)
-  first = jax.jit(lambda params: create(params, text, mask, keys, cfg).start())
-  seen = jnp.concatenate([mask, mask]) if cfg.guidance != 1 else mask
 
-  @jax.jit(donate_argnums=1)
-  def step(params, carry, i):
-    cache, x = carry
-    decoder = sampling.Decoder(net, params, cfg, keys, None, seen)
-    z, cache = decoder.decode(cache, x, i)
+  @jax.jit
+  def begin(params):
+    decoder = create(params, text, mask, keys, cfg)
+    return decoder.cond, (decoder.start(past=True), decoder.blank()[:, :1])
+
+  @jax.jit(donate_argnums=2)
+  def step(params, cond, carry, i):
+    kept, before = carry
+    decoder = sampling.Decoder(net, params, cfg, keys, cond)
+    z, kept = decoder.run(before, net.order.step(i), kept)
     at = jnp.full((len(keys), 1), i)
-    return cache, decoder.embed(decoder.draw(z, at, i + 1, now))
+    return kept, decoder.draw(z, at, i + 1, now)
 
   seconds = [[] for _ in range(net.tokens.length)]
   for _ in range(rounds + 1):
-    carry = first(params)
+    cond, carry = begin(params)
     for i, found in enumerate(seconds):
       start = time.perf_counter()
-      carry = jax.block_until_ready(step(params, carry, i))
+      carry = jax.block_until_ready(step(params, cond, carry, i))
       found.append(time.perf_counter() - start)
   each = [statistics.median(s[1:]) for s in seconds]  # The first round compiles.
   tenth = max(1, len(each) // 10)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fluid.models.diffusion import Diffusion
-from fluid.models.orders import remaining
+from fluid.models.orders.random import remaining
 
 
 class Block(nn.Module):
@@ -64,18 +64,19 @@ class Net(nn.Module):
 
   def __init__(self, net):
     super().__init__()
-    m, t, e = net.model, net.tokens, net.text
-    d = m.width
-    self.net, self.causal = net, m.order == "raster"
-    self.table, self.proj = nn.Embedding(net.vocab, e.width), nn.Linear(e.width, d)
-    self.text_pos = nn.Parameter(0.02 * torch.randn(e.length, d))
+    m, t, text = net.model.trunk, net.tokens, net.model.condition
+    d, head = m.width, net.model.head
+    self.net, self.causal = net, net.order.kind == "raster"
+    self.table = nn.Embedding(net.vocab, text.width)
+    self.proj = nn.Linear(text.width, d)
+    self.text_pos = nn.Parameter(0.02 * torch.randn(net.text.length, d))
     self.pos, self.pos_out = (
       nn.Parameter(0.02 * torch.randn(t.length, d)) for _ in range(2)
     )
     self.fill, self.norm_in = nn.Parameter(0.02 * torch.randn(d)), nn.LayerNorm(d)
     hidden = m.mlp_ratio * d
     self.aligner = nn.ModuleList(
-      Block(d, m.heads, hidden, False) for _ in range(m.aligner_layers)
+      Block(d, m.heads, hidden, False) for _ in range(text.layers)
     )
     self.trunk = nn.ModuleList(Block(d, m.heads, hidden, True) for _ in range(m.layers))
     self.norm_text, self.norm = nn.LayerNorm(d), nn.LayerNorm(d)
@@ -83,14 +84,14 @@ class Net(nn.Module):
       self.tokens = nn.Embedding(t.vocab, d)
       self.bias = nn.Parameter(torch.zeros(t.vocab))
       return
-    w, c = m.head_width or d, t.channels
+    w, c = head.width or d, t.channels
     self.tokens = nn.Linear(c, d)
     self.input, self.cond = nn.Linear(c, w), nn.Linear(d, w)
     self.time = nn.Sequential(nn.Linear(256, w), nn.SiLU(), nn.Linear(w, w))
-    self.blocks = nn.ModuleList(ResBlock(w) for _ in range(m.head_layers))
+    self.blocks = nn.ModuleList(ResBlock(w) for _ in range(head.layers))
     self.norm_out = nn.LayerNorm(w, elementwise_affine=False)
     self.modulation, self.output = nn.Linear(w, 2 * w), nn.Linear(w, 2 * c)
-    tables = Diffusion(m.diffusion_steps).tables
+    tables = Diffusion(head.steps).tables
     for k, v in tables.items():
       self.register_buffer(k, torch.tensor(v))
 
@@ -144,9 +145,9 @@ class Net(nn.Module):
       return F.cross_entropy(
         logits.flatten(0, 1), target.flatten(), reduction="none"
       ).view(target.shape)
-    r = self.net.model.head_batch_mul
+    r = self.net.model.head.batch_mul
     x0 = target[:, :, None].expand(-1, -1, r, -1)
-    t = torch.randint(0, self.net.model.diffusion_steps, x0.shape[:3])
+    t = torch.randint(0, self.net.model.head.steps, x0.shape[:3])
     noise = torch.randn_like(x0)
     at = lambda name: getattr(self, name)[t][..., None]
     x_t = at("sqrt_bar") * x0 + at("sqrt_one_minus_bar") * noise
@@ -205,7 +206,7 @@ def sample(net, batch: dict, cfg):
   """
   model = Net(net).eval()
   t, continuous = net.tokens, net.tokens.kind == "continuous"
-  left = remaining(t.length, cfg.steps)
+  left = remaining(t.length, cfg.order.steps)
   rows = len(batch["text"])
   text = torch.from_numpy(batch["text"]).long().repeat(2, 1)
   mask = torch.from_numpy(batch["text_mask"]).repeat(2, 1)
@@ -213,7 +214,7 @@ def sample(net, batch: dict, cfg):
 
   def denoised(z):  # z [2M, D] -> [M, C]
     x = torch.randn(len(z) // 2, t.channels)
-    for i in reversed(range(cfg.diffusion_steps)):
+    for i in reversed(range(cfg.head.diffusion_steps)):
       out = model.denoise(x.repeat(2, 1), torch.full((len(z),), i), z)
       c, u = out[:, : t.channels].chunk(2)
       eps = u + cfg.guidance * (c - u)

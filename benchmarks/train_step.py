@@ -23,16 +23,11 @@ import numpy as np
 from absl import flags
 
 from benchmarks import timing
-from fluid import config, flops, models, tokenizers, train
+from fluid import config, flops, models
 from fluid.console import cli
 from fluid.parallel import sharding
 from fluid.training.state import init_state
-
-
-def make_net(run: config.Run) -> models.Net:
-  """The net of a config; the vocabulary has its largest size."""
-  spec = tokenizers.build(run.tokenizer, run.data.image_size).spec
-  return models.build(run.model, spec, run.text, run.text.vocab_size)
+from fluid.training.step import make_step
 
 
 def random_batch(net: models.Net, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -53,12 +48,12 @@ def ours(run: config.Run):
   """-> (step to call, its result waited for; the compiled program's numbers)."""
   mesh = sharding.make_mesh(run.mesh)
   sharding.check_batch(run.batch, mesh, run.accum)
-  net = make_net(run)
+  net = models.Net.of(run)
   with jax.set_mesh(mesh):
     state = init_state(net, run, mesh)
     batch = sharding.shard_batch(random_batch(net, run.batch), mesh)
     start = time.perf_counter()
-    step = jax.jit(train.make_step(net, run), donate_argnums=0)
+    step = jax.jit(make_step(net, run), donate_argnums=0)
     step = step.lower(state, batch).compile()
     seconds = time.perf_counter() - start
   holder, m = [state], step.memory_analysis()
@@ -79,7 +74,7 @@ def peer(run: config.Run):
   """The PyTorch step, likewise."""
   from benchmarks import torch_peer
 
-  net = make_net(run)
+  net = models.Net.of(run)
   return torch_peer.step(net, random_batch(net, run.batch), run.optim)
 
 
@@ -99,15 +94,15 @@ def measure(run: config.Run, args: list[str], with_peer: bool, rounds: int) -> d
   if with_peer:
     variants["torch"] = peer(run)
   times = timing.interleave(variants, rounds=rounds)
-  net = make_net(run)
+  net = models.Net.of(run)
   work = 3 * flops.forward(net)["total"] * run.batch
   fastest = best_flops / min(times["matmul"])
   report = {
-    "cell": f"{net.tokens.kind}-{run.model.order}",
+    "cell": run.model.cell,
     "size": run.model.size,
     "batch": run.batch,
     "dtype": dtype,
-    "remat": run.model.remat,
+    "remat": run.model.trunk.remat,
     "device": jax.devices()[0].device_kind,
     "devices": jax.device_count(),
     "jax": jax.__version__,

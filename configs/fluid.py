@@ -3,12 +3,18 @@
 256 px, 16x16 tokens. Values the paper does not confirm are defaults of fluid.config.
 """
 
-import dataclasses
-
 import ml_collections
 
 from configs import arguments, sizes
 from fluid import config
+from fluid.evals.images import ImagesConfig
+from fluid.evals.loss import LossConfig
+from fluid.models import heads
+from fluid.models.conditions.text import TextConfig
+from fluid.models.trunks.fluid import FluidConfig
+from fluid.text.learned import LearnedConfig
+from fluid.tokenizers.vae import VAEConfig
+from fluid.tokenizers.vq import VQConfig
 
 # Best guidance and temperature of each cell (paper's appendix).
 SAMPLING = {
@@ -17,21 +23,19 @@ SAMPLING = {
   ("discrete", "random"): (1.6, 1.05),
   ("discrete", "raster"): (2.5, 0.95),
 }
-HEADS = {"continuous": "diffusion", "discrete": "categorical"}
+HEADS = {"continuous": heads.DiffusionConfig(), "discrete": heads.CategoricalConfig()}
 TOKENIZERS = {
   # Stable Diffusion's VAE: f8, 32x32x4, grouped 2x2 into 256 tokens of 16 channels.
-  "continuous": config.Tokenizer(
-    kind="vae", width=128, multipliers=(1, 2, 4, 4), blocks=2, channels=4, patch=2
+  "continuous": VAEConfig(
+    width=128, multipliers=(1, 2, 4, 4), blocks=2, channels=4, patch=2
   ),
   # A VQGAN: f16, 256 tokens of a vocabulary of 8192.
-  "discrete": config.Tokenizer(
-    kind="vq",
+  "discrete": VQConfig(
     width=128,
     multipliers=(1, 1, 2, 2, 4),
     blocks=2,
     channels=256,
     vocab=8192,
-    patch=1,
   ),
 }
 
@@ -45,23 +49,26 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     size=tuple(sizes.PAPER),
     source="folder",
   )
-  layers, width, heads = sizes.PAPER[a.size]
+  layers, width, num_heads = sizes.PAPER[a.size]
   guidance, temperature = SAMPLING[a.tokens, a.order]
+  model = config.Model(
+    size=a.size,
+    head=HEADS[a.tokens],
+    order=config.resolve("order", a.order)(),
+    trunk=FluidConfig(layers=layers, width=width, heads=num_heads),
+    condition=TextConfig(width=1024),
+  )
   run = config.Run(
-    model=config.Model(
-      head=HEADS[a.tokens],
-      order=a.order,
-      size=a.size,
-      layers=layers,
-      width=width,
-      heads=heads,
-    ),
-    text=config.Text(length=128, width=1024, vocab_size=32_000),
-    data=config.Data(source=a.source, image_size=256),
+    model=model,
+    text=LearnedConfig(length=128, vocab_size=32_000),
+    data=config.Data(source=config.resolve("source", a.source)(), image_size=256),
     tokenizer=TOKENIZERS[a.tokens],
     mesh=config.Mesh(data=1, fsdp=-1),
-    sample=config.Sample(guidance=guidance, temperature=temperature),
-    evals={"loss": {"examples": 30_000}, "images": {"every": 50_000, "raw": True}},
+    sample=model.sample(guidance=guidance, temperature=temperature),
+    evals={
+      "loss": LossConfig(examples=30_000),
+      "images": ImagesConfig(every=50_000, raw=True),
+    },
     tensorboard=True,
   )
   return to_config_dict(run)
@@ -69,4 +76,4 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
 def to_config_dict(run: config.Run) -> ml_collections.ConfigDict:
   """Dataclass -> ConfigDict, for dotted overrides at the command line."""
-  return ml_collections.ConfigDict(dataclasses.asdict(run))
+  return ml_collections.ConfigDict(config.to_dict(run))

@@ -15,9 +15,9 @@ def runs(config: str, rows: Iterable[tuple]) -> Iterator[dict[str, Any]]:
     tokens, _, order = cell.partition("-")
     overrides = {
       "model.size": size,
-      "model.layers": layers,
-      "model.width": width,
-      "model.heads": heads,
+      "model.trunk.layers": layers,
+      "model.trunk.width": width,
+      "model.trunk.heads": heads,
       "steps": steps,
       "eval_every": max(1, steps // 4),
       "checkpoint_every": max(1, steps // 4),

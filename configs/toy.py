@@ -12,11 +12,23 @@ import ml_collections
 from configs import arguments, sizes
 from configs import fluid as paper
 from fluid import config
+from fluid.evals.images import ImagesConfig
+from fluid.evals.loss import LossConfig
+from fluid.evals.samples import DistributionConfig, GenEvalConfig
+from fluid.models import heads
+from fluid.models.conditions.label import ClassConfig
+from fluid.models.conditions.text import TextConfig
+from fluid.models.orders.random import Random
+from fluid.models.orders.raster import Raster
+from fluid.models.trunks.fluid import FluidConfig
+from fluid.text.classes import ClassesConfig
+from fluid.text.learned import LearnedConfig
+from fluid.tokenizers.vae import VAEConfig
+from fluid.tokenizers.vq import VQConfig
 
 TOKENIZERS = {
   # 8x8 latents of 4 channels, grouped 2x2: 16 tokens of 16 channels, as the paper.
-  "continuous": config.Tokenizer(
-    kind="vae",
+  "continuous": VAEConfig(
     stem=4,
     width=64,
     multipliers=(1,),
@@ -27,14 +39,12 @@ TOKENIZERS = {
     batch=16,
     lr=5e-3,
   ),
-  "discrete": config.Tokenizer(
-    kind="vq",
+  "discrete": VQConfig(
     stem=4,
     width=64,
     multipliers=(1, 2),
     channels=16,
     vocab=1024,
-    patch=1,
     steps=3000,
     batch=16,
     lr=3e-3,
@@ -46,45 +56,58 @@ SAMPLING = {
   ("discrete", "random"): (3.0, 1.0),
   ("discrete", "raster"): (3.0, 1.0),
 }
-# Solver and diffusion steps: the fastest as good as 100 ancestral ones, by what runs of
-# the toy study gave (docs/performance.md).
+# Rounded up to whole tokens, cosine masks hide all 16 in 23 % of examples.
+ORDERS = {"random": Random(mask="uniform"), "raster": Raster()}
+HEADS = {
+  "continuous": heads.DiffusionConfig(layers=3, batch_mul=4),
+  "discrete": heads.CategoricalConfig(),
+}
+# How orders and heads draw. Solver and diffusion steps: the fastest as good as 100
+# ancestral ones, by what runs of the toy study gave (docs/performance.md).
+STEPS = {"random": {"steps": 16}, "raster": {}}
 SOLVERS = {"random": ("ancestral", 25), "raster": ("dpmpp", 12)}
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """Arguments: tokens, order, size (a toy size), data (shapes or emoji)."""
+  """Arguments: tokens, order, size (a toy size), data, condition (text or class)."""
   a = arguments.parse(
     arg,
-    tokens=tuple(paper.HEADS),
-    order=("random", "raster"),
+    tokens=tuple(HEADS),
+    order=tuple(ORDERS),
     size=tuple(sizes.TOY),
     data=("shapes", "emoji"),
+    condition=("text", "class"),
   )
-  layers, width, heads = sizes.TOY[a.size]
+  layers, width, num_heads = sizes.TOY[a.size]
   guidance, temperature = SAMPLING[a.tokens, a.order]
-  solver, diffusion_steps = SOLVERS[a.order]
-  shapes = a.data == "shapes"
+  shapes, by_text = a.data == "shapes", a.condition == "text"
+  draw = dict(STEPS[a.order])
+  if a.tokens == "continuous":
+    solver, diffusion_steps = SOLVERS[a.order]
+    draw |= {"solver": solver, "diffusion_steps": diffusion_steps, "clip": 4.0}
+  model = config.Model(
+    size=a.size,
+    dtype="float32",
+    head=HEADS[a.tokens],
+    order=ORDERS[a.order],
+    trunk=FluidConfig(layers=layers, width=width, heads=num_heads, remat="none"),
+    condition=TextConfig(layers=1, width=64) if by_text else ClassConfig(),
+  )
+  evals = {"loss": LossConfig(examples=1024)}
+  if shapes and by_text:  # One draw of 384 images serves all three.
+    evals["geneval"] = GenEvalConfig(every=0, n=32, k=2)
+    evals["images"] = ImagesConfig(every=0, prompts="geneval")
+    evals["distribution"] = DistributionConfig(every=0, prompts="geneval", examples=384)
+  else:
+    evals["images"] = ImagesConfig(every=0)
+    evals["distribution"] = DistributionConfig(every=0, examples=384 if shapes else 182)
   run = config.Run(
-    model=config.Model(
-      head=paper.HEADS[a.tokens],
-      order=a.order,
-      # Rounded up to whole tokens, cosine masks hide all 16 in 23 % of examples.
-      mask="uniform",
-      size=a.size,
-      layers=layers,
-      width=width,
-      heads=heads,
-      aligner_layers=1,
-      head_layers=3,
-      head_batch_mul=4,
-      dtype="float32",
-      remat="none",
-    ),
-    text=config.Text(
-      length=16 if shapes else 24, width=64, vocab_size=256 if shapes else 1024
-    ),
+    model=model,
+    text=LearnedConfig(length=16 if shapes else 24, vocab_size=256 if shapes else 1024)
+    if by_text
+    else ClassesConfig(),
     data=config.Data(
-      source=a.data,
+      source=config.resolve("source", a.data)(),
       image_size=32,
       num_train=64_000 if shapes else 0,
       num_val=1024 if shapes else 0,
@@ -93,26 +116,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     optim=config.Optim(
       lr=2e-3, warmup=200, schedule="wsd", decay_fraction=0.3, clip=1.0, ema=0.99
     ),
-    sample=config.Sample(
-      guidance=guidance,
-      temperature=temperature,
-      steps=16,
-      solver=solver,
-      diffusion_steps=diffusion_steps,
-      clip=4.0,
-      batch=128,
-    ),
-    evals={"loss": {"examples": 1024}}
-    | (
-      # One draw of 384 images serves all three.
-      {
-        "geneval": {"every": 0, "n": 32, "k": 2},
-        "images": {"every": 0, "prompts": "geneval"},
-        "distribution": {"every": 0, "prompts": "geneval", "examples": 384},
-      }
-      if shapes
-      else {"images": {"every": 0}, "distribution": {"every": 0, "examples": 182}}
-    ),
+    sample=model.sample(guidance=guidance, temperature=temperature, batch=128, **draw),
+    evals=evals,
     steps=6000,
     batch=32,
     log_every=100,
@@ -124,11 +129,18 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
 
 def cells(
-  sizes: Iterable[str], overrides: dict | None = None, **arguments
+  sizes: Iterable[str],
+  overrides: dict | None = None,
+  of_order: dict[str, dict] | None = None,
+  **arguments,
 ) -> Iterator[dict]:
   """The four cells at each size, as a sweep yields them; `arguments` of get_config.
 
   All cells of a size come together: early rows of the table are comparable.
+
+  Args:
+    overrides: of all runs.
+    of_order: order -> overrides of its runs, beside those.
   """
   for size, tokens, order in itertools.product(
     sizes, ("continuous", "discrete"), ("random", "raster")
@@ -137,5 +149,5 @@ def cells(
     yield dict(
       name=f"{tokens}-{order}-{size}",
       config="configs/toy.py:" + ",".join(f"{k}={v}" for k, v in args.items()),
-      overrides=overrides or {},
+      overrides=(overrides or {}) | (of_order or {}).get(order, {}),
     )

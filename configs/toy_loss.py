@@ -8,5 +8,5 @@ from configs import toy
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The arguments of configs/toy.py."""
   run = toy.get_config(arg)
-  run.evals = {"loss": {"examples": 1024}}
+  run.evals = {"loss": run.evals.loss}
   return run

@@ -81,12 +81,12 @@ def load(
   Raises:
     ConfigError: no run, no such checkpoint, or a tokenizer or vocabulary missing.
   """
-  run = read_config(workdir)
+  run, described = read_config(workdir), read_model(workdir)
   if mesh is None:  # Says what is missing before anything large is read.
     params, step = checkpoint.restore_params(workdir, weights, step)
-  tokenizer = tokenizers.load(run.tokenizer.path)
-  vocabulary = text.load(run.text, run.data.cache)
-  net = models.build(run.model, tokenizer.spec, run.text, vocabulary.size)
+  tokenizer = tokenizers.load(run.tokenizer.path, described.get("tokenizer_sha256", ""))
+  vocabulary = text.load(run.text, workdir, run.data.cache)
+  net = models.Net.of(run, tokens=tokenizer.spec, vocab=vocabulary.size)
   if mesh is not None:
     with jax.set_mesh(mesh):
       like = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
@@ -102,10 +102,14 @@ def read_config(workdir) -> config.Run:
     raise config.ConfigError(
       f"no run in {workdir}: {path} does not exist; name the --workdir of a training"
     )
+  run = config.from_file(path)
+  return paths.moved(run, read_model(workdir).get("workdir", ""), str(path.parent))
+
+
+def read_model(workdir) -> dict[str, Any]:
+  """What a run says of itself in model.json; empty where it has not yet."""
+  path = pathlib.Path(workdir) / "model.json"
   try:
-    run = config.from_config_dict(json.loads(path.read_text()))
-    described = path.with_name("model.json")
-    old = json.loads(described.read_text()) if described.exists() else {}
+    return json.loads(path.read_text()) if path.exists() else {}
   except json.JSONDecodeError as e:
     raise config.ConfigError(f"{path} is damaged ({e}); restore it") from e
-  return paths.moved(run, old.get("workdir", ""), str(path.parent))

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from fluid import api, config, evals, train
+from fluid import api, config, evals
 from fluid.console import cli
-from fluid.durable.workdir import write_json
+from fluid.data import pipeline
 from fluid.parallel import distributed, sharding
 
 
@@ -50,7 +50,7 @@ def evaluate(
   loaded = api.load(workdir, weights, step, mesh=mesh)
 
   def loader(split, batch):
-    return train.make_loader(run, split, mesh, batch=batch, shuffle=False, epochs=1)
+    return pipeline.loader(run, split, mesh, batch=batch, shuffle=False, epochs=1)
 
   context = evals.EvalContext(
     run, loaded.tokenizer, loaded.vocabulary, mesh, workdir, loader
@@ -64,7 +64,8 @@ def evaluate(
     plain = {f"raw/{k}": v for k, v in plain.items()}
   name = "-".join([str(loaded.step), weights, *overrides]).replace("/", "_") + ".json"
   described = {"step": loaded.step, "weights": weights, "overrides": list(overrides)}
-  write_json(pathlib.Path(workdir) / "eval" / name, described | {"values": plain})
+  file = pathlib.Path(workdir) / "eval" / name
+  distributed.write_json(file, described | {"values": plain})
   if not overrides and jax.process_index() == 0:
     append(pathlib.Path(workdir) / "metrics.jsonl", loaded.step, plain)
   return plain

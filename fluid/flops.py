@@ -4,13 +4,12 @@
 
 Components: core (trunk), aligner (text side), head, embeddings (tables, positions,
 token projections), and frozen: text_encoder, tokenizer. 'total' is what is trained.
-Analytic, because XLA counts a scanned body once.
-
-L image tokens, T text tokens, D width, E text width, F MLP width, C token channels,
-W head width, V vocabulary, R noise draws a token. A matmul of [m, k] by [k, n] has
+Parameters are those of the tree, which its parts' PARAMETERS sort; FLOPs are counted in
+the jaxpr, because XLA counts a scanned body once. A matmul of [m, k] by [k, n] has
 2 m k n FLOPs; norms, softmax and activations are not counted.
 """
 
+import dataclasses
 import functools
 import math
 import time
@@ -20,7 +19,7 @@ import jax.extend as jex
 import jax.numpy as jnp
 from absl import flags
 
-from fluid import config, models, tokenizers
+from fluid import config, models, trees
 from fluid.console import cli
 
 TRAINED = ("core", "aligner", "head", "embeddings")
@@ -41,64 +40,44 @@ PEAKS = {
 }
 
 
-def _linear(i, o):
-  return i * o + o
-
-
-def _block(d, f, cross):
-  attention = 4 * _linear(d, d)
-  norms = 2 * d * (3 if cross else 2)
-  return attention * (2 if cross else 1) + _linear(d, f) + _linear(f, d) + norms
-
-
 def parameters(net: models.Net) -> dict[str, int]:
   """Trained parameters by component and their total."""
-  m, t, e = net.model, net.tokens, net.text
-  d, f = m.width, m.mlp_ratio * m.width
-  embeddings = d + 2 * t.length * d + 2 * d  # fill, two positions, input norm
-  embeddings += net.vocab * e.width + e.width + e.length * d  # text, null, positions
-  if t.kind == "continuous":
-    w, c = m.head_width or d, t.channels
-    embeddings += _linear(c, d)
-    block = _linear(w, 3 * w) + 2 * _linear(w, w) + 2 * w
-    head = m.head_layers * block + _linear(w, 2 * w) + _linear(w, 2 * c)
-    head += _linear(c, w) + _linear(256, w) + _linear(w, w) + _linear(d, w)
-  else:
-    embeddings += t.vocab * d
-    head = t.vocab + (0 if m.tie_embeddings else t.vocab * d)
-  out = {
-    "core": m.layers * _block(d, f, True) + 2 * d,
-    "aligner": _linear(e.width, d) + m.aligner_layers * _block(d, f, False) + 2 * d,
-    "head": head,
-    "embeddings": embeddings,
-  }
+  out = dict.fromkeys(TRAINED, 0)
+  for name, leaf in trees.paths(jax.eval_shape(net.init, jax.random.key(0))).items():
+    out[net.rule(name)[1]] += leaf.size
   return out | {"total": sum(out.values())}
 
 
+@functools.cache
 def forward(net: models.Net) -> dict[str, int]:
   """FLOPs of one training forward pass of one image, by component and in total.
 
   Attention counts every pair, also of causal attention, as that is what is computed.
   """
-  m, t, e = net.model, net.tokens, net.text
-  d, f, n, k = m.width, m.mlp_ratio * m.width, t.length, e.length
-  mlp = 4 * d * f
-  self_attention = lambda s: s * 8 * d * d + 4 * s * s * d
-  cross = n * 4 * d * d + k * 4 * d * d + 4 * n * k * d
-  if t.kind == "continuous":
-    w, c = m.head_width or d, t.channels
-    draw = 2 * c * w + m.head_layers * 10 * w * w + 4 * w * w + 4 * w * c
-    draw += 2 * 256 * w + 2 * w * w
-    head = n * (2 * d * w + m.head_batch_mul * draw)
-  else:
-    head = n * 2 * d * t.vocab
-  out = {
-    "core": m.layers * (self_attention(n) + cross + n * mlp),
-    "aligner": k * 2 * e.width * d + m.aligner_layers * (self_attention(k) + k * mlp),
-    "head": head,
-    "embeddings": n * 2 * t.channels * d,
+  plain = dataclasses.replace(net.model, trunk=net.model.trunk.plain())
+  net = dataclasses.replace(net, model=plain)
+  batch = net.example(1)
+  text, mask, drop = batch["text"], batch["text_mask"], jnp.zeros(1, bool)
+  keys = jax.random.split(jax.random.key(0), 1)
+
+  def run(params):
+    cond = net.condition(params, text, mask, drop)
+    plan = net.order.plan(keys, 0, net.tokens)
+    return net.run(params, batch["tokens"], plan, cond)
+
+  params = jax.eval_shape(net.init, jax.random.key(0))
+  count = lambda f: traced(f, params)
+  total = count(lambda p: net.loss(p, batch, keys, train=True, step=0)["loss"])
+  inside = count(run)
+  condition = count(lambda p: net.condition(p, text, mask, drop))
+  embeddings = count(lambda p: net.embed(p, batch["tokens"]))
+  return {
+    "core": inside - condition - embeddings,
+    "aligner": condition,
+    "head": total - inside,
+    "embeddings": embeddings,
+    "total": total,
   }
-  return out | {"total": sum(out.values())}
 
 
 def traced(fn, *args) -> int:
@@ -128,7 +107,7 @@ def describe(net: models.Net, run: config.Run) -> dict[str, dict[str, int]]:
   The tokenizer's FLOPs are those of encoding an image; a cached data set pays them
   once, so they are not in the total. A learned text encoder has nothing frozen.
   """
-  tokenizer = tokenizers.build(run.tokenizer, run.data.image_size)
+  tokenizer = run.tokenizer.make(run.data.image_size)
   variables = jax.eval_shape(tokenizer.init, jax.random.key(0))
   image = jax.ShapeDtypeStruct((1, *[run.data.image_size] * 2, 3), jnp.float32)
   frozen = {
@@ -189,9 +168,7 @@ def main(argv) -> None:
     module = paper if name in sizes.PAPER else toy
     for kind in ("continuous", "discrete"):
       run = config.from_config_dict(module.get_config(f"tokens={kind},size={name}"))
-      spec = tokenizers.build(run.tokenizer, run.data.image_size).spec
-      net = models.build(run.model, spec, run.text, run.text.vocab_size)
-      described[f"{name} {kind}"] = describe(net, run)
+      described[f"{name} {kind}"] = describe(models.Net.of(run), run)
   for key, unit, title in (
     ("params", 1e6, "parameters [M]"),
     ("forward_flops_per_image", 1e9, "forward GFLOP/image"),

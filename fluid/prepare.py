@@ -15,9 +15,7 @@ B images per encoder call, S image side, L tokens, C channels.
 import collections
 import functools
 import hashlib
-import json
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,18 +24,17 @@ import numpy as np
 
 from fluid import config as config_lib
 from fluid import text, tokenizers
+from fluid.config import identity
 from fluid.console import cli
 from fluid.console.progress import Progress
 from fluid.data import (
   BadExample,
   Source,
-  caption,
   count,
   make_source,
   pipeline,
   records,
 )
-from fluid.text import tokenization
 
 SPLITS = ("train", "val")
 VERSION = 1
@@ -86,7 +83,8 @@ def prepare(
     )
   # Before the folder is touched: a config that no source accepts must leave no trace.
   sources = {split: make_source(run.data, split) for split in SPLITS}
-  metadata = _begin(cache, _identity(run, tokenizer.spec, digest, batch))
+  made_from = _identity(run, tokenizer.spec, digest, batch)
+  metadata = _begin(cache, made_from)
   if set(SPLITS) <= set(metadata["splits"]):
     log(f"{cache} is complete: {_summary(metadata)}")
     return metadata
@@ -98,7 +96,6 @@ def prepare(
       "kind": run.text.kind,
       "vocab_size": vocabulary.size,
       "length": run.text.length,
-      "width": run.text.width,
     },
   }
   for split in SPLITS:
@@ -115,40 +112,32 @@ def prepare(
 
 def _identity(run, spec, digest: str, batch: int) -> dict[str, Any]:
   """What has to be equal for a cache to be continued or taken as done."""
-  data = config_lib.to_dict(run.data)
   if run.text.path:
     text.load(run.text)  # Refuses a file that is missing or no vocabulary.
   sections = {
-    "data": {k: v for k, v in data.items() if k not in ("cache", "workers", "max_bad")},
-    "text": {
-      "kind": run.text.kind,
-      "vocab_size": run.text.vocab_size,
-      "length": run.text.length,
-      "file": _digest(pathlib.Path(run.text.path)) if run.text.path else "",
-    },
+    "text": {"file": _digest(pathlib.Path(run.text.path)) if run.text.path else ""},
     "tokenizer": spec.to_dict() | {"weights": digest},
     "records": {"version": VERSION, "batch": batch, "shard": batch * BATCHES_PER_SHARD},
   }
   flat = {f"{s}.{k}": v for s, values in sections.items() for k, v in values.items()}
-  return json.loads(json.dumps(flat))  # As it will be read: tuples become lists.
+  return identity.of_cache(run) | flat
 
 
-def _begin(cache: pathlib.Path, identity: dict[str, Any]) -> dict[str, Any]:
+def _begin(cache: pathlib.Path, made_from: dict[str, Any]) -> dict[str, Any]:
   """Metadata to go on from; a cache of something else is refused."""
   if not (cache / records.METADATA).is_file():
     cache.mkdir(parents=True, exist_ok=True)
-    metadata = {"config": identity, "splits": {}}
+    metadata = {"config": made_from, "splits": {}}
     records.write_metadata(cache, metadata)
     return metadata
   metadata = records.read_metadata(cache)
-  there = metadata.get("config", {})
-  for key in sorted(there.keys() | identity.keys()):
-    if there.get(key) != identity.get(key):
-      raise config_lib.ConfigError(
-        f"{cache} holds tokens of another config ({key} is {there.get(key)!r} there, "
-        f"{identity.get(key)!r} here): remove it, or name another folder in config key "
-        "'data.cache'"
-      )
+  there = identity.stored(metadata.get("config", {}))
+  for key in identity.differences(there, made_from):
+    raise config_lib.ConfigError(
+      f"{cache} holds tokens of another config ({key} is {there.get(key)!r} there, "
+      f"{made_from.get(key)!r} here): remove it, or name another folder in config key "
+      "'data.cache'"
+    )
   for split, content in list(metadata["splits"].items()):
     paths = [(cache / s["name"], s["bytes"]) for s in content["shards"]]
     if not all(p.is_file() and p.stat().st_size == size for p, size in paths):
@@ -159,21 +148,15 @@ def _begin(cache: pathlib.Path, identity: dict[str, Any]) -> dict[str, Any]:
   return metadata
 
 
-def _vocabulary(run: config_lib.Run, source: Source, log) -> text.Vocabulary:
-  """The vocabulary of the cache: copied from text.path, trained, or already there."""
-  path = pathlib.Path(run.data.cache) / "text.model"
+def _vocabulary(run: config_lib.Run, source: Source, log) -> Any:
+  """The text encoder of the cache: copied from text.path, made, or already there."""
+  path = pathlib.Path(run.data.cache) / run.text.FILE
   if run.text.path:
-    for origin, target in (
-      (tokenization.words_path(run.text.path), tokenization.words_path(path)),
-      (pathlib.Path(run.text.path), path),
-    ):
-      if origin.is_file() and origin.resolve() != target.resolve():
-        shutil.copyfile(origin, target)
+    text.copy(run.text, pathlib.Path(run.text.path), run.data.cache)
   elif not path.is_file():
     total = count(run.data, "train", source)
-    log(f"prepare text: vocabulary from {total} captions")
-    captions = (caption(source, i) for i in range(total))
-    text.train_vocabulary(captions, path, run.text.vocab_size)
+    log(f"prepare text: {run.text.kind} from {total} captions")
+    run.text.fit(source, total, path)
   return text.load(run.text, run.data.cache)
 
 
@@ -202,7 +185,7 @@ def _write_split(
       continue
 
     def rows(start=start, stop=stop):
-      for examples in _read(source, start, stop, batch, run.data.workers):
+      for examples in _read(source, run.text, start, stop, batch, run.data.workers):
         yield from pack(
           _encode(examples, tokenizer, vocabulary, run.text.length, batch)
         )
@@ -221,23 +204,26 @@ def _check_share(run, split, bad: int, total: int, last: str) -> None:
 
 
 def _read(
-  source: Source, start: int, stop: int, batch: int, workers: int
+  source: Source, prompts, start: int, stop: int, batch: int, workers: int
 ) -> Iterator[list[dict[str, Any]]]:
   """Lists of up to `batch` examples, read ahead of the encoder."""
-  dataset = grain.MapDataset.range(start, stop).map(functools.partial(_get, source))
+  dataset = grain.MapDataset.range(start, stop).map(
+    functools.partial(_get, source, prompts)
+  )
   dataset = dataset.batch(batch, batch_fn=list).to_iter_dataset(
     grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
   )
   return iter(pipeline.in_processes(dataset, workers))
 
 
-def _get(source: Source, index: int) -> dict[str, Any]:
-  """An example, or what is wrong with it: {'id', 'bad', 'why'}."""
+def _get(source: Source, prompts, index: int) -> dict[str, Any]:
+  """An example with its 'prompt', or what is wrong with it: {'id', 'bad', 'why'}."""
   try:
     example = source[index]
+    example = example | {"prompt": prompts.prompt(source, index, example)}
   except BadExample as e:
     return _bad(-1, e.kind, config_lib.one_line(e))  # Its id is not known.
-  if not example["caption"].strip():
+  if not example["prompt"].strip():
     return _bad(example["id"], "caption", "the caption is empty")
   return example
 
@@ -259,8 +245,10 @@ def _encode(examples, tokenizer, vocabulary, length: int, batch: int) -> list[di
     arrays = {"tokens": tokenizer.encode(images)}
     dtype = np.uint16 if tokenizer.spec.vocab <= 2**16 else np.int32
   arrays = {name: np.asarray(a).astype(dtype) for name, a in arrays.items()}
-  captions = [e.get("caption", "") for e in examples]
-  ids, mask = vocabulary.encode(captions, length, on_unknown="keep", on_long="cut")
+  prompts = [e.get("prompt") for e in examples]
+  ids, mask = vocabulary.encode(
+    [p or "" for p in prompts], length, on_unknown="keep", on_long="cut"
+  )
   out = []
   for row, example in enumerate(examples):
     if "bad" in example:
@@ -273,7 +261,7 @@ def _encode(examples, tokenizer, vocabulary, length: int, batch: int) -> list[di
       continue
     record = {k: example[k] for k in ("id", "caption", "meta")} | own
     record["text_ids"] = ids[row, mask[row]].tolist()
-    if mask[row].all() and vocabulary.count(example["caption"]) > length:
+    if mask[row].all() and vocabulary.count(prompts[row]) > length:
       record["cut"] = True
     out.append(record)
   return out

@@ -7,20 +7,26 @@ writes DIR2/00000_00.png and so on (prompt, image), grid.png (a row a prompt) an
 samples.json.
 """
 
-import dataclasses
 import functools
 import pathlib
+import typing
 
 import jax
 from absl import flags
 from PIL import Image
 
-from fluid import api, config, files
+from fluid import api, config, files, models
 from fluid.console import cli
 from fluid.evals.images import grid
 from fluid.parallel import distributed, sharding
 
-OPTIONS = dataclasses.fields(config.Sample)  # Each has its flag.
+
+def options() -> dict[str, type]:
+  """Name -> type of every sampling option that some model has; each has its flag."""
+  parts = [*models.HEADS.values(), *models.ORDERS.values()]
+  owners = [config.Sample, *(config.resolve_row(row).Draw for row in parts)]
+  hints = [typing.get_type_hints(owner) for owner in owners]
+  return {k: v for h in hints for k, v in h.items() if v in (float, int, str)}
 
 
 def sample(
@@ -49,7 +55,7 @@ def sample(
   for name, image in zip(names, images):
     Image.fromarray(image).save(out / name)
   Image.fromarray(grid(images, columns=n)).save(out / "grid.png")
-  settings = dataclasses.asdict(dataclasses.replace(loaded.config.sample, **options))
+  settings = loaded.config.sample.replace(**options).flat()
   described = {
     "images": [{"file": f, "prompt": p} for f, p in zip(names, repeated)],
     "step": loaded.step,
@@ -84,9 +90,9 @@ def main(argv) -> None:
   if jax.process_count() > 1:  # Laid out as in training.
     mesh = sharding.make_mesh(api.read_config(workdir).mesh)
   loaded = api.load(workdir, args.weights, args.step, mesh=mesh)
-  given = {f.name: args[f.name].value for f in OPTIONS}
-  options = {k: v for k, v in given.items() if v is not None}
-  path = sample(loaded, prompts, out, n=args.n, seed=args.seed, **options)
+  given = {name: args[name].value for name in options()}
+  given = {k: v for k, v in given.items() if v is not None}
+  path = sample(loaded, prompts, out, n=args.n, seed=args.seed, **given)
   if jax.process_index() == 0:
     print(f"{len(prompts) * args.n} images of step {loaded.step} in {path.parent}")
 
@@ -105,7 +111,7 @@ if __name__ == "__main__":
     int: functools.partial(flags.DEFINE_integer, lower_bound=0),
     str: flags.DEFINE_string,
   }
-  for field in OPTIONS:
-    define[field.type](field.name, None, "Overrides the run's config.sample.")
+  for name, kind in options().items():
+    define[kind](name, None, "Overrides the run's config.sample.")
   distributed.define_flags()
   cli.run(main)

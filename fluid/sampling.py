@@ -1,4 +1,4 @@
-"""Sampling: text -> tokens -> images, one compiled program for any prompts.
+"""Sampling: prompts -> tokens -> images, one compiled program for any of them.
 
 B batch, L image tokens, T text tokens, M tokens of one step, D width, C channels.
 """
@@ -11,79 +11,77 @@ import jax.numpy as jnp
 import numpy as np
 
 from fluid import config
-from fluid.config import rules as validation
 from fluid.console import progress
-from fluid.models import Net
-from fluid.models import stack as transformer
+from fluid.models import Cond, Net
 from fluid.parallel.sharding import batch_spec, to_host
 
 
 @dataclasses.dataclass
 class Decoder:
-  """A net with parameters and text inside: what an order's sampler calls (orders.Net).
+  """A net with parameters and condition inside: what an order's sampler calls.
 
-  With guidance every trunk call has 2B rows: the prompts, then the null text.
+  With guidance every trunk call has 2B rows: the prompts, then the null condition.
   """
 
   net: Net
   params: dict
-  cfg: config.Sample
+  options: config.Sample
   keys: jax.Array  # [B]
-  text_kv: tuple  # keys and values of the text in every layer
-  text_mask: jax.Array  # [(2)B, T]
+  cond: Cond  # [(2)B, ...]
 
   @classmethod
-  def create(cls, net, params, text, text_mask, keys, cfg):
+  def create(cls, net, params, text, text_mask, keys, options):
     drop = jnp.zeros(text.shape[0], bool)
-    if cfg.guidance != 1:
+    if options.guidance != 1:
       text, text_mask = (jnp.concatenate([a, a]) for a in (text, text_mask))
       drop = jnp.concatenate([drop, ~drop])
-    text, text_mask = net.apply(params, "encode_text", text, text_mask, drop)
-    text_kv = transformer.project_text(params["trunk"], text, net.model.heads)
-    return cls(net, params, cfg, keys, text_kv, text_mask)
+    cond = net.condition(params, text, text_mask, drop)
+    return cls(net, params, options, keys, cond)
 
   @property
   def length(self) -> int:
     return self.net.tokens.length
 
-  def _rows(self, x, guided=True):
-    return jnp.concatenate([x, x]) if guided and self.cfg.guidance != 1 else x
-
   def blank(self):
-    return self.net.example(self.keys.shape[0])["tokens"]
+    return self.net.example(len(self.keys))["tokens"]
 
-  def fill_in(self, tokens, unknown, positions, stage):
-    tokens, unknown, at = (
-      self._rows(x, stage.guided) for x in (tokens, unknown, positions)
-    )
-    rows = len(tokens)  # Without guidance, the first half: the prompts.
-    text_kv, mask = tuple(a[:, :rows] for a in self.text_kv), self.text_mask[:rows]
-    return self.net.apply(self.params, "fill_in", tokens, unknown, at, text_kv, mask)
+  def start(self, *, past: bool):
+    return self.net.start(self.params, self.cond, self.length if past else 0)
 
-  def start(self):
-    cache = transformer.empty_cache(self.text_kv, self.length)
-    return cache, self.net.apply(self.params, "start", len(self.text_mask))
-
-  def decode(self, cache, x, position):
-    return self.net.apply(self.params, "decode", x, position, cache, self.text_mask)
-
-  def embed(self, tokens):
-    return self.net.apply(self.params, "embed", self._rows(tokens))
+  def run(self, tokens, plan, kept, *, guided=True, at=None):
+    cond = self.cond
+    if guided and self.options.guidance != 1:
+      twice = lambda a: jnp.concatenate([a, a]) if a is not None else None
+      tokens, at = twice(tokens), twice(at)
+      if plan.known is not None and len(plan.known) > 1:
+        plan = dataclasses.replace(plan, known=twice(plan.known))
+    elif self.options.guidance != 1:  # The first half: the prompts.
+      rows = len(tokens)
+      kept = jax.tree.map(lambda a: a[:, :rows], kept)
+      cond = jax.tree.map(lambda a: a[:rows], cond)
+    return self.net.run(self.params, tokens, plan, cond, kept, at)
 
   def draw(self, z, positions, decoded, stage):
-    cfg, w = self.cfg, 1.0
+    options, w = self.options, 1.0
     z, z_uncond = jnp.split(z, 2) if len(z) > len(self.keys) else (z, None)
     if not stage.guided:
       z_uncond = None
     else:
-      grown = decoded / self.length if cfg.guidance_schedule == "linear" else 1.0
-      w = 1 + (cfg.guidance - 1) * grown
+      grown = decoded / self.length if options.guidance_schedule == "linear" else 1.0
+      w = 1 + (options.guidance - 1) * grown
     # A token's randomness belongs to its example and position, not to the schedule.
     keys = jax.vmap(lambda k, ps: jax.vmap(lambda p: jax.random.fold_in(k, p))(ps))(
       self.keys, positions
     )
-    cfg = dataclasses.replace(cfg, diffusion_steps=stage.diffusion_steps)
-    return self.net.apply(self.params, "draw", z, keys, z_uncond, w, cfg)
+    return self.net.draw(
+      self.params,
+      z,
+      keys,
+      z_uncond=z_uncond,
+      guidance=w,
+      temperature=options.temperature,
+      draw=stage.draw,
+    )
 
 
 def generate(net: Net, params, text, text_mask, keys, cfg: config.Sample) -> jax.Array:
@@ -132,15 +130,13 @@ class Sampler:
     track=progress.silent,
   ):
     self.net, self.tokenizer, self.vocabulary = net, tokenizer, vocabulary
-    self.cfg = cfg or config.Sample()
+    self.cfg = cfg or net.model.sample()
     self.track = track
 
   def tokens(self, params, prompts: list[str], *, key, **overrides) -> np.ndarray:
     """Prompts (N) -> tokens [N, L(, C)]; arguments as for `__call__`."""
-    if unknown := set(overrides) - {f.name for f in dataclasses.fields(self.cfg)}:
-      raise config.ConfigError(f"unknown sampling option '{unknown.pop()}'")
-    cfg = dataclasses.replace(self.cfg, **overrides)
-    validation.validate_sample(cfg, self.net.model)
+    cfg = self.cfg.replace(**overrides)
+    self.net.model.check_sample(cfg, "sample.")
     ids, mask = self.vocabulary.encode(list(prompts), self.net.text.length)
     n, b = len(ids), cfg.batch
     fill = lambda a: np.concatenate([a, np.repeat(a[-1:], -n % b, 0)])

@@ -17,49 +17,23 @@ import time
 import jax
 import jax.numpy as jnp
 
-from fluid import config, flops, models
+from fluid import config, flops, text
+from fluid.config.identity import digest, identity
 from fluid.console import cli
 from fluid.data import pipeline, records
 from fluid.data.feed import Feed
 from fluid.durable import checkpoint, paths
 from fluid.durable.preemption import Preempted, Preemption
-from fluid.durable.workdir import Workdir, write_json
+from fluid.durable.workdir import Workdir, commit
 from fluid.evals.schedule import Evaluations, due
+from fluid.models import Net
 from fluid.parallel import distributed, sharding
-from fluid.tokenizers.base import TokenSpec
 from fluid.training.clocks import Startup
 from fluid.training.health import Health
 from fluid.training.log import Log
 from fluid.training.profile import Profile
 from fluid.training.state import TrainState, abstract_state, init_state
 from fluid.training.step import make_step
-
-
-def make_net(run: config.Run) -> models.Net:
-  """The model of a run, for the tokens and the vocabulary in its cache."""
-  metadata = records.read_metadata(run.data.cache)
-  if "tokens" not in metadata:
-    raise config.ConfigError(
-      f"{run.data.cache} is unfinished; run python -m fluid.prepare again"
-    )
-  spec = TokenSpec.from_dict(metadata["tokens"])
-  return models.build(run.model, spec, run.text, metadata["text"]["vocab_size"])
-
-
-def make_loader(run: config.Run, split: str, mesh=None, *, batch: int, **kwargs):
-  """A split of the run's cache; of each batch, the rows this process's devices hold.
-
-  Without a mesh: all rows.
-  """
-  return pipeline.make_loader(
-    run.data.cache,
-    split,
-    batch=batch,
-    seed=run.data.seed,
-    rows=None if mesh is None else sharding.local_rows(batch, mesh),
-    text_length=run.text.length,
-    **kwargs,
-  )
 
 
 def run(cfg: config.Run, workdir) -> dict:
@@ -79,12 +53,13 @@ def run(cfg: config.Run, workdir) -> dict:
     sharding.check_batch(cfg.batch, mesh, cfg.accum)
     with startup.part("data"):
       workers = cfg.data.workers
-      data = make_loader(
+      data = pipeline.loader(
         cfg, "train", mesh, batch=cfg.batch, shuffle=True, workers=workers
       )
-    net = make_net(cfg)
+    net = Net.of(cfg)
     described = flops.describe(net, cfg)
-    folder = _claim(path, cfg, _model_json(cfg, net, described, path))
+    metadata = data.batches.records.metadata
+    folder = _claim(path, cfg, _model_json(cfg, net, described, path, metadata))
     stack.callback(folder.close)
     finished = _finished(path)
     if finished["step"] >= cfg.steps:
@@ -118,7 +93,7 @@ def run(cfg: config.Run, workdir) -> dict:
       peak=peak,
     )
     stack.callback(log.close)
-    loader = functools.partial(make_loader, cfg, mesh=mesh)
+    loader = functools.partial(pipeline.loader, cfg, mesh=mesh)
     evaluations = Evaluations(
       net,
       cfg,
@@ -194,7 +169,7 @@ def run(cfg: config.Run, workdir) -> dict:
     "images_per_s": log.images_per_s or extra["images_per_s"],
     "startup_seconds": {k: round(v, 2) for k, v in startup.seconds.items()},
   }
-  write_json(path / "done.json", result)
+  distributed.write_json(path / "done.json", result)
   distributed.say(f"finished: {step} steps in {result['wall_seconds']:.0f} s")
   return result
 
@@ -206,8 +181,9 @@ def _claim(path, cfg, model) -> Workdir:
   def claim():
     folder.claim(cfg)
     if _finished(path)["step"] < cfg.steps:
-      write_json(path / "config.json", config.to_dict(cfg))
-      write_json(path / "model.json", model)
+      distributed.write_json(path / "config.json", config.to_dict(cfg))
+      distributed.write_json(path / "model.json", model)
+      text.copy(cfg.text, pathlib.Path(cfg.data.cache) / cfg.text.FILE, path)
 
   distributed.first(claim)
   return folder
@@ -243,12 +219,13 @@ def _start(cfg, net, mesh, saved, data) -> tuple[TrainState, dict]:
   }  # fmt: skip
 
 
-def _model_json(cfg: config.Run, net: models.Net, described: dict, workdir) -> dict:
+def _model_json(cfg, net: Net, described: dict, workdir, metadata: dict) -> dict:
+  """What tables, fluid.load and readers of the folder want to know of the run."""
   return {
     "workdir": paths.absolute(str(workdir)),
-    "cell": f"{net.tokens.kind}-{cfg.model.order}",
+    "cell": cfg.model.cell,
     "tokens": net.tokens.kind,
-    "order": cfg.model.order,
+    "order": cfg.model.order.kind,
     "size": cfg.model.size,
     **described,
     "batch": cfg.batch,
@@ -256,6 +233,9 @@ def _model_json(cfg: config.Run, net: models.Net, described: dict, workdir) -> d
     "tokens_per_image": net.tokens.length,
     "token_spec": net.tokens.to_dict(),
     "vocab": net.vocab,
+    "tokenizer_sha256": metadata.get("config", {}).get("tokenizer.weights", ""),
+    "identity": digest(identity(cfg)),
+    **commit(),
   }
 
 

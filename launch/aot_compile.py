@@ -27,10 +27,11 @@ from typing import Any
 import jax
 from absl import flags
 
-from fluid import config, flops, models, rng, sampling, tokenizers, train
+from fluid import config, flops, models, rng, sampling
 from fluid.console import cli
 from fluid.parallel import sharding
 from fluid.training.state import abstract_state
+from fluid.training.step import make_step
 from launch import chips, hlo
 
 MODES = ("train", "sample", "eval")
@@ -66,18 +67,18 @@ def report(
   batch = run.sample.batch if mode == "sample" else run.batch
   if mode != "sample":  # The compiler lays sampling out; training is divided by hand.
     sharding.check_batch(batch, mesh, run.accum)
-  net = make_net(run)
+  net = models.Net.of(run, platform="tpu")
   out = {
     "size": run.model.size,
-    "cell": f"{net.tokens.kind}-{run.model.order}",
+    "cell": run.model.cell,
     "mode": mode,
     "device": devices[0].device_kind,
     "devices": len(devices),
     "mesh": {k: v for k, v in mesh.shape.items() if v > 1},
     "batch": batch,
     "accum": run.accum,
-    "remat": run.model.remat,
-    "attention": net.model.attention,
+    "remat": run.model.trunk.remat,
+    "attention": net.model.trunk.attention,
     "quick": quick,
     "params": flops.parameters(net)["total"],
     "jax": jax.__version__,
@@ -103,19 +104,13 @@ def report(
   return out
 
 
-def make_net(run: config.Run) -> models.Net:
-  """The net of a config; its vocabulary is the config's limit, its platform TPU."""
-  spec = tokenizers.build(run.tokenizer, run.data.image_size).spec
-  return models.build(run.model, spec, run.text, run.text.vocab_size, platform="tpu")
-
-
 def compile_program(run: config.Run, mesh, mode: str, quick: bool = False):
   """-> what jax compiled: the train step, the loss, or the sampler.
 
   Raises:
     DoesNotFit: the compiler found no way to keep it in the device's memory.
   """
-  net = make_net(run)
+  net = models.Net.of(run, platform="tpu")
   rows = jax.NamedSharding(mesh, sharding.batch_spec())
   state = abstract_state(net, run, mesh)
   abstract = lambda f, s: jax.tree.map(
@@ -134,7 +129,7 @@ def compile_program(run: config.Run, mesh, mode: str, quick: bool = False):
     else:
       b = abstract(lambda: net.example(run.batch), rows)
       lowered = (
-        jax.jit(train.make_step(net, run), donate_argnums=0).lower(state, b)
+        jax.jit(make_step(net, run), donate_argnums=0).lower(state, b)
         if mode == "train"
         else jax.jit(functools.partial(_loss, net, run.seed)).lower(state.ema, b)
       )
@@ -167,28 +162,29 @@ def memory(compiled) -> dict[str, int]:
 
 def estimates(run, mesh, net, traffic, chip, peak, dcn: float) -> dict[str, Any]:
   """Seconds and MFU of a training step by the compiler's model and by the roofline."""
-  m = run.model
+  m, trunk = run.model, run.model.trunk
+  beside = getattr(m.condition, "layers", 0)  # Blocks over the text.
   micro = dataclasses.replace(run, batch=run.batch // run.accum, accum=1)
 
   def cost(layers, aligner):
-    model = dataclasses.replace(m, layers=layers, aligner_layers=aligner, scan=False)
-    compiled = compile_program(
-      dataclasses.replace(micro, model=model), mesh, "train", quick=True
-    )
+    changes = {"model.trunk.layers": layers, "model.trunk.scan": False}
+    changes |= {"model.condition.layers": aligner} if beside else {}
+    changed = config.replaced(micro, changes)
+    compiled = compile_program(changed, mesh, "train", quick=True)
     c = compiled.cost_analysis()
     return c["optimal_seconds"], c["bytes accessed"]
 
-  low = min(m.aligner_layers, 1)
+  low = min(beside, 1)
   one, two = cost(1, low), cost(2, low)
-  text = cost(1, 2) if m.aligner_layers > 1 else one
+  text = cost(1, 2) if beside > 1 else one
   seconds, hbm = (
-    run.accum * (a + (m.layers - 1) * (b - a) + (m.aligner_layers - low) * (c - a))
+    run.accum * (a + (trunk.layers - 1) * (b - a) + (beside - low) * (c - a))
     for a, b, c in zip(one, two, text)
   )
   forward = flops.forward(net)["total"] * run.batch / mesh.size
   link = sum(t.link_bytes for t in traffic.values())
   parts = {
-    "flops": forward * RECOMPUTED[m.remat] / peak,
+    "flops": forward * RECOMPUTED[trunk.remat] / peak,
     "hbm": hbm / chip.hbm,
     "links": link / chip.ici,
     "slices": dcn,

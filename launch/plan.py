@@ -3,12 +3,11 @@
 A sweep file defines `sweep()`, which yields `dict(name=..., config=..., overrides=...)`
 for each run: `config` is what `--config` takes (`configs/toy.py:tokens=continuous`) and
 `overrides` maps dotted keys to values. What a run needs first is read off its config:
-runs with the same tokenizer and data share one tokenizer and one cache. Never imports
-jax.
+runs with the same tokenizer and data share one tokenizer and one cache. No device is
+touched.
 """
 
 import dataclasses
-import hashlib
 import importlib.util
 import json
 import sys
@@ -16,7 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fluid.config import ConfigError, Run, from_config_dict, to_dict
+from fluid.config import ConfigError, Run, from_config_dict, from_file
+from fluid.config.identity import (
+  differences,
+  digest,
+  identity,
+  of_cache,
+  of_tokenizer,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = {
@@ -24,14 +30,6 @@ MODULES = {
   "data": "fluid.prepare",
   "run": "fluid.train",
 }
-TOKENS = {"diffusion": "continuous", "categorical": "discrete"}
-# Keys that may differ between a finished run and the plan: where things lie, how often
-# they are looked at, and how work is split over devices.
-_MAY_DIFFER = (
-  "tokenizer.path", "data.cache", "data.workers", "text.path", "mesh.", "accum",
-  "evals.", "sample.", "log_every", "eval_every", "checkpoint_every", "keep",
-  "profile_steps", "tensorboard", "steps",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Stage:
 
   @property
   def cell(self) -> str:
-    return f"{TOKENS[self.run.model.head]}-{self.run.model.order}"
+    return self.run.model.cell
 
   def finished(self) -> bool:
     """Whether the folder says so (for a run: for as many steps as planned now)."""
@@ -76,11 +74,19 @@ class Stage:
     return self.kind != "run" or done.get("step", self.run.steps) >= self.run.steps
 
   def mismatch(self) -> str:
-    """Names the first key in which a run already in `folder` differs; '' if none."""
-    old = flatten(_json(self.folder, "config.json")) if self.kind == "run" else {}
-    for key, now in flatten(to_dict(self.run)).items():
-      if not key.startswith(_MAY_DIFFER) and key in old and old[key] != now:
-        return f"{key} was {old[key]!r}, now {now!r}"
+    """Names the first key in which a run already in `folder` differs; '' if none.
+
+    One whose config cannot be read differs as well.
+    """
+    file = self.folder / "config.json"
+    if self.kind != "run" or not file.is_file():
+      return ""
+    try:
+      old, now = identity(from_file(file)), identity(self.run)
+    except ConfigError as e:
+      return str(e)
+    for key in differences(old, now):
+      return f"{key} was {old.get(key)!r}, now {now.get(key)!r}"
     return ""
 
 
@@ -139,36 +145,19 @@ def resolve(config: str, overrides: dict[str, Any]) -> Run:
   return from_config_dict(tree)
 
 
-def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-  """Nested dict -> dotted keys."""
-  out = {}
-  for key, value in tree.items():
-    if isinstance(value, dict) and value:
-      out |= flatten(value, f"{prefix}{key}.")
-    else:
-      out[prefix + key] = value
-  return out
-
-
 def _stages(point: dict, workdir: Path) -> Iterator[Stage]:
   config, overrides = point["config"], dict(point.get("overrides", {}))
   run = resolve(config, overrides)
-  needs = ()
-  images = _without(run.data, "cache", "workers")
+  needs: tuple[str, ...] = ()
   if not run.tokenizer.path and not run.data.cache:
-    key = {"tokenizer": _without(run.tokenizer, "path"), "data": images}
-    name = f"{run.tokenizer.kind}-{_digest(key)}"
+    name = f"{run.tokenizer.kind}-{digest(of_tokenizer(run), 8)}"
     overrides["tokenizer.path"] = str(workdir / "tokenizers" / name)
     yield _stage("tokenizer", name, workdir, config, overrides, needs, run)
     needs = (f"tokenizer/{name}",)
   if not run.data.cache:
-    key = {
-      "tokenizer": overrides.get("tokenizer.path") or run.tokenizer.path,
-      "data": images,
-      "text": _without(run.text, "width"),
-    }
-    key["tokenizer"] = Path(key["tokenizer"]).name
-    name = f"{run.data.source}-{run.tokenizer.kind}-{_digest(key)}"
+    tokenizer = Path(overrides.get("tokenizer.path") or run.tokenizer.path).name
+    kind = f"{run.data.source.kind}-{run.tokenizer.kind}"
+    name = f"{kind}-{digest(of_cache(run) | {'tokenizer': tokenizer}, 8)}"
     overrides["data.cache"] = str(workdir / "data" / name)
     yield _stage("data", name, workdir, config, overrides, needs, run)
     needs += (f"data/{name}",)
@@ -185,14 +174,6 @@ def _json(folder: Path, name: str) -> dict:
     return json.loads((folder / name).read_text())
   except (FileNotFoundError, json.JSONDecodeError):
     return {}
-
-
-def _without(section, *keys: str) -> dict:
-  return {k: v for k, v in to_dict(section).items() if k not in keys}
-
-
-def _digest(tree: dict) -> str:
-  return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _load_module(path: str | Path):

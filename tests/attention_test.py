@@ -9,7 +9,8 @@ import pytest
 
 from fluid import config
 from fluid.models import attention as module
-from fluid.models.attention import attention, choose
+from fluid.models.attention import attention
+from fluid.models.trunks.fluid import FluidConfig
 from fluid.parallel import sharding
 
 
@@ -86,9 +87,11 @@ def test_cudnn(causal, queries, keys):
 
 
 def test_kernel_by_platform():
-  model = config.Model(width=128, heads=2)
-  assert choose(model, "cpu") == "xla"
-  assert choose(model, "tpu") == "splash"
-  assert choose(model, "gpu") == "cudnn"
-  assert choose(config.Model(dtype="float32"), "gpu") == "xla"
-  assert choose(config.Model(attention="xla"), "tpu") == "xla"
+  def kernel(platform, dtype="bfloat16", **trunk):
+    return FluidConfig(**trunk).on(platform, dtype).attention
+
+  assert kernel("cpu", width=128, heads=2) == "xla"
+  assert kernel("tpu", width=128, heads=2) == "splash"
+  assert kernel("gpu", width=128, heads=2) == "cudnn"
+  assert kernel("gpu", "float32") == "xla"
+  assert kernel("tpu", attention="xla") == "xla"

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from benchmarks import safety, sample, sample_speed, timing, train_step
-from fluid import config, flops
+from benchmarks import safety, sample, sample_speed, timing
+from fluid import flops, models
 from fluid.console import cli
 from fluid.models import orders
 from tests import tiny
@@ -26,7 +26,7 @@ def test_train_step_by_its_command(tmp_path):
   file = tmp_path / "report.json"
   done = _command(
     "train_step", "--config=configs/toy.py:size=xs", "--batch=2", "--rounds=2",
-    f"--json={file}", "--config.model.layers=1", "--config.text.vocab_size=40",
+    f"--json={file}", "--config.model.trunk.layers=1", "--config.text.vocab_size=40",
   )  # fmt: skip
   assert done.returncode == 0, done.stderr[-2000:]
   report = json.loads(file.read_text())
@@ -41,16 +41,18 @@ def test_train_step_by_its_command(tmp_path):
 
 
 def _tiny(head, order, **sample):
-  cfg = tiny.run(head, model={"order": order, "layers": 2})
-  changed = {"batch": 3, "diffusion_steps": 3, "steps": 4} | sample
-  return tiny.net(cfg), dataclasses.replace(cfg, sample=config.Sample(**changed))
+  cfg = tiny.run(head, order, changes={"trunk__layers": 2})
+  few = {"diffusion_steps": 3, "steps": 4}
+  few = {k: v for k, v in few.items() if k in cfg.sample.flat()}
+  changed = cfg.sample.replace(batch=3, **few, **sample)
+  return tiny.net(cfg), dataclasses.replace(cfg, sample=changed)
 
 
 @pytest.mark.parametrize("head", tiny.SPECS)
 @pytest.mark.parametrize("order", orders.ORDERS)
 def test_sample_speed_counts_the_work_of_any_cell(head, order, monkeypatch):
   net, cfg = _tiny(head, order, guidance=2.0)
-  monkeypatch.setattr(train_step, "make_net", lambda run: net)
+  monkeypatch.setattr(models.Net, "of", lambda run: net)
   monkeypatch.setattr(timing, "MATMUL", 64)
   raster = order == "raster"
   report = sample_speed.measure(cfg, False, positions=raster, rounds=2)
@@ -63,7 +65,7 @@ def test_sample_speed_counts_the_work_of_any_cell(head, order, monkeypatch):
 
 
 def test_safety_splits_a_save_from_the_steps_around_it(tmp_path, monkeypatch):
-  monkeypatch.setattr(safety, "make_net", tiny.net)
+  monkeypatch.setattr(models.Net, "of", tiny.net)
   monkeypatch.setattr(
     safety, "random_batch", lambda net, rows: tiny.batch(tiny.run(), rows)
   )

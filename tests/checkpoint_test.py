@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from fluid import config
+from fluid import config, files
 from fluid.durable import checkpoint, workdir
 from fluid.parallel import sharding
 from fluid.training import state
@@ -24,6 +24,9 @@ class OneKernel:
     axes = sharding.spec("embed", "mlp")
     w = jax.random.normal(key, (8, self.width), out_sharding=axes)
     return {"trunk": {"mlp": {"up": {"w": w}}}}
+
+  def decays(self, params):
+    return jax.tree.map(lambda _: True, params)
 
 
 CFG = config.Run()
@@ -199,9 +202,11 @@ def test_missing_checkpoints_are_named(tmp_path):
 def test_a_workdir_belongs_to_one_config(tmp_path):
   cfg = tiny.run()
   workdir.check(tmp_path, cfg)
-  workdir.write_json(tmp_path / "config.json", config.to_dict(cfg))
+  files.write_json(tmp_path / "config.json", config.to_dict(cfg))
   free = dataclasses.replace(cfg, steps=99, mesh=config.Mesh(1, -1), accum=2)
   workdir.check(tmp_path, free)
+  remat = config.replaced(cfg, {"model.trunk.remat": "dots", "optim.max_skipped": 3})
+  workdir.check(tmp_path, remat)
   other = dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, lr=7.0))
   with pytest.raises(workdir.WorkdirError, match=r"optim.lr \(0.01 there, 7.0"):
     workdir.check(tmp_path, other)

@@ -43,7 +43,7 @@ def said():
 def test_help_is_printed_and_no_failure(said, entry):
   text, status = said[entry]
   assert status == "0" and f"-m {entry} " in text
-  assert "\nflags:\n" in text  # Those that fluid.cli defines for it among them.
+  assert "\nflags:\n" in text  # Those that fluid.console.cli defines for it among them.
 
 
 @pytest.mark.parametrize("flag", ["-h", "--helpfull"])

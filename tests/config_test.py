@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from configs import arguments, sizes, toy
 from configs import fluid as paper
 from fluid import config, sampling
-from fluid.models import build
-from fluid.tokenizers.base import TokenSpec
+from tests import tiny
 
 
 @pytest.mark.parametrize(
@@ -25,12 +24,9 @@ def test_every_cell_and_size_is_a_valid_run(get_config, ladder):
         run = config.from_config_dict(
           get_config(f"tokens={tokens},order={order},size={size}")
         )
-        assert (run.model.layers, run.model.width, run.model.heads) == (
-          layers,
-          width,
-          heads,
-        )
-        assert run.model.head == paper.HEADS[tokens] and run.model.order == order
+        trunk = run.model.trunk
+        assert (trunk.layers, trunk.width, trunk.heads) == (layers, width, heads)
+        assert run.model.cell == f"{tokens}-{order}"
         # What is written to config.json reads back as the same run.
         assert config.from_config_dict(config.to_dict(run)) == run
 
@@ -39,14 +35,29 @@ def test_every_cell_and_size_is_a_valid_run(get_config, ladder):
   "changes,message",
   [
     ({"stesp": 3}, "unknown config key 'stesp'; did you mean 'steps'?"),
-    ({"model": {"width": "wide"}}, "'model.width' must be int, not 'wide'"),
-    ({"model": {"width": True}}, "'model.width' must be int"),
+    ({"model": {"trunk": {"width": "x"}}}, "'model.trunk.width' must be int, not 'x'"),
+    ({"model": {"trunk": {"width": True}}}, "'model.trunk.width' must be int"),
     ({"model": 3}, "'model' is a section"),
-    ({"model": {"head": "gan"}}, "'model.head' is 'gan'; choose from categorical"),
-    ({"model": {"width": 100, "heads": 3}}, "multiple of model.heads"),
+    ({"model": {"head": "gan"}}, "'model.head' is a section"),
+    ({"model": {"head": {"kind": "gan"}}}, "'model.head.kind' is 'gan'; choose from"),
+    (
+      {"model": {"head": {"kind": "categorical", "layers": 3}}},
+      "unknown config key 'model.head.layers'; known keys: tie_embeddings",
+    ),
+    (
+      {"model": {"trunk": {"width": 100, "heads": 3}}},
+      "multiple of model.trunk.heads",
+    ),
     ({"batch": 10, "accum": 3}, "multiple of accum"),
     ({"sample": {"steps": 0}}, "'sample.steps' must be positive"),
-    ({"sample": {"diffusion_steps": 2000}}, "must not exceed model.diffusion_steps"),
+    (
+      {"model": {"order": {"kind": "raster"}}, "sample": {"steps": 3}},
+      "unknown config key 'sample.steps'",
+    ),
+    ({"sample": {"diffusion_steps": 2000}}, "must not exceed model.head.steps"),
+    ({"data": {"source": {"kind": "x"}}}, "'data.source.kind' is 'x'; choose from"),
+    ({"evals": {"fun": {}}}, "unknown config key 'evals.fun'; choose from loss"),
+    ({"evals": {"loss": {"n": 3}}}, "unknown config key 'evals.loss.n'"),
     ({"optim": {"schedule": "step"}}, "'optim.schedule' is 'step'"),
   ],
 )
@@ -103,8 +114,7 @@ def test_any_config_is_a_run_or_a_config_error(values):
 
 
 def test_sampling_options_are_checked_where_they_are_given():
-  spec = TokenSpec("discrete", 4, (2, 2), vocab=8)
-  net = build(config.Model(head="categorical"), spec, config.Text(), 9)
+  net = tiny.net(tiny.run("categorical", "random"))
   sampler = sampling.Sampler(net, None, None)
   for options, message in [
     ({"cfg": 2.0}, "unknown sampling option 'cfg'"),

@@ -15,7 +15,10 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+from tests import compiled, toy_parts  # noqa: E402, F401
+
 ROOT = pathlib.Path(__file__).parents[1]
+compiled.keep()
 
 
 def pytest_collection_modifyitems(items):

@@ -9,10 +9,14 @@ import pytest
 import safetensors.numpy
 
 from fluid import config
-from fluid.models import build
+from fluid.models import build, heads
 from fluid.models import diffusion as module
+from fluid.models.conditions.text import TextConfig
 from fluid.models.diffusion import Diffusion, respaced_steps
 from fluid.models.heads.diffusion import Denoiser, guide
+from fluid.models.orders.random import Random
+from fluid.models.trunks.fluid import FluidConfig
+from fluid.text.learned import LearnedConfig
 from fluid.tokenizers.base import TokenSpec
 
 
@@ -249,22 +253,17 @@ def test_head_learns_gaussian_tokens():
   import optax
 
   spec = TokenSpec("continuous", 4, (2, 2), channels=2)
+  model = config.Model(
+    dtype="float32",
+    head=heads.DiffusionConfig(layers=2, steps=200),
+    order=Random(),
+    trunk=FluidConfig(layers=1, width=32, heads=2, remat="none"),
+    condition=TextConfig(layers=0, width=4, drop=0.0),
+  )
   net = build(
-    config.Model(
-      head="diffusion",
-      order="random",
-      layers=1,
-      width=32,
-      heads=2,
-      aligner_layers=0,
-      head_layers=2,
-      diffusion_steps=200,
-      dtype="float32",
-      remat="none",
-      text_drop=0.0,
-    ),
+    model,
     spec,
-    config.Text(length=2, width=4),
+    LearnedConfig(length=2),
     4,
   )
   mean = np.array([-1.0, 0.0, 0.5, 1.0])[:, None] * np.array([1.0, -1.0])
@@ -297,7 +296,7 @@ def test_head_learns_gaussian_tokens():
     b["text"],
     b["text_mask"],
     jax.random.split(jax.random.key(9), 256),
-    config.Sample(guidance=1.0, steps=4, diffusion_steps=50, clip=3.0),
+    model.sample(guidance=1.0, steps=4, diffusion_steps=50, clip=3.0),
   )
   np.testing.assert_allclose(got.mean(0), mean, atol=0.12)
   np.testing.assert_allclose(got.std(0), 0.3, atol=0.08)

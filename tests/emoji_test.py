@@ -10,6 +10,7 @@ from PIL import Image
 from fluid import config
 from fluid.data import make_source
 from fluid.data.emoji import ATTRIBUTION, TINTS, Emoji, group
+from fluid.data.folder import FolderConfig
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +101,7 @@ def folder(tmp_path):
 
 
 def open_folder(path, split="train"):
-  args = {"path": str(path)}
-  data = config.Data(source="folder", image_size=16, source_args=args)
+  data = config.Data(source=FolderConfig(path=str(path)), image_size=16)
   return make_source(data, split)
 
 
@@ -145,7 +145,7 @@ def test_folder_errors_name_the_file(folder):
     (folder / "metadata.jsonl").write_text(line)
     with pytest.raises(config.ConfigError, match="metadata.jsonl line 1 is not"):
       open_folder(folder)
-  with pytest.raises(config.ConfigError, match="data.source_args.path"):
+  with pytest.raises(config.ConfigError, match="data.source.path"):
     open_folder(folder / "nothing")
   with pytest.raises(config.ConfigError, match="needs config key.*path"):
-    make_source(config.Data(source="folder"), "train")
+    make_source(config.Data(source=FolderConfig()), "train")

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import jax
@@ -7,15 +6,19 @@ import pytest
 from PIL import Image
 
 import fluid
-from fluid import api, config, evals, models, prepare, rng, text, tokenizers, train
+from fluid import api, config, evals, models, prepare, rng, text
 from fluid import evaluate as evaluate_lib
 from fluid import sample as sample_lib
-from fluid.data import records
+from fluid.data import captions, pipeline, records
 from fluid.durable import checkpoint
-from fluid.durable.workdir import write_json
 from fluid.evals import features, images, loss, samples
+from fluid.files import write_json
+from fluid.models.conditions.label import ClassConfig
 from fluid.parallel import sharding
+from fluid.text.classes import ClassesConfig
+from fluid.text.learned import LearnedConfig
 from fluid.tokenizers import store
+from fluid.tokenizers.vq import VQConfig
 from fluid.training import state as state_lib
 from tests import tiny
 
@@ -31,14 +34,15 @@ def rows(batches):
 
 
 def measure(net, params, run, batches, **arguments):
-  evaluator = loss.Loss(net, context(run, batches), draws=2, **arguments)
+  made = loss.LossConfig(draws=2, **arguments)
+  evaluator = made.make(net, context(run, batches))
   with jax.set_mesh(sharding.make_mesh(run.mesh)):
     return dict(evaluator.run(params, 0))
 
 
 @pytest.fixture(scope="module", params=["categorical", "diffusion"])
 def case(request):
-  run = tiny.run(request.param, model={"order": "random"})
+  run = tiny.run(request.param, "random")
   net = tiny.net(run)
   params = jax.jit(net.init)(jax.random.key(3))
   batches = [tiny.batch(run, 8, seed) for seed in range(2)]
@@ -63,7 +67,7 @@ def test_loss_is_the_plain_loop(case):
         own[0] += float(out["loss"][0, l])
         own[1] += 1
         for r in range(out["t"].shape[-1] if "t" in out else 0):
-          b = int(out["t"][0, l, r]) * 10 // run.model.diffusion_steps
+          b = int(out["t"][0, l, r]) * 10 // run.model.head.steps
           bins[:, b] += float(out["mse"][0, l, r]), 1
     each.append(own)
     total, count = total + own[0], count + own[1]
@@ -73,8 +77,8 @@ def test_loss_is_the_plain_loop(case):
   sums, counts = np.array(each).T
   sem = np.sqrt(((sums - total / count * counts) ** 2).sum() * 14 / 13) / count
   assert got["val/loss_sem"] == pytest.approx(sem, rel=1e-4)
-  if run.model.head == "diffusion":
-    assert bins[1].sum() == count * run.model.head_batch_mul
+  if run.model.head.kind == "diffusion":
+    assert bins[1].sum() == count * run.model.head.batch_mul
     for i in np.flatnonzero(bins[1]):
       wanted = bins[0, i] / bins[1, i]
       assert got[f"val/mse_bin{i}"] == pytest.approx(wanted, rel=1e-4)
@@ -90,7 +94,7 @@ def test_loss_ignores_batching_order_and_padding(case):
   shuffled = {k: v[order] for k, v in everything.items()}
   pad = ~shuffled["mask"]
   shuffled["id"] = np.where(pad, 7, shuffled["id"]).astype(np.int32)
-  if run.model.head == "diffusion":
+  if run.model.head.kind == "diffusion":
     shuffled["tokens"][pad] = np.nan  # Whatever padding holds.
   got = measure(net, params, run, [shuffled], batch=16)
   assert got.keys() == want.keys()
@@ -129,40 +133,28 @@ class FakeFeatures:
     return jax.numpy.concatenate([x.mean((1, 2)), x[:, :8].mean((1, 2))], -1)
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-  """A run at step 2 with random weights: 16 px shapes, 16 tokens."""
-  root = tmp_path_factory.mktemp("run")
+def written(root, text_encoder, evaluators, **changes):
+  """A run at step 2 with random weights: 16 px shapes, 16 tokens; its workdir."""
   cfg = tiny.run(
-    model={"order": "random"},
-    text=config.Text(length=24, width=8, vocab_size=120),
+    order="random",
+    changes=changes,
+    text=text_encoder,
     data=config.Data(
       image_size=16, num_train=256, num_val=24, cache=str(root / "data")
     ),
-    tokenizer=config.Tokenizer(
-      kind="vq",
+    tokenizer=VQConfig(
       stem=4,
       width=8,
       multipliers=(1,),
       vocab=16,
       path=str(root / "tokenizer"),
     ),
-    sample=config.Sample(steps=2, batch=8),
-    evals={
-      "loss": {},
-      "images": {"prompts": "geneval", "n": 4},
-      "geneval": {"n": 1, "k": 2, "heldout": 1, "layout": True},
-      "distribution": {
-        "prompts": "geneval",
-        "examples": 12,
-        "features": "Fake",
-        "every": 0,
-      },
-    },
+    sample=tiny.model(order="random").sample(steps=2, batch=8),
+    evals=evaluators,
   )
-  tokenizer = tokenizers.build(cfg.tokenizer, 16)
+  tokenizer = cfg.tokenizer.make(16)
   variables = jax.tree.map(np.asarray, jax.jit(tokenizer.init)(jax.random.key(0)))
-  tokenizer = tokenizers.build(cfg.tokenizer, 16, variables)
+  tokenizer = cfg.tokenizer.make(16, variables)
   store.save(cfg.tokenizer.path, tokenizer, {})
   prepare.prepare(cfg, batch=16, log=lambda line: None)
   vocabulary = text.load(cfg.text, cfg.data.cache)
@@ -174,6 +166,54 @@ def workdir(tmp_path_factory):
   saved.close()
   write_json(root / "w" / "config.json", config.to_dict(cfg))
   return root / "w"
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  evaluators = {
+    "loss": loss.LossConfig(),
+    "images": images.ImagesConfig(prompts="geneval", n=4),
+    "geneval": samples.GenEvalConfig(n=1, k=2, heldout=1, layout=True),
+    "distribution": samples.DistributionConfig(
+      prompts="geneval", examples=12, features="Fake", every=0
+    ),
+  }
+  words = LearnedConfig(length=24, vocab_size=120)
+  return written(tmp_path_factory.mktemp("run"), words, evaluators)
+
+
+def test_a_model_of_classes_is_drawn_and_evaluated_by_class(tmp_path, monkeypatch):
+  monkeypatch.setitem(features.FEATURES, "Fake", FakeFeatures)
+  asked = []
+  real = samples.Sampler.__call__
+
+  def heard(self, params, prompts, **kwargs):
+    asked.extend(prompts)
+    return real(self, params, prompts, **kwargs)
+
+  monkeypatch.setattr(samples.Sampler, "__call__", heard)
+  evaluators = {
+    "loss": loss.LossConfig(),
+    "images": images.ImagesConfig(n=4),
+    "distribution": samples.DistributionConfig(examples=8, features="Fake"),
+  }
+  workdir = written(
+    tmp_path, ClassesConfig(), evaluators, condition=ClassConfig(drop=0.2)
+  )
+  got = evaluate_lib.evaluate(workdir)
+  assert np.isfinite([got["val/loss"], got["kid"], got["fd"]]).all()
+  assert set(asked) <= set(captions.TAGS) and len(set(asked)) > 2
+  loaded = fluid.load(workdir)
+  named, numbered, other = (
+    # Much guidance: random weights say little of the class.
+    loaded.sample(p, key=3, guidance=1e4, guidance_schedule="constant")
+    for p in (captions.TAGS[2], "2", "0")
+  )
+  np.testing.assert_array_equal(named, numbered)
+  assert named.shape == (1, 16, 16, 3) and (named != other).any()
+  for prompt, said in (("a red circle", "not on text"), ("6", "out of range")):
+    with pytest.raises(text.PromptError, match=said):
+      loaded.sample(prompt)
 
 
 def test_evaluate_writes_every_value_once(workdir, monkeypatch):
@@ -226,10 +266,10 @@ def test_a_split_is_opened_and_decoded_once(workdir, monkeypatch):
     records.Records, "_read", lambda r, rows: read.append(len(rows)) or real(r, rows)
   )
   where = context(loaded.config, None)
-  where.loader = lambda split, batch: train.make_loader(
+  where.loader = lambda split, batch: pipeline.loader(
     loaded.config, split, mesh, batch=batch, shuffle=False, epochs=1
   )
-  evaluator = loss.Loss(loaded.net, where)
+  evaluator = loss.LossConfig().make(loaded.net, where)
   first, second = (dict(evaluator.run(loaded.params, step)) for step in (1, 2))
   assert first == second and read == [24]
 
@@ -304,8 +344,8 @@ def test_user_errors_are_one_line(workdir, tmp_path):
   got = override(
     "evals.geneval.n=4", "sample.guidance=2", "evals.geneval.prompts=x.txt"
   )
-  assert got.evals["geneval"]["n"] == 4 and got.sample.guidance == 2.0
-  assert got.evals["geneval"]["prompts"] == "x.txt"
+  assert got.evals["geneval"].n == 4 and got.sample.guidance == 2.0
+  assert got.evals["geneval"].prompts == "x.txt"
   for name, bad in (("fid", {}), ("loss", {"size": 3}), ("geneval", {"detector": "x"})):
-    run = dataclasses.replace(loaded.config, evals={name: bad})
-    assert name in message(evals.make, loaded.net, context(run, []))
+    tree = config.to_dict(loaded.config) | {"evals": {name: bad}}
+    assert f"evals.{name}" in message(config.from_config_dict, tree)

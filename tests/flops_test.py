@@ -1,4 +1,4 @@
-"""Analytic counts against real trees, against the jaxpr and against XLA."""
+"""Counts against formulas, against real trees and against XLA."""
 
 import types
 
@@ -11,13 +11,78 @@ from configs import fluid as paper
 from configs import sizes
 from fluid import config, flops, models
 from tests import tiny
+from tests.nets import cells
+from tests.nets import tiny as tiny_net
+
+
+def _linear(i, o):
+  return i * o + o
+
+
+def _block(d, f, cross):
+  attention = 4 * _linear(d, d)
+  norms = 2 * d * (3 if cross else 2)
+  return attention * (2 if cross else 1) + _linear(d, f) + _linear(f, d) + norms
+
+
+def parameters_by_formula(net):
+  """Trained parameters of Fluid's models by component.
+
+  L image tokens, T text tokens, D width, E text width, F MLP width, C token channels,
+  W head width, V vocabulary, R noise draws a token.
+  """
+  m, t, e, h = net.model.trunk, net.tokens, net.model.condition, net.model.head
+  d, f = m.width, m.mlp_ratio * m.width
+  embeddings = d + 2 * t.length * d + 2 * d  # fill, two positions, input norm
+  embeddings += net.vocab * e.width + e.width + net.text.length * d
+  if t.kind == "continuous":
+    w, c = h.width or d, t.channels
+    embeddings += _linear(c, d)
+    block = _linear(w, 3 * w) + 2 * _linear(w, w) + 2 * w
+    head = h.layers * block + _linear(w, 2 * w) + _linear(w, 2 * c)
+    head += _linear(c, w) + _linear(256, w) + _linear(w, w) + _linear(d, w)
+  else:
+    embeddings += t.vocab * d
+    head = t.vocab + (0 if h.tie_embeddings else t.vocab * d)
+  out = {
+    "core": m.layers * _block(d, f, True) + 2 * d,
+    "aligner": _linear(e.width, d) + e.layers * _block(d, f, False) + 2 * d,
+    "head": head,
+    "embeddings": embeddings,
+  }
+  return out | {"total": sum(out.values())}
+
+
+def forward_by_formula(net):
+  """FLOPs of one training forward pass of one image, by component and in total.
+
+  Attention counts every pair, also of causal attention, as that is what is computed.
+  """
+  m, t, e, h = net.model.trunk, net.tokens, net.model.condition, net.model.head
+  d, f, n, k = m.width, m.mlp_ratio * m.width, t.length, net.text.length
+  mlp = 4 * d * f
+  self_attention = lambda s: s * 8 * d * d + 4 * s * s * d
+  cross = n * 4 * d * d + k * 4 * d * d + 4 * n * k * d
+  if t.kind == "continuous":
+    w, c = h.width or d, t.channels
+    draw = 2 * c * w + h.layers * 10 * w * w + 4 * w * w + 4 * w * c
+    draw += 2 * 256 * w + 2 * w * w
+    head = n * (2 * d * w + h.batch_mul * draw)
+  else:
+    head = n * 2 * d * t.vocab
+  out = {
+    "core": m.layers * (self_attention(n) + cross + n * mlp),
+    "aligner": k * 2 * e.width * d + e.layers * (self_attention(k) + k * mlp),
+    "head": head,
+    "embeddings": n * 2 * t.channels * d,
+  }
+  return out | {"total": sum(out.values())}
 
 
 def _paper(kind, order, size):
   arg = f"tokens={kind},order={order},size={size}"
   run = config.from_config_dict(paper.get_config(arg))
-  spec = flops.tokenizers.build(run.tokenizer, run.data.image_size).spec
-  return models.build(run.model, spec, run.text, run.text.vocab_size), run
+  return models.Net.of(run), run
 
 
 def _actual(net):
@@ -30,23 +95,30 @@ def _actual(net):
 @pytest.mark.parametrize("size", sizes.PAPER)
 def test_parameters_of_the_ladder_are_those_of_the_tree(kind, order, size):
   net, _ = _paper(kind, order, size)
+  assert flops.parameters(net) == parameters_by_formula(net)
   assert flops.parameters(net)["total"] == _actual(net)
-  m = net.model
+  assert flops.forward(net) == forward_by_formula(net)
+  m = net.model.trunk
   core = flops.parameters(net)["core"]
   assert core == pytest.approx(16 * m.layers * m.width**2, rel=0.01)
 
 
-VARIANTS = [{}, {"head_width": 24, "tie_embeddings": False, "aligner_layers": 2}]
+VARIANTS = {
+  "categorical": {"head__tie_embeddings": False, "condition__layers": 2},
+  "diffusion": {"head__width": 24, "condition__layers": 2},
+}
 
 
 @pytest.mark.parametrize("head", tiny.SPECS)
 @pytest.mark.parametrize("order", ["random", "raster"])
-@pytest.mark.parametrize("more", VARIANTS)
+@pytest.mark.parametrize("more", [False, True])
 def test_small_nets_match_tree_and_traced_matmuls_by_component(head, order, more):
-  cfg = tiny.run(head, model={"order": order, "layers": 3} | more)
+  changes = {"trunk__layers": 3} | (VARIANTS[head] if more else {})
+  cfg = tiny.run(head, order, changes=changes)
   net = tiny.net(cfg)
   params = jax.eval_shape(net.init, jax.random.key(0))
-  assert flops.parameters(net)["total"] == _actual(net)
+  assert flops.parameters(net) == parameters_by_formula(net)
+  assert flops.forward(net) == forward_by_formula(net)
   whole = jax.tree.map(lambda a: a.size, params)
   trunk = sum(jax.tree.leaves(whole["trunk"]))
   assert flops.parameters(net)["core"] == trunk
@@ -58,8 +130,9 @@ def test_small_nets_match_tree_and_traced_matmuls_by_component(head, order, more
 
 @pytest.mark.parametrize("head", tiny.SPECS)
 def test_flops_match_xla_on_an_unscanned_model(head):
-  shape = dict(layers=2, width=256, heads=4, aligner_layers=1, scan=False)
-  cfg = tiny.run(head, model={"order": "raster"} | shape)
+  shape = dict(layers=2, width=256, heads=4, scan=False)
+  changes = {f"trunk__{k}": v for k, v in shape.items()} | {"condition__layers": 1}
+  cfg = tiny.run(head, changes=changes)
   net, batch = tiny.net(cfg), tiny.batch(cfg, 2)
   params = jax.eval_shape(net.init, jax.random.key(0))
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
@@ -67,6 +140,16 @@ def test_flops_match_xla_on_an_unscanned_model(head):
   xla = fn.lower(params, keys).cost_analysis()["flops"]
   # XLA adds norms, softmax, activations and random bits.
   assert 1.0 <= xla / (2 * flops.forward(net)["total"]) < 1.06
+
+
+@cells
+def test_every_cell_is_counted_by_component(cell):
+  net = tiny_net(cell)
+  counted = flops.parameters(net)
+  assert counted["total"] == sum(counted[k] for k in flops.TRAINED) == _actual(net)
+  work = flops.forward(net)
+  assert work["total"] == sum(work[k] for k in flops.TRAINED)
+  assert min(work.values()) >= 0 < work["total"]
 
 
 def test_traced_counts_convolutions_and_loops():

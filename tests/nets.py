@@ -1,8 +1,8 @@
-"""Small nets of every cell, their parameters and batches, for tests of models."""
+"""Small nets over the registries, their parameters and batches, for tests of models."""
 
-import dataclasses
 import functools
 import itertools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fluid import config, rng
-from fluid.models import HEADS, KINDS, ORDERS, build
+from fluid.models import CONDITIONS, HEADS, ORDERS, TRUNKS, build
 from fluid.tokenizers.base import TokenSpec
 
 L, T, B = 16, 6, 8
@@ -18,24 +18,75 @@ SPECS = {
   "discrete": TokenSpec("discrete", L, (4, 4), vocab=32),
   "continuous": TokenSpec("continuous", L, (4, 4), channels=5),
 }
-CELLS = list(itertools.product(HEADS, ORDERS))
-cells = pytest.mark.parametrize("head,order", CELLS)
+# Sizes of the entries that have some.
+SMALL = {
+  "diffusion": {"layers": 2},
+  "fluid": {"layers": 2, "heads": 2, "remat": "none"},
+  "text": {"layers": 1, "width": 12},
+}
 
 
-def tiny(head, order, **changes):
-  text = changes.pop("text", config.Text(length=T, width=12))
+class Cell(NamedTuple):
+  """Kinds of the parts of a model."""
+
+  head: str
+  order: str
+  trunk: str = "fluid"
+  condition: str = "text"
+
+  def __str__(self):
+    return "-".join(self)
+
+
+def _others():
+  """Every other trunk and condition, with one cell of each kind of token."""
+  cells = ("categorical", "raster"), ("diffusion", "random")
+  for (head, order), trunk in itertools.product(cells, list(TRUNKS)[1:]):
+    yield Cell(head, order, trunk=trunk)
+  for (head, order), condition in itertools.product(cells, list(CONDITIONS)[1:]):
+    yield Cell(head, order, condition=condition)
+
+
+GRID = [Cell(*c) for c in itertools.product(HEADS, ORDERS)]
+CELLS = [*GRID, *_others()]
+cells = pytest.mark.parametrize("cell", CELLS, ids=str)
+
+
+def where(keep):
+  """The cells for which `keep(order's class)` is true, as a parametrisation."""
+  chosen = [c for c in CELLS if keep(config.resolve("order", c.order))]
+  return pytest.mark.parametrize("cell", chosen, ids=str)
+
+
+def part(family: str, kind: str, **fields: Any) -> Any:
+  return config.resolve(family, kind)(**SMALL.get(kind, {}) | fields)
+
+
+def model_of(cell: Cell, **changes) -> config.Model:
+  """Width 32, float32; `changes` by names such as trunk__remat='dots'."""
   model = config.Model(
-    head=head,
-    order=order,
-    layers=2,
-    width=32,
-    heads=2,
-    aligner_layers=1,
-    head_layers=2,
     dtype="float32",
-    remat="none",
+    head=part("head", cell.head),
+    order=part("order", cell.order),
+    trunk=part("trunk", cell.trunk, width=32),
+    condition=part("condition", cell.condition),
   )
-  return build(dataclasses.replace(model, **changes), SPECS[KINDS[head]], text, 20)
+  return config.replaced(model, {k.replace("__", "."): v for k, v in changes.items()})
+
+
+def tiny(cell, **changes):
+  """The net of a cell (or of a pair of head and order)."""
+  cell = Cell(*cell)
+  model = model_of(cell, **changes)
+  kind = model.condition.texts[0]
+  text = part("text", kind, **({"length": T} if kind == "learned" else {}))
+  return build(model, SPECS[model.head.tokens], text, 20)
+
+
+def options(net, **wanted) -> config.Sample:
+  """Sampling options of a net: those of `wanted` that it knows."""
+  known = net.model.sample().flat()
+  return net.model.sample(**{k: v for k, v in wanted.items() if k in known})
 
 
 @functools.cache
@@ -58,7 +109,7 @@ def batch_of(net, b=B, seed=0):
     batch["tokens"] = r.normal(size=batch["tokens"].shape).astype(np.float32)
   batch["text"] = r.integers(0, net.vocab, batch["text"].shape)
   lengths = r.integers(1, T + 1, b)
-  batch["text_mask"] = np.arange(T) < lengths[:, None]
+  batch["text_mask"] = np.arange(net.text.length) < lengths[:, None]
   batch["id"] = np.arange(b, dtype=np.int32)
   return jax.tree.map(jnp.asarray, batch)
 

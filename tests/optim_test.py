@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from fluid import config, rng, train, trees
+from fluid import config, rng, trees
 from fluid.parallel import sharding
 from fluid.training import optim, state
 from fluid.training.mean import Mean
+from fluid.training.step import make_step
 from tests import tiny
 
 
@@ -38,9 +39,12 @@ def test_schedules_match_their_closed_form():
 @pytest.mark.parametrize("head", tiny.SPECS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_decay_covers_every_parameter_and_only_kernels(head, tied):
-  net = tiny.net(tiny.run(head, model={"aligner_layers": 2, "tie_embeddings": tied}))
+  changes = {"condition__layers": 2}
+  if head == "categorical":
+    changes["head__tie_embeddings"] = tied
+  net = tiny.net(tiny.run(head, changes=changes))
   params = jax.eval_shape(net.init, jax.random.key(0))
-  mask = trees.paths(optim.decay_mask(params))
+  mask = trees.paths(net.decays(params))
   assert mask["trunk/blocks/self/q/w"] and mask["aligner/stack/blocks/mlp/up/w"]
   for name in mask:
     if name.endswith(("/b", "/bias", "/scale")) or "pos" in name or "table" in name:
@@ -51,15 +55,15 @@ def test_decay_covers_every_parameter_and_only_kernels(head, tied):
 
 
 def test_a_parameter_without_a_rule_is_an_error():
-  with pytest.raises(ValueError, match="'trunk/new_thing' fits 0 rules"):
-    optim.decay_mask({"trunk": {"new_thing": 0}})
+  with pytest.raises(ValueError, match="'trunk/new_thing' fits 0 rows"):
+    tiny.net(tiny.run()).decays({"trunk": {"new_thing": 0}})
 
 
 def test_update_is_adamw_after_clipping():
   cfg = config.Optim(lr=0.1, warmup=0, weight_decay=0.5, clip=1.0, b1=0.9, b2=0.95)
   params = {"aligner": {"proj": {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}}}
   grads = jax.tree.map(lambda a: 100 * jnp.ones_like(a), params)
-  opt = optim.make_optimizer(cfg, 10)
+  opt = optim.make_optimizer(cfg, 10, tiny.net(tiny.run()).decays)
   updates, _ = opt.update(grads, opt.init(params), params)
   new = optax.apply_updates(params, updates)["aligner"]["proj"]
   # First Adam step has size lr whatever the gradient; only the kernel decays.
@@ -96,7 +100,7 @@ def test_accumulation_of_unequal_counts_is_the_whole_mean():
   "head", ["categorical", pytest.param("diffusion", marks=pytest.mark.slow)]
 )
 def test_loss_and_gradient_on_1_and_8_devices_and_under_accumulation(head):
-  cfg = tiny.run(head, model={"order": "random"})
+  cfg = tiny.run(head, "random")
   net, batch = tiny.net(cfg), tiny.batch(cfg, 16)
   found = []
   for shape, devices, accum in (
@@ -108,7 +112,7 @@ def test_loss_and_gradient_on_1_and_8_devices_and_under_accumulation(head):
     run = dataclasses.replace(cfg, accum=accum)
     start = state.init_state(net, run, mesh)
     with jax.set_mesh(mesh):
-      step = jax.jit(train.make_step(net, run))
+      step = jax.jit(make_step(net, run))
       _, values = step(start, sharding.shard_batch(batch, mesh))
     report = values.pop("report")
     found.append({k: np.asarray(v) for k, v in (values | report["grad_norm"]).items()})
@@ -144,7 +148,7 @@ def test_one_row_alone_and_in_a_microbatch_has_the_loss_it_has_among_two():
   mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
   for size, accum in ((2, 1), (1, 1), (2, 2)):
     with jax.set_mesh(mesh):
-      step = jax.jit(train.make_step(net, dataclasses.replace(cfg, accum=accum)))
+      step = jax.jit(make_step(net, dataclasses.replace(cfg, accum=accum)))
       held = sharding.shard_batch({k: v[:size] for k, v in rows.items()}, mesh)
       _, values = step(state.init_state(net, cfg, mesh), held)
     found.append(np.asarray(values["report"]["loss"]))

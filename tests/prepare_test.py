@@ -14,6 +14,9 @@ import pytest
 from fluid import config, data, prepare, text
 from fluid.console import progress
 from fluid.data import make_source, pipeline, records
+from fluid.data.shapes import ShapesConfig
+from fluid.text.classes import ClassesConfig
+from fluid.text.learned import LearnedConfig
 from fluid.tokenizers.base import TokenSpec
 
 TRAIN, VAL, BATCH = 300, 10, 4  # 128 records a shard.
@@ -43,12 +46,10 @@ class Tokenizer:
     return jnp.floor((mean + 1) * 31.5).astype(jnp.int32)
 
 
-def make_run(cache, **data):
+def make_run(cache, text=None, **data):
   data = {"image_size": 16, "num_train": TRAIN, "num_val": VAL, **data}
-  return config.Run(
-    data=config.Data(cache=str(cache), **data),
-    text=config.Text(vocab_size=120, length=40),
-  )
+  text = text or LearnedConfig(vocab_size=120, length=40)
+  return config.Run(data=config.Data(cache=str(cache), **data), text=text)
 
 
 def write(cache, tokenizer=None, **data):
@@ -86,7 +87,7 @@ def test_metadata_and_files(whole):
 def test_records_are_the_source_through_the_tokenizer(whole):
   cache, _, _ = whole
   data = make_run(cache).data
-  vocabulary = text.load(config.Text(), str(cache))
+  vocabulary = text.load(LearnedConfig(), str(cache))
   for split, indices in (("train", (0, 127, 128, 299)), ("val", (9,))):
     source, read = make_source(data, split), records.Records(cache, split)
     for i in indices:
@@ -151,7 +152,7 @@ def test_a_lost_shard_is_written_again(whole, tmp_path, truncate):
   [
     ({"seed": 1}, "data.seed is 0 there, 1 here"),
     ({"num_train": 299}, "data.num_train"),
-    ({"source_args": {"tags": ("counting",)}}, "data.source_args"),
+    ({"source": ShapesConfig(tags=("counting",))}, "data.source.tags"),
   ],
 )
 def test_another_config_is_refused(whole, change, key):
@@ -172,13 +173,36 @@ def test_discrete_tokens(tmp_path):
   assert example["tokens"].dtype == np.uint16 and example["tokens"].shape == (4,)
 
 
+@pytest.mark.parametrize("classes", ["tag", "shape"])
+def test_classes_are_the_text(tmp_path, classes):
+  run = make_run(
+    tmp_path / "c",
+    text=ClassesConfig(),
+    num_train=20,
+    source=ShapesConfig(classes=classes),
+  )
+  metadata = prepare.prepare(run, tokenizer=Tokenizer(), batch=BATCH, log=str)
+  source = make_source(run.data, "train")
+  names = list(source.classes)
+  wanted = {"kind": "classes", "vocab_size": len(names), "length": 1}
+  assert metadata["text"] == wanted
+  assert metadata["splits"]["train"]["cut_captions"] == 0
+  read = records.Records(run.data.cache, "train")
+  for i in range(20):
+    assert read[i]["text_ids"] == [names.index(source.label(i))]
+    assert read[i]["caption"] == source.caption(i)
+  batch = next(iter(pipeline.loader(run, "train", batch=8, shuffle=True)))
+  assert batch["text"].shape == (8, 1) and batch["text_mask"].all()
+  assert text.load(run.text, run.data.cache).names == names
+
+
 def test_given_vocabulary_and_overlong_captions(whole, tmp_path):
   run = make_run(tmp_path / "c", num_train=20)
   path = str(whole[0] / "text.model")
-  run = dataclasses.replace(run, text=config.Text(path=path, length=4))
+  run = dataclasses.replace(run, text=LearnedConfig(path=path, length=4))
   metadata = prepare.prepare(run, tokenizer=Tokenizer(), batch=BATCH, log=str)
   assert metadata["splits"]["train"]["cut_captions"] > 10
-  copied = text.load(config.Text(), run.data.cache)
+  copied = text.load(LearnedConfig(), run.data.cache)
   assert copied.known == text.Vocabulary(path).known
   assert all(
     len(e["text_ids"]) <= 4 for e in [records.Records(run.data.cache, "val")[0]]
@@ -193,8 +217,14 @@ def test_wrong_configs_are_one_clear_line(tmp_path):
 
   refused("data.cache", cache="")
   refused("data.image_size.* 32.* 16", image_size=32)
-  refused("data.source.*choose from shapes", source="shape")
-  refused("data.source_args.tag'.*tags", source_args={"tag": "x"})
+  refused("cannot draw tags", source=ShapesConfig(tags=("colour",)))
+  # What no source knows does not come so far.
+  for source, match in (
+    ({"kind": "shape"}, "'data.source.kind'.*choose from shapes"),
+    ({"kind": "shapes", "tag": "x"}, "'data.source.tag'.*tags"),
+  ):
+    with pytest.raises(config.ConfigError, match=match):
+      config.from_config_dict({"data": {"source": source}})
   assert not (tmp_path / "c").exists()
   bad = Tokenizer()
   bad.moments = lambda images: (np.full((BATCH, 4, 3), np.nan), np.ones((BATCH, 4, 3)))

@@ -154,6 +154,47 @@ def test_evaluation_prompts():
     assert {(c["class"], c["color"]) for c in p["include"]} <= captions.HELDOUT
 
 
+@pytest.mark.parametrize("classes", ["tag", "shape"])
+@pytest.mark.parametrize("split", ["train", "val", "heldout"])
+def test_the_class_is_what_the_caption_says_first(classes, split):
+  made = shapes.ShapesConfig(classes=classes).make(split=split, image_size=16)
+  assert made.classes == {"tag": captions.TAGS, "shape": captions.CLASSES}[classes]
+  word = {w: c for c, nouns in captions.NOUNS.items() for pair in nouns for w in pair}
+  for i in range(120):
+    example = made[i]
+    first = next(word[w] for w in example["caption"].split() if w in word)
+    assert made.label(i) == {"tag": example["meta"]["tag"], "shape": first}[classes]
+    assert made.label(i) in made.classes
+
+
+def test_the_config_makes_the_source():
+  made = shapes.ShapesConfig(tags=("counting",), length=9)
+  source = made.make(split="val", image_size=24, seed=3)
+  plain = shapes.Shapes(split="val", image_size=24, seed=3, tags=("counting",))
+  assert len(source) == 9 and source[4]["image"].shape == (24, 24, 3)
+  assert source.caption(4) == plain.caption(4)
+  # As config.json and flags give it: no tags are all tags, of a split.
+  for split in ("train", "heldout"):
+    by_default = config.Data().source.make(split=split, image_size=32)
+    plain = shapes.Shapes(split=split)
+    assert [by_default.caption(i) for i in range(20)] == [
+      plain.caption(i) for i in range(20)
+    ]
+
+
+@pytest.mark.parametrize(
+  "section, message",
+  [
+    ({"classes": "color"}, "'data.source.classes' is 'color'; choose from tag, shape"),
+    ({"length": -1}, "'data.source.length' must not be negative"),
+    ({"tag": "x"}, "unknown config key 'data.source.tag'.*'data.source.tags'"),
+  ],
+)
+def test_wrong_sections_are_named(section, message):
+  with pytest.raises(config.ConfigError, match=message):
+    config.from_config_dict({"data": {"source": {"kind": "shapes"} | section}})
+
+
 @pytest.mark.parametrize(
   "args, message",
   [

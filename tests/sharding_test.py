@@ -6,18 +6,18 @@ import pytest
 
 from configs import sizes
 from fluid import config, rng, sampling
-from fluid.models import KINDS, build
+from fluid.models import build
 from fluid.parallel import sharding
 from fluid.tokenizers.base import TokenSpec
-from tests.nets import batch_of, cells, keys_of, params_of, tiny
+from tests.nets import batch_of, cells, keys_of, options, params_of, part, tiny
 
 generate = jax.jit(sampling.generate, static_argnums=(0, 5))
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2, 1), (1, 2, 2, 2)], ids=str)
 @cells
-def test_loss_on_a_mesh_equals_one_device(head, order, shape):
-  net = tiny(head, order)
+def test_loss_on_a_mesh_equals_one_device(cell, shape):
+  net = tiny(cell)
   params, batch = params_of(net), batch_of(net)
 
   def f(params, batch):
@@ -32,7 +32,7 @@ def test_loss_on_a_mesh_equals_one_device(head, order, shape):
     params = jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), params, like)
     batch = sharding.shard_batch(jax.tree.map(np.asarray, batch), mesh)
     got, got_grad = jax.jit(jax.value_and_grad(f))(params, batch)
-    cfg = config.Sample(guidance=2.0, steps=4, diffusion_steps=3)
+    cfg = options(net, guidance=2.0, steps=4, diffusion_steps=3)
     drawn = sampling._generate(
       params, batch["text"], batch["text_mask"], keys_of(), net=net, cfg=cfg
     )
@@ -55,7 +55,7 @@ MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)]
 @pytest.mark.parametrize("size", sizes.SIZES)
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 @cells
-def test_shardings_type_check(head, order, size, mesh):
+def test_shardings_type_check(cell, size, mesh):
   """Every size x cell x mesh by eval_shape: nothing is compiled or allocated."""
   layers, width, heads = sizes.SIZES[size]
   if heads % mesh[2]:
@@ -65,15 +65,17 @@ def test_shardings_type_check(head, order, size, mesh):
     "discrete": TokenSpec("discrete", 256, (16, 16), vocab=8192),
     "continuous": TokenSpec("continuous", 256, (16, 16), channels=16),
   }
+  shape = {"layers": layers, "heads": heads} if cell.trunk == "fluid" else {}
+  text = {"layers": 6 if big else 1, "width": 64} if cell.condition == "text" else {}
   model = config.Model(
-    head=head,
-    order=order,
-    layers=layers,
-    width=width,
-    heads=heads,
-    aligner_layers=6 if big else 1,
+    head=config.resolve("head", cell.head)(),
+    order=config.resolve("order", cell.order)(),
+    trunk=config.resolve("trunk", cell.trunk)(width=width, **shape),
+    condition=config.resolve("condition", cell.condition)(**text),
   )
-  net = build(model, spec[KINDS[head]], config.Text(length=128, width=64), 256)
+  kind = model.condition.texts[0]
+  encoder = part("text", kind, **({"length": 128} if kind == "learned" else {}))
+  net = build(model, spec[model.head.tokens], encoder, 256)
   mesh = sharding.make_mesh(config.Mesh(*mesh))
   with jax.set_mesh(mesh):
     params = jax.eval_shape(net.init, jax.random.key(0))
@@ -98,7 +100,8 @@ def test_shardings_type_check(head, order, size, mesh):
     grads,
   )
   if sum(n > 1 for n in mesh.shape.values()) > 1 or mesh.shape["fsdp"] > 1:
-    for path, a in jax.tree_util.tree_leaves_with_path(params["trunk"]["blocks"]):
+    blocks = params["trunk"]["blocks"] if cell.trunk == "fluid" else {}
+    for path, a in jax.tree_util.tree_leaves_with_path(blocks):
       if path[-1].key == "w":
         assert any(a.sharding.spec), f"{jax.tree_util.keystr(path)} is replicated"
 

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from fluid import config, train, trees
+from fluid import config, trees
 from fluid.parallel import sharding
 from fluid.training import state
+from fluid.training.step import make_step
 from tests import tiny
 
 MESHES = [config.Mesh(2, 2, 2), config.Mesh(1, 8, 1), config.Mesh(8, 1, 1)]
@@ -16,7 +17,7 @@ MESHES = [config.Mesh(2, 2, 2), config.Mesh(1, 8, 1), config.Mesh(8, 1, 1)]
 @pytest.mark.parametrize("order", ["raster", "random"])
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_a_step_maps_state_shardings_onto_themselves(head, order, shape):
-  cfg = tiny.run(head, model={"order": order, "aligner_layers": 1, "heads": 2})
+  cfg = tiny.run(head, order, changes={"condition__layers": 1, "trunk__heads": 2})
   net, mesh = tiny.net(cfg), sharding.make_mesh(shape)
   before = state.abstract_state(net, cfg, mesh)
   place = jax.NamedSharding(mesh, sharding.batch_spec())
@@ -25,7 +26,7 @@ def test_a_step_maps_state_shardings_onto_themselves(head, order, shape):
     for k, v in tiny.batch(cfg, 16).items()
   }
   with jax.set_mesh(mesh):
-    after, _ = jax.eval_shape(train.make_step(net, cfg), before, batch)
+    after, _ = jax.eval_shape(make_step(net, cfg), before, batch)
   after = sharding.concrete(after, mesh)
   assert jax.tree.all(jax.tree.map(lambda a, b: a == b, before, after))
   params, moments = trees.paths(before.params), trees.paths(before.opt_state[1][0].mu)

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fluid import config
 from fluid.config import ConfigError
+from fluid.evals.loss import LossConfig
 from launch import engines, sweep
 from launch.plan import command, plan
 from launch.progress import Screen, progress
@@ -25,8 +27,10 @@ from fluid import config as c
 
 def get_config(arg=''):
   head, order = arg.split(',')
-  run = c.Run(model=c.Model(head=head, order=order, size='s'), steps=4, batch=2,
-              tokenizer=c.Tokenizer(kind='vq' if head == 'categorical' else 'vae'))
+  part = lambda family, kind: c.resolve(family, kind)()
+  model = c.Model(head=part('head', head), order=part('order', order), size='s')
+  tokenizer = part('tokenizer', 'vq' if head == 'categorical' else 'vae')
+  run = c.Run(model=model, tokenizer=tokenizer, steps=4, batch=2)
   return ConfigDict(c.to_dict(run))
 """
 # A stage that counts its starts, writes what it is told to and ends as it is told to.
@@ -58,7 +62,7 @@ def study(tmp_path):
   points = [
     ("dr1", "categorical,random", {}),
     ("dr2", "categorical,random", {"optim.lr": 0.5}),
-    ("cr1", "diffusion,random", {"model.layers": 3}),
+    ("cr1", "diffusion,random", {"model.trunk.layers": 3}),
   ]
   body = "\n".join(
     f"  yield dict(name={n!r}, config='{tmp_path}/toy.py:{a}', overrides={o!r})"
@@ -126,7 +130,7 @@ def test_plan_shares_tokenizers_and_caches(study, tmp_path):
   tokenizer, data, first, second, *_, last = stages
   assert first.needs == second.needs == (tokenizer.id, data.id)
   assert not set(last.needs) & set(first.needs)
-  assert last.run.model.layers == 3 and second.run.optim.lr == 0.5
+  assert last.run.model.trunk.layers == 3 and second.run.optim.lr == 0.5
   argv = command(second)
   assert argv[1:3] == ["-m", "fluid.train"]
   assert f"--config.tokenizer.path={tokenizer.folder}" in argv
@@ -147,6 +151,35 @@ def test_a_seed_shares_the_tokenizer_but_not_another_image_size(study, tmp_path)
   other = {s.id for s in plan(study, tmp_path)}
   assert sum(i.startswith("tokenizer/vq") for i in same) == 1
   assert sum(i.startswith("tokenizer/vq") for i in other) == 2
+
+
+@pytest.mark.parametrize("key, value", [("data.max_bad", 0.5), ("data.workers", 2)])
+def test_how_data_are_read_shares_tokenizer_and_cache(study, tmp_path, key, value):
+  before = plan(study, tmp_path)
+  study.write_text(study.read_text().replace("'optim.lr': 0.5", f"{key!r}: {value!r}"))
+  stages = plan(study, tmp_path)
+  assert [s.id for s in stages] == [s.id for s in before]
+  by_id = {s.id: s for s in stages}
+  assert by_id["run/dr1"].needs == by_id["run/dr2"].needs
+  assert f"--config.{key}={value}" in command(by_id["run/dr2"])
+
+
+@pytest.mark.parametrize(
+  "key, value, shared",
+  [
+    ("data.seed", 1, ""),
+    ("data.source.tags", ("counting",), ""),
+    ("tokenizer.lr", 0.5, ""),
+    ("text.length", 9, "tokenizer"),
+  ],
+)
+def test_what_they_are_made_from_does_not_share_them(
+  study, tmp_path, key, value, shared
+):
+  study.write_text(study.read_text().replace("'optim.lr': 0.5", f"{key!r}: {value!r}"))
+  by_id = {s.id: s for s in plan(study, tmp_path)}
+  both = set(by_id["run/dr1"].needs) & set(by_id["run/dr2"].needs)
+  assert {i.split("/")[0] for i in both} == {shared} - {""}
 
 
 def test_runs_everything_then_skips_the_finished(execute, tmp_path):
@@ -188,18 +221,68 @@ def test_only_takes_what_the_chosen_runs_need(execute, tmp_path, study):
 
 def test_an_early_end_with_status_0_is_not_finished(execute, tmp_path, study):
   execute()
-  study.write_text(study.read_text().replace("'model.layers': 3", "'steps': 8"))
+  study.write_text(study.read_text().replace("'model.trunk.layers': 3", "'steps': 8"))
   code, text = execute()
   assert code == 1 and "run/cr1: stopped before its last step" in text
 
 
-def test_a_finished_run_of_another_config_is_named(execute, tmp_path):
+def _is_from(study, tmp_path, **changes):
+  """Writes config.json of run cr1 with some values changed: trunk__layers=9."""
+  stage = plan(study, tmp_path / "w")[-1]
+  changes = {k.replace("__", "."): v for k, v in changes.items()}
+  tree = config.to_dict(config.replaced(stage.run, changes))
+  (stage.folder / "config.json").write_text(json.dumps(tree))
+
+
+OTHER = "run/cr1: finished with another config: "
+
+
+def test_a_finished_run_of_another_config_is_named(execute, tmp_path, study):
   execute()
-  folder = tmp_path / "w/runs/cr1"
-  (folder / "config.json").write_text(json.dumps({"model": {"layers": 9}}))
+  _is_from(study, tmp_path, model__trunk__layers=9)
   code, text = execute()
-  assert code == 1
-  assert "run/cr1: finished with another config: model.layers was 9, now 3" in text
+  assert code == 1 and f"{OTHER}model.trunk.layers was 9, now 3" in text
+  # Also one of the layout before.
+  old = {"model": {"layers": 9, "size": "s"}, "batch": 2}
+  (tmp_path / "w/runs/cr1/config.json").write_text(json.dumps(old))
+  code, text = execute()
+  assert code == 1 and f"{OTHER}model.trunk.layers was 9, now 3" in text
+  old["model"]["layers"] = 3
+  (tmp_path / "w/runs/cr1/config.json").write_text(json.dumps(old))
+  assert execute()[0] == 0
+
+
+def test_a_finished_run_may_differ_in_what_is_free(execute, tmp_path, study):
+  execute()
+  _is_from(
+    study,
+    tmp_path,
+    model__trunk__remat="none",
+    model__trunk__attention="xla",
+    optim__max_skipped=5,
+    init__workdir="/elsewhere",
+    data__max_bad=0.5,
+    data__workers=2,
+    data__cache="/elsewhere/data",
+    tokenizer__path="/elsewhere/tokenizer",
+    mesh__fsdp=2,
+    sample__guidance=1.5,
+    evals={"loss": LossConfig()},
+    keep=9,
+    steps=2,
+  )
+  code, text = execute()
+  assert code == 0 and "run/cr1: finished (before)" in text
+  assert starts(tmp_path) == {"dr1": 1, "dr2": 1, "cr1": 1}
+
+
+def test_a_finished_run_whose_config_cannot_be_read_ends_no_sweep(execute, tmp_path):
+  execute()
+  (tmp_path / "w/runs/cr1/config.json").write_text('{"model": {')
+  (tmp_path / "w/runs/dr1/done.json").unlink()
+  code, text = execute()
+  assert code == 1 and starts(tmp_path)["dr1"] == 2
+  assert "run/cr1" in text and "config.json is damaged" in " ".join(text.split())
 
 
 def test_sigterm_reaches_the_child_and_the_next_call_resumes(study, tmp_path, execute):
@@ -274,3 +357,26 @@ def test_a_wrong_sweep_file_is_refused(study, tmp_path, old, new, message):
 def test_the_launcher_does_not_import_jax():
   code = "import sys, launch.sweep; sys.exit('jax' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+SWEEPS = sorted(p.name for p in (ROOT / "configs/sweeps").glob("[a-z]*.py"))
+
+
+def test_every_sweep_can_be_planned_and_no_device_is_touched():
+  code = f"""
+from jax._src import xla_bridge
+from launch.plan import plan
+for name in {SWEEPS}:
+  stages = plan("configs/sweeps/" + name, "/nowhere")
+  cells = sorted({{s.cell for s in stages if s.kind == "run"}})
+  print(name, len([s for s in stages if s.kind == "run"]), *cells)
+assert not xla_bridge._backends
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  found = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
+  four = [f"{t}-{o}" for t in ("continuous", "discrete") for o in ("random", "raster")]
+  assert found["quickstart.py"] == ["8", *four]
+  assert found["toy_study.py"] == ["16", *four]

@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluid import config, text
+from fluid.data import emoji, shapes
 from fluid.text import tokenization
+from fluid.text.classes import ClassesConfig
+from fluid.text.learned import LearnedConfig
 
 COLORS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "star")
@@ -106,13 +109,13 @@ def test_known_words_round_trip(vocabulary, prompt):
 
 def test_bad_files_are_one_clear_line(vocabulary, tmp_path):
   with pytest.raises(config.ConfigError, match="no text vocabulary.*prepare"):
-    text.load(config.Text(), str(tmp_path))
+    text.load(LearnedConfig(), str(tmp_path))
   damaged = tmp_path / "text.model"
   damaged.write_bytes(vocabulary.path.read_bytes()[:100])
   with pytest.raises(config.ConfigError, match="damaged"):
-    text.load(config.Text(), str(tmp_path))
+    text.load(LearnedConfig(), str(tmp_path))
   with pytest.raises(config.ConfigError, match="text.kind.*learned"):
-    text.load(config.Text(kind="t6"), str(tmp_path))
+    config.from_config_dict({"text": {"kind": "t6"}})
   with pytest.raises(config.ConfigError, match="text.vocab_size"):
     text.train_vocabulary(CAPTIONS, tmp_path / "small.model", 8)
 
@@ -129,3 +132,66 @@ def test_bos_is_refused(tmp_path):
   )
   with pytest.raises(config.ConfigError, match="T5's order"):
     text.Vocabulary(tmp_path / "bos.model")
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+  path = tmp_path_factory.mktemp("classes") / ClassesConfig.FILE
+  ClassesConfig().fit(shapes.Shapes(), 0, path)
+  return text.load(ClassesConfig(), path.parent)
+
+
+def test_classes_go_by_name_and_by_number(classes):
+  names = list(shapes.Shapes().classes)
+  assert classes.names == names and classes.size == len(names) == 6
+  ids, mask = classes.encode([*names, "0", " 5 "], 1)
+  assert ids.dtype == np.int32 and mask.dtype == bool
+  assert ids[:, 0].tolist() == [*range(6), 0, 5]
+  assert mask.shape == ids.shape and mask.all()
+  assert classes.decode(ids) == [*names, names[0], names[5]]
+  assert classes.count(names[2]) == 1
+
+
+@pytest.mark.parametrize(
+  "prompt, message",
+  [
+    ("6", "class id 6 is out of range: there are 6"),
+    ("-1", "conditioned on classes"),
+    ("a red circle", "classes, not on text: 'a red circle' is none of single_object"),
+    ("Counting", "none of"),  # Names are exact.
+  ],
+)
+def test_what_is_no_class_is_refused(classes, prompt, message):
+  with pytest.raises(text.PromptError, match=message) as error:
+    classes.encode(["counting", prompt])
+  assert "\n" not in str(error.value)
+
+
+def test_an_unnamed_class_of_a_bad_example_is_no_error(classes):
+  """fluid.prepare encodes '' in the place of what it skips."""
+  ids, mask = classes.encode(["", "counting"], 1, on_unknown="keep", on_long="cut")
+  assert ids[:, 0].tolist() == [0, classes.names.index("counting")] and mask.all()
+
+
+def test_sources_without_classes_are_refused(tmp_path):
+  path = tmp_path / ClassesConfig.FILE
+  with pytest.raises(config.ConfigError, match="source has no classes"):
+    ClassesConfig().fit(object(), 0, path)
+  assert not hasattr(emoji.Emoji, "classes") and not path.exists()
+  with pytest.raises(config.ConfigError, match="text.vocab_size' is 5, .* 6 classes"):
+    ClassesConfig(vocab_size=5).fit(shapes.Shapes(), 0, path)
+  with pytest.raises(config.ConfigError, match="no class names .*fluid.prepare"):
+    text.load(ClassesConfig(), tmp_path)
+  with pytest.raises(config.ConfigError, match="'text.length' must be 1, not 2"):
+    config.from_config_dict({"text": {"kind": "classes", "length": 2}})
+
+
+def test_the_file_of_an_encoder_is_found_and_copied(classes, vocabulary, tmp_path):
+  text.copy(LearnedConfig(), vocabulary.path, tmp_path)
+  origin = vocabulary.path.parent
+  for where in ((tmp_path, origin), (tmp_path / "nowhere", tmp_path), (tmp_path,)):
+    found = text.load(LearnedConfig(), *where)
+    assert found.path.parent == tmp_path and found.known == vocabulary.known
+  assert text.load(LearnedConfig(path=str(vocabulary.path)), tmp_path).path == (
+    vocabulary.path
+  )

@@ -6,7 +6,9 @@ import numpy as np
 
 from fluid import config, models
 from fluid.data import records
+from fluid.text.learned import LearnedConfig
 from fluid.tokenizers.base import TokenSpec
+from fluid.tokenizers.vae import VAEConfig
 
 LENGTH, TEXT, VOCAB, WORDS, CHANNELS = 16, 6, 32, 40, 4
 SPECS = {
@@ -15,18 +17,28 @@ SPECS = {
 }
 
 
-def run(head="categorical", *, model=None, **kwargs) -> config.Run:
-  """Float32, one layer, width 16; `model` and the rest override."""
-  defaults = dict(
-    head=head, order="raster", layers=1, width=16, heads=4, aligner_layers=0,
-    head_layers=1, head_batch_mul=2, dtype="float32", remat="none",
-  )  # fmt: skip
+def model(head="categorical", order="raster", **changes) -> config.Model:
+  """Float32, one layer, width 16; `changes` by names such as trunk__layers=2."""
+  part = lambda family, kind, **kw: config.resolve(family, kind)(**kw)
+  heads = {"diffusion": {"layers": 1, "batch_mul": 2}}
+  out = config.Model(
+    dtype="float32",
+    head=part("head", head, **heads.get(head, {})),
+    order=part("order", order),
+    trunk=part("trunk", "fluid", layers=1, width=16, heads=4, remat="none"),
+    condition=part("condition", "text", layers=0, width=8),
+  )
+  return config.replaced(out, {k.replace("__", "."): v for k, v in changes.items()})
+
+
+def run(head="categorical", order="raster", *, changes=None, **kwargs) -> config.Run:
+  """A small run; `changes` are those of `model`, the rest overrides."""
   return config.Run(
     **{
-      "model": config.Model(**defaults | (model or {})),
-      "text": config.Text(length=TEXT, width=8),
+      "model": model(head, order, **(changes or {})),
+      "text": LearnedConfig(length=TEXT),
       "data": config.Data(image_size=16),
-      "tokenizer": config.Tokenizer(width=8, multipliers=(1, 1)),
+      "tokenizer": VAEConfig(width=8, multipliers=(1, 1)),
       "optim": config.Optim(lr=1e-2, warmup=2, ema=0.9),
       "batch": 8,
       "steps": 6,
@@ -39,13 +51,13 @@ def run(head="categorical", *, model=None, **kwargs) -> config.Run:
 
 
 def net(cfg: config.Run) -> models.Net:
-  return models.build(cfg.model, SPECS[cfg.model.head], cfg.text, WORDS)
+  return models.build(cfg.model, SPECS[cfg.model.head.kind], cfg.text, WORDS)
 
 
 def batch(cfg: config.Run, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
   """Rows of random tokens; the last one is padding."""
   rng = np.random.default_rng(seed)
-  spec = SPECS[cfg.model.head]
+  spec = SPECS[cfg.model.head.kind]
   if spec.kind == "discrete":
     tokens = rng.integers(0, VOCAB, (rows, LENGTH)).astype(np.int32)
   else:
@@ -79,7 +91,7 @@ def cache(path, head="categorical", rows=32):
     records.write_shard(file, packed)
     shard = {"name": file.name, "records": rows, "bytes": file.stat().st_size}
     splits[split] = {"count": rows, "shards": [shard]}
-  text = {"kind": "learned", "vocab_size": WORDS, "length": TEXT, "width": 8}
+  text = {"kind": "learned", "vocab_size": WORDS, "length": TEXT}
   records.write_metadata(
     path, {"tokens": spec.to_dict(), "text": text, "splits": splits}
   )

@@ -13,21 +13,15 @@ from jax.sharding import AxisType
 from fluid import config as config_lib
 from fluid import files, tokenizers
 from fluid.tokenizers import autoencoder, base, store, train, vq
+from fluid.tokenizers.vae import VAEConfig
+from fluid.tokenizers.vq import VQConfig
 
-TINY = config_lib.Tokenizer(
-  width=16,
-  multipliers=(1,),
-  stem=4,
-  channels=4,
-  steps=150,
-  batch=16,
-  lr=5e-3,
-  warmup=10,
-)
-TINY_VQ = dataclasses.replace(TINY, kind="vq", vocab=32, channels=8)
-FULL = config_lib.Tokenizer(
-  width=8, multipliers=(1, 2), stem=2, attention="deep", z_channels=6, cosine=True
-)
+SMALL = {"width": 16, "multipliers": (1,), "stem": 4}
+TRAINING = {"steps": 150, "batch": 16, "lr": 5e-3, "warmup": 10}
+TINY = VAEConfig(**SMALL, **TRAINING, channels=4)
+TINY_VQ = VQConfig(**SMALL, **TRAINING, channels=8, vocab=32)
+FULL = {"width": 8, "multipliers": (1, 2), "stem": 2, "attention": "deep"}
+FULL |= {"z_channels": 6}
 SIZE = 16
 
 
@@ -56,10 +50,8 @@ class Pictures:
 
 
 def bound(config, size=SIZE):
-  tokenizer = tokenizers.build(config, size)
-  return tokenizers.build(
-    config, size, jax.jit(tokenizer.init)(jax.random.key(0, impl="rbg"))
-  )
+  tokenizer = config.make(size)
+  return config.make(size, jax.jit(tokenizer.init)(jax.random.key(0, impl="rbg")))
 
 
 @pytest.fixture(scope="module", params=[TINY, TINY_VQ], ids=["vae", "vq"])
@@ -68,7 +60,7 @@ def trained(request):
   config = request.param
   tokenizer, params, state = train.fit(config, SIZE, images.batches(16, 0), seed=0)
   variables = tokenizer.finish(params, state, images.first(64), 16)
-  return tokenizers.build(config, SIZE, variables)
+  return config.make(SIZE, variables)
 
 
 def test_patchify_equals_reference(fixtures):
@@ -93,10 +85,18 @@ def test_patchify_is_row_major_over_tokens_and_channel_major_within():
   np.testing.assert_array_equal(base.unpatchify(tokens, 2, (2, 3)), latent)
 
 
-@pytest.mark.parametrize("kind", ["vae", "vq"])
-@pytest.mark.parametrize("config", [TINY, FULL], ids=["stem", "full"])
-def test_round_trip_fits_the_spec(kind, config):
-  tokenizer = bound(dataclasses.replace(config, kind=kind))
+@pytest.mark.parametrize(
+  "config",
+  [
+    VAEConfig(**SMALL),
+    VQConfig(**SMALL),
+    VAEConfig(**FULL),
+    VQConfig(**FULL, cosine=True),
+  ],
+  ids=["stem-vae", "stem-vq", "full-vae", "full-vq"],
+)
+def test_round_trip_fits_the_spec(config):
+  kind, tokenizer = config.kind, bound(config)
   spec = tokenizer.spec
   images = np.zeros((3, SIZE, SIZE, 3), np.float32)
   tokens = tokenizer.encode(images)
@@ -119,9 +119,7 @@ def test_round_trip_fits_the_spec(kind, config):
 
 
 def test_layers_of_published_width_match_the_original():
-  variables = jax.eval_shape(
-    tokenizers.build(config_lib.Tokenizer(width=128), 16).init, jax.random.key(0)
-  )
+  variables = jax.eval_shape(VAEConfig(width=128).make(16).init, jax.random.key(0))
   encoder = variables["params"]["encoder"]
   assert encoder["down_1_block_0"]["nin_shortcut"]["kernel"].shape == (1, 1, 128, 256)
   assert encoder["conv_out"]["kernel"].shape == (3, 3, 256, 8)
@@ -221,6 +219,10 @@ def test_save_and_load_bitwise(trained, tmp_path):
   again = tokenizers.load(path)
   assert (again.spec, again.config) == (trained.spec, trained.config)
   jax.tree.map(np.testing.assert_array_equal, again.variables, trained.variables)
+  digest = store.read_config(path)["weights_sha256"]
+  assert tokenizers.load(path, digest).spec == trained.spec
+  with pytest.raises(config_lib.ConfigError, match="another tokenizer .*tokenizer"):
+    tokenizers.load(path, "0" * 64)
 
 
 def test_damaged_folders_are_one_clear_line(tmp_path):
@@ -260,11 +262,15 @@ def test_damaged_folders_are_one_clear_line(tmp_path):
     ({"kind": "gan"}, "choose from vae, vq"),
     ({"width": 18}, "'tokenizer.width' .18. must be a multiple of 4"),
     ({"stem": 16}, "'data.image_size' .16. must be a multiple of 32"),
+    ({"attention": "some"}, "'tokenizer.attention' is 'some'; choose from none, mid"),
+    ({"vocab": 64}, "unknown config key 'tokenizer.vocab'"),  # Of the other kind.
   ],
 )
 def test_bad_settings_name_the_key(change, message):
   with pytest.raises(config_lib.ConfigError, match=message):
-    tokenizers.build(dataclasses.replace(TINY, **change), SIZE)
+    tree = config_lib.to_dict(config_lib.Run(tokenizer=TINY))
+    tree["tokenizer"] |= change
+    config_lib.from_config_dict(tree).tokenizer.make(SIZE)
 
 
 def test_train_writes_the_folder_once(tmp_path, monkeypatch, capsys):

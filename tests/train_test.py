@@ -8,16 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-import types
 
 import jax
 import numpy as np
 import pytest
 
-from fluid import config, evals, models, text, train
-from fluid.data import records
-from fluid.durable import checkpoint, preemption, workdir
-from fluid.evals import schedule as evaluations
+from fluid import config, evals, files, models, text, train
+from fluid.config import identity
+from fluid.data import pipeline, records
+from fluid.durable import checkpoint, preemption
 from fluid.training import health
 from tests import tiny
 from tests.conftest import ROOT
@@ -44,13 +43,32 @@ def base(tmp_path_factory):
   cache = tiny.cache(folder / "discrete")
   metadata = records.read_metadata(cache)
   metadata["splits"]["train"]["cut_captions"] = 5
+  metadata["config"] = {"tokenizer.weights": "abc"}
   records.write_metadata(cache, metadata)
+  (folder / "discrete/text.model").write_bytes(b"pieces")
   return tiny.with_cache(tiny.run(), cache)
 
 
 def _lines(workdir):
   lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
   return [x for x in lines if "train/loss" in x]
+
+
+def _config_of(name, make_one):
+  """The config of an evaluator of these tests, as a row of EVALS."""
+
+  class Config(evals.Evaluation):
+    kind = name
+
+    def make(self, net, context):
+      return make_one(context)
+
+  return Config
+
+
+def _with_evals(cfg, **sections):
+  tree = config.to_dict(cfg) | {"evals": sections}
+  return config.from_config_dict(tree)
 
 
 def _params(workdir, step):
@@ -63,16 +81,13 @@ def test_six_steps_are_three_and_a_restart_and_three_and_compile_once(
   judged = []
 
   class Judge:
-    def __init__(self, net, context):
-      self.run_config = context.run
-
     def run(self, params, step, weights="ema"):
       judged.append(step)
       yield "val/loss", jax.tree.leaves(params)[0].sum()
 
-  monkeypatch.setitem(evals.EVALS, "judge", Judge)
+  monkeypatch.setitem(evals.EVALS, "judge", _config_of("judge", lambda _: Judge()))
   monkeypatch.setattr(text, "load", lambda *_: None)
-  cfg = dataclasses.replace(base, evals={"judge": {"every": 2, "raw": True}})
+  cfg = _with_evals(base, judge={"every": 2, "raw": True})
 
   with jax.log_compiles(), caplog.at_level(logging.WARNING):
     done = train.run(cfg, tmp_path / "whole")
@@ -107,6 +122,10 @@ def test_six_steps_are_three_and_a_restart_and_three_and_compile_once(
   assert "is finished: 6 steps" in capsys.readouterr().out
   described = json.loads((tmp_path / "whole/model.json").read_text())
   assert described["cell"] == "discrete-raster" and described["batch"] == 8
+  # What fluid.load and tables of runs need to know is in the folder itself.
+  assert described["identity"] == identity.digest(identity.identity(cfg))
+  assert described["tokenizer_sha256"] == "abc"
+  assert (tmp_path / "whole/text.model").read_bytes() == b"pieces"
   assert described["params"]["total"] == sum(
     a.size for a in _params(tmp_path / "whole", 6)
   )
@@ -118,7 +137,7 @@ def test_a_signal_in_an_evaluation_saves_at_once_and_the_evaluation_is_done_agai
   asked, judged = [4], []
 
   class Judge:
-    def __init__(self, net, context):
+    def __init__(self, context):
       self.track = context.track
 
     def run(self, params, step, weights="ema"):
@@ -134,11 +153,11 @@ def test_a_signal_in_an_evaluation_saves_at_once_and_the_evaluation_is_done_agai
     def run(self, params, step, weights="ema"):
       yield "val/other", step
 
-  monkeypatch.setitem(evals.EVALS, "judge", Judge)
-  monkeypatch.setitem(evals.EVALS, "other", Other)
+  monkeypatch.setitem(evals.EVALS, "judge", _config_of("judge", Judge))
+  monkeypatch.setitem(evals.EVALS, "other", _config_of("other", Other))
   monkeypatch.setattr(text, "load", lambda *_: None)
-  which = {"other": {"every": 2}, "judge": {"every": 2, "raw": True}}
-  cfg = dataclasses.replace(base, evals=which, checkpoint_every=5)
+  cfg = _with_evals(base, other={"every": 2}, judge={"every": 2, "raw": True})
+  cfg = dataclasses.replace(cfg, checkpoint_every=5)
 
   def results(workdir):
     rows = [json.loads(x) for x in (workdir / "metrics.jsonl").open()]
@@ -168,13 +187,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
 ):
   real = models.Net.loss
 
-  def loss(self, params, batch, keys, *, train):
-    out = real(self, params, batch, keys, train=train)
+  def loss(self, params, batch, keys, *, train, step):
+    out = real(self, params, batch, keys, train=train, step=step)
     # The tokens of this example are part of the fourth batch only.
     bad = (batch["id"] == poisoned)[:, None]
     return out | {"loss": jax.numpy.where(bad, jax.numpy.nan, out["loss"])}
 
-  data = iter(train.make_loader(base, "train", batch=8, shuffle=True))
+  data = iter(pipeline.loader(base, "train", batch=8, shuffle=True))
   poisoned = int([next(data) for _ in range(4)][3]["id"][0])
   monkeypatch.setattr(models.Net, "loss", loss)
   stop = dataclasses.replace(base, checkpoint_every=1)
@@ -203,27 +222,24 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
   assert any((a != b).any() for a, b in zip(_params(tmp_path, 4), _params(tmp_path, 5)))
 
 
-def test_unknown_evaluator_and_bad_profile_are_refused(base, tmp_path, monkeypatch):
-  monkeypatch.setattr(text, "load", lambda *_: None)
-  mesh = types.SimpleNamespace()
+def test_unknown_evaluator_and_bad_profile_are_refused(base, tmp_path):
   with pytest.raises(config.ConfigError, match="unknown config key 'evals.nope'"):
-    cfg = dataclasses.replace(base, evals={"nope": {}})
-    evaluations.Evaluations(None, cfg, mesh, "", None)
+    _with_evals(base, nope={})
   for bad in ("5", "0:3", "9:3", "a:b"):
     with pytest.raises(config.ConfigError, match="'profile_steps' must be"):
       train.run(dataclasses.replace(base, profile_steps=bad), tmp_path)
 
 
 CONFIG = """
-import dataclasses
 import ml_collections
 from configs import arguments
+from fluid import config
 from tests import tiny
 
 def get_config(arg=None):
   a = arguments.parse(arg, size=('s', 'm'))
   run = tiny.with_cache(tiny.run(), {cache!r})
-  return ml_collections.ConfigDict(dataclasses.asdict(run))
+  return ml_collections.ConfigDict(config.to_dict(run))
 """
 
 
@@ -256,7 +272,7 @@ def _one_line(result, *parts):
   "args, arg, parts",
   [
     (["CONFIG", "--config.stepz=3"], "", ["'stepz'", "'steps'"]),
-    (["CONFIG", "--config.model.widht=3"], "", ["'model.widht'", "'width'"]),
+    (["CONFIG", "--config.model.trunk.widht=3"], "", ["model.trunk.widht'", "'width'"]),
     (["CONFIG", "--config.steps=many"], "", ["--config.steps=many"]),
     (["CONFIG", "--workdir=x"], ":size=zz", ["size='zz'", "s, m"]),
     (["CONFIG", "--workdir=x"], ":sise=s", ["'sise=s'"]),
@@ -270,8 +286,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(command, args, arg, parts):
 
 
 def test_a_finished_workdir_is_quiet_success(command, base, tmp_path):
-  workdir.write_json(tmp_path / "config.json", config.to_dict(base))
-  workdir.write_json(tmp_path / "done.json", {"step": base.steps})
+  files.write_json(tmp_path / "config.json", config.to_dict(base))
+  files.write_json(tmp_path / "done.json", {"step": base.steps})
   result = command("CONFIG", f"--workdir={tmp_path}")
   assert result.returncode == 0 and "is finished: 6 steps" in result.stdout
   assert not result.stderr
@@ -279,6 +295,6 @@ def test_a_finished_workdir_is_quiet_success(command, base, tmp_path):
 
 def test_a_workdir_of_another_config_is_one_line(command, base, tmp_path):
   other = dataclasses.replace(base, seed=7)
-  workdir.write_json(tmp_path / "config.json", config.to_dict(other))
+  files.write_json(tmp_path / "config.json", config.to_dict(other))
   result = command("CONFIG", f"--workdir={tmp_path}")
   _one_line(result, "seed (7 there, 0 here)", "another config")

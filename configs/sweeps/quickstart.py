@@ -14,13 +14,14 @@ SHORT = {
   "checkpoint_every": 200,
   "log_every": 50,
   "optim.warmup": 50,
-  "sample.steps": 8,
   "sample.batch": 48,
   "evals.loss.examples": 512,
   "evals.geneval.n": 8,
   "evals.distribution.examples": 96,
 }
+# Raster order has no steps of decoding.
+DECODING = {"random": {"sample.steps": 8}}
 
 
 def sweep():
-  yield from toy.cells(("xs", "m"), SHORT)
+  yield from toy.cells(("xs", "m"), SHORT, DECODING)

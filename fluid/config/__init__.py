@@ -4,7 +4,8 @@
 type is an error that names it; past the entry point nothing sees a ConfigDict.
 """
 
-from fluid.config.read import from_config_dict, to_dict
+from fluid.config.part import Draw, Part, free, place, resolve, resolve_row
+from fluid.config.read import from_config_dict, from_file, part_from_dict, to_dict
 from fluid.config.sections import (
   Data,
   Init,
@@ -13,23 +14,29 @@ from fluid.config.sections import (
   Optim,
   Run,
   Sample,
-  Text,
-  Tokenizer,
+  replaced,
 )
 from fluid.errors import ConfigError, one_line
 
 __all__ = [
   "ConfigError",
   "Data",
+  "Draw",
   "Init",
   "Mesh",
   "Model",
   "Optim",
+  "Part",
   "Run",
   "Sample",
-  "Text",
-  "Tokenizer",
+  "free",
   "from_config_dict",
+  "from_file",
   "one_line",
+  "part_from_dict",
+  "place",
+  "resolve",
+  "resolve_row",
+  "replaced",
   "to_dict",
 ]

@@ -1,76 +1,57 @@
-"""What a run is made of: frozen dataclasses with their defaults."""
+"""What a run is made of: frozen dataclasses with their defaults.
+
+Parts of the model, the tokenizer, the text encoder, the data source and the evaluators
+bring sections of their own (fluid.config.part).
+"""
 
 import dataclasses
+import re
 from typing import Any
+
+from fluid.config import rules
+from fluid.config.part import Draw, Part, free, named, place, section
+from fluid.errors import ConfigError
+
+VERSION = 2  # Of the layout; fluid.config.upgrade reads older ones.
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """One cell of the grid at one size.
+  """A point of head x order x trunk x condition, at one size.
 
   Attributes:
-    head: 'categorical' (discrete tokens) or 'diffusion' (continuous tokens).
-    order: 'raster' (causal, next token) or 'random' (bidirectional, masked tokens).
     size: the name of this size in configs/sizes.py; for tables only.
-    layers, width, heads: of the trunk.
-    mlp_ratio: hidden width of the MLP over the width.
-    aligner_layers: trainable transformer blocks over the text (0 to N; paper: 6).
-    text_drop: share of examples trained without their text, for guidance.
-    mask: distribution of the masked fraction (random order): 'cosine' (MaskGIT;
-      unconfirmed for Fluid), 'arccos', 'uniform' or 'truncated_normal' (MAR).
-    mask_min: smallest masked fraction; MAR's truncated normal has 0.7.
-    head_layers, head_width: residual blocks of the diffusion head and their width
-      (0: the trunk's width; unconfirmed).
-    head_batch_mul: noise draws per token and step (MAR's diffusion batch multiplier).
-    diffusion_steps: length of the training noise schedule.
-    residual_init: factor on the initial weights of what writes to the residual stream
-      (attention outputs, second MLP layers); 1 is MAR, 0.1 starts nearer to identity.
-    tie_embeddings: categorical head shares its output matrix with the token embedding.
     dtype: of activations; parameters, softmax, norms and losses stay float32.
-    attention: kernel: 'xla', 'splash' (TPU), 'cudnn' (GPU), or 'auto' by the platform.
-    remat: 'none', 'block' (save only block inputs) or 'dots' (save matmul outputs).
-    scan: scan over layers (one compiled block) instead of unrolling them.
+    head: token space at both ends (fluid.models.heads).
+    order: what is seen, what is predicted, in what sequence (fluid.models.orders).
+    trunk: how inputs and condition become outputs (fluid.models.trunks).
+    condition: text or class (fluid.models.conditions).
   """
 
-  head: str = "diffusion"
-  order: str = "random"
   size: str = ""
-  layers: int = 12
-  width: int = 768
-  heads: int = 12
-  mlp_ratio: int = 4
-  aligner_layers: int = 6
-  text_drop: float = 0.1
-  mask: str = "cosine"
-  mask_min: float = 0.0
-  head_layers: int = 6
-  head_width: int = 0
-  head_batch_mul: int = 4
-  diffusion_steps: int = 1000
-  residual_init: float = 1.0
-  tie_embeddings: bool = True
   dtype: str = "bfloat16"
-  attention: str = "auto"
-  remat: str = "block"
-  scan: bool = True
+  head: Any = section("head", "diffusion")
+  order: Any = section("order", "random")
+  trunk: Any = section("trunk", "fluid")
+  condition: Any = section("condition", "text")
 
+  def check(self, name: str) -> None:
+    rules.choice(f"{name}dtype", self.dtype, ("bfloat16", "float32"))
 
-@dataclasses.dataclass(frozen=True)
-class Text:
-  """Text encoder: `kind` names an entry of fluid.text.ENCODERS.
+  @property
+  def cell(self) -> str:
+    """'<tokens>-<order>', as tables name it."""
+    return f"{self.head.tokens}-{self.order.kind}"
 
-  Attributes:
-    path: SentencePiece model file ('' lets prepare train one beside the data).
-    vocab_size: upper limit of a vocabulary that is trained.
-    length: tokens per prompt, padding included.
-    width: of the (learned or frozen) text embeddings.
-  """
+  def sample(self, **options) -> "Sample":
+    """How this model draws; `options` of `Sample` and of its head and order."""
+    return Sample(head=self.head.Draw(), order=self.order.Draw()).replace(**options)
 
-  kind: str = "learned"
-  path: str = ""
-  vocab_size: int = 512
-  length: int = 32
-  width: int = 256
+  def check_sample(self, sample: "Sample", name: str) -> None:
+    """Raises ConfigError for options that this model cannot follow."""
+    sample.check(name)
+    self.order.check_draw(sample.order, name)
+    self.head.check_draw(sample.head, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +61,6 @@ class Data:
   Attributes:
     source: entry of fluid.data.SOURCES.
     image_size: pixels per side.
-    source_args: further arguments of the source.
     num_train, num_val: examples taken of each split (0: all there are).
     cache: folder of cached tokens that fluid.prepare writes and fluid.train reads.
     seed: of the source (what the images are) and of the order they are drawn in.
@@ -89,63 +69,17 @@ class Data:
       skipped; one more stops the work, naming file and key.
   """
 
-  source: str = "shapes"
+  source: Any = section("source", "shapes")
   image_size: int = 32
-  source_args: dict[str, Any] = dataclasses.field(default_factory=dict)
   num_train: int = 0
   num_val: int = 0
-  cache: str = ""
+  cache: str = place()
   seed: int = 0
-  workers: int = 0
-  max_bad: float = 0.01
+  workers: int = free(0)
+  max_bad: float = free(0.01)
 
-
-@dataclasses.dataclass(frozen=True)
-class Tokenizer:
-  """Architecture and training of a tokenizer (fluid.tokenizers).
-
-  Attributes:
-    kind: entry of fluid.tokenizers.TOKENIZERS, 'vae' or 'vq'.
-    path: folder with config.json and weights.safetensors.
-    width, multipliers, blocks: encoder/decoder channels, per-level multipliers (one
-      level more halves the resolution once more) and residual blocks per level.
-    channels: latent channels (vae) or codebook width (vq).
-    z_channels: width between encoder and the 1x1 convolution (0: `channels`).
-    attention: 'none', 'mid' (SD VAE) or 'deep' (also at the lowest resolution: VQGAN).
-    stem: pixels are folded stem x stem into channels at both ends; 1 for published
-      weights, more for speed. Pixels per latent: stem * 2**(len(multipliers) - 1).
-    patch: latents are grouped patch x patch into one token (vae).
-    kl_weight: weight of the KL term, counted as in latent diffusion (vae).
-    vocab, cosine: codebook entries; look them up by cosine, on the unit sphere (vq).
-    commitment, codebook_decay: weight of the pull of latents to their codes, and of
-      the past in the moving averages that make the codes (vq).
-    l2_weight, edge_weight: of squared error and edge error; absolute error has 1.
-    steps, batch, lr, warmup: training; AdamW, linear warm-up, cosine decay to 0.
-    ema: decay of the averaged weights, which are the ones kept.
-  """
-
-  kind: str = "vae"
-  path: str = ""
-  width: int = 32
-  multipliers: tuple[int, ...] = (1, 2, 2)
-  blocks: int = 1
-  channels: int = 4
-  z_channels: int = 0
-  attention: str = "none"
-  stem: int = 1
-  patch: int = 2
-  kl_weight: float = 1e-6
-  vocab: int = 512
-  cosine: bool = False
-  commitment: float = 0.25
-  codebook_decay: float = 0.97
-  l2_weight: float = 1.0
-  edge_weight: float = 0.5
-  steps: int = 2000
-  batch: int = 64
-  lr: float = 1e-3
-  warmup: int = 100
-  ema: float = 0.998
+  def check(self, name: str) -> None:
+    rules.share(f"{name}max_bad", self.max_bad)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +102,11 @@ class Optim:
   weight_decay: float = 0.02
   clip: float = 3.0
   ema: float = 0.9999
-  max_skipped: int = 0
+  max_skipped: int = free(0)
+
+  def check(self, name: str) -> None:
+    rules.choice(f"{name}schedule", self.schedule, ("constant", "cosine", "wsd"))
+    rules.not_negative(self, name, "max_skipped")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,36 +129,58 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """How images are drawn.
+  """How images are drawn; options of the model's head and order stand beside these.
 
   Attributes:
     guidance: w of u + w (c - u); 1 switches guidance off.
     guidance_schedule: 'linear' (grows with the share of tokens decoded) or 'constant'.
-    temperature: of the logits (categorical) or of the noise added (diffusion).
-    steps: decoding steps of the random order; raster takes one per token.
-    solver: of the diffusion head: 'ancestral' (DDPM, as MAR), 'ddim' or 'dpmpp'
-      (DPM-Solver++ 2M); the last two are deterministic and need fewer steps.
-    diffusion_steps: reverse steps of the diffusion head.
-    diffusion_steps_last: the same for the last tokens decoded, to which the steps of
-      the tokens before fall in four stages (0: all as the first).
     guidance_from, guidance_to: shares of decoded tokens between which guidance acts;
       outside, the unconditional pass is saved (raster: in the head only).
-    clip: bound on the continuous tokens implied at each reverse step (0: none, as MAR);
-      about 4 standard deviations keeps a young network's chain from running away.
+    temperature: of the logits (categorical) or of the noise added (diffusion).
     batch: prompts per compiled call.
+    head, order: their own options; in files and flags they are fields like the others.
   """
 
   guidance: float = 3.0
   guidance_schedule: str = "linear"
-  temperature: float = 1.0
-  steps: int = 64
-  solver: str = "ancestral"
-  diffusion_steps: int = 100
-  diffusion_steps_last: int = 0
   guidance_from: float = 0.0
   guidance_to: float = 1.0
-  clip: float = 0.0
+  temperature: float = 1.0
   batch: int = 64
+  head: Draw = Draw()
+  order: Draw = Draw()
+
+  def check(self, name: str) -> None:
+    rules.choice(
+      f"{name}guidance_schedule", self.guidance_schedule, ("linear", "constant")
+    )
+    rules.positive(self, name, "batch")
+    rules.not_negative(self, name, "temperature")
+    if not 0 <= self.guidance_from <= self.guidance_to <= 1:
+      raise ConfigError(
+        f"config keys '{name}guidance_from' and '{name}guidance_to' must be ordered "
+        f"and in [0, 1], not {self.guidance_from} and {self.guidance_to}"
+      )
+
+  def flat(self) -> dict[str, Any]:
+    """Every option by its name."""
+    own = {k: v for k, v in vars(self).items() if k not in ("head", "order")}
+    return own | vars(self.order) | vars(self.head)
+
+  def replace(self, **options) -> "Sample":
+    """With some options changed; ConfigError for one that this model does not know."""
+    known = self.flat()
+    for option in options:
+      if option not in known:
+        raise ConfigError(
+          f"unknown sampling option '{option}'; this model knows {', '.join(known)}"
+        )
+    parts = {}
+    for owner in ("head", "order"):
+      draw = getattr(self, owner)
+      own = {k: options.pop(k) for k in vars(draw) if k in options}
+      parts[owner] = dataclasses.replace(draw, **own)
+    return dataclasses.replace(self, **options, **parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,17 +195,30 @@ class Init:
       puts a new head on an old trunk), the others are drawn.
   """
 
-  workdir: str = ""
+  workdir: str = place()
   step: int = -1
   weights: str = "ema"
   match: str = ".*"
 
+  def check(self, name: str) -> None:
+    rules.choice(f"{name}weights", self.weights, ("ema", "raw"))
+    try:
+      re.compile(self.match)
+    except re.error as e:
+      raise ConfigError(
+        f"config key '{name}match' is no regular expression: {e}"
+      ) from e
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A whole run. `evals` maps an entry of fluid.evals.EVALS to its arguments.
+  """A whole run.
 
   Attributes:
+    version: of the layout of these sections.
+    text: entry of fluid.text.ENCODERS: what turns a prompt into the condition's input.
+    tokenizer: entry of fluid.tokenizers.TOKENIZERS.
+    evals: names to entries of fluid.evals.EVALS and their arguments.
     accum: microbatches a step's batch is split into.
     log_every, eval_every, checkpoint_every: in steps; 0 switches off (evaluation and
       checkpoint still happen once, after the last step).
@@ -254,22 +227,50 @@ class Run:
     tensorboard: write event files through clu (imports tensorflow).
   """
 
-  model: Model = Model()
-  text: Text = Text()
-  data: Data = Data()
-  tokenizer: Tokenizer = Tokenizer()
+  version: int = VERSION
+  model: Model = dataclasses.field(default_factory=Model)
+  text: Any = section("text", "learned")
+  data: Data = dataclasses.field(default_factory=Data)
+  tokenizer: Any = section("tokenizer", "vae")
   optim: Optim = Optim()
-  mesh: Mesh = Mesh()
-  sample: Sample = Sample()
-  init: Init = Init()
-  evals: dict[str, Any] = dataclasses.field(default_factory=dict)
+  mesh: Mesh = free(Mesh())
+  sample: Sample = free(None)
+  init: Init = free(Init())
+  evals: dict[str, Part] = named("eval")
   seed: int = 0
-  steps: int = 1_000_000
+  steps: int = free(1_000_000)
   batch: int = 2048
-  accum: int = 1
-  log_every: int = 100
-  eval_every: int = 10_000
-  checkpoint_every: int = 1_000
-  keep: int = 3
-  profile_steps: str = ""
-  tensorboard: bool = False
+  accum: int = free(1)
+  log_every: int = free(100)
+  eval_every: int = free(10_000)
+  checkpoint_every: int = free(1_000)
+  keep: int = free(3)
+  profile_steps: str = free("")
+  tensorboard: bool = free(False)
+
+  def __post_init__(self):
+    if self.sample is None:  # Its options are those of this model's head and order.
+      object.__setattr__(self, "sample", self.model.sample())
+
+  def check(self, name: str) -> None:
+    rules.positive(self, name, "steps", "batch", "accum", "keep")
+    rules.multiple(f"{name}batch", self.batch, "accum", self.accum)
+    self.model.check_sample(self.sample, f"{name}sample.")
+    if self.version != VERSION:
+      raise ConfigError(
+        f"config key '{name}version' is {self.version}; this code reads {VERSION}"
+      )
+
+
+def replaced(config: Any, changes: dict[str, Any]) -> Any:
+  """A dataclass with values changed by dotted names: {'model.trunk.width': 64}."""
+
+  def change(node, path, value):
+    first, _, rest = path.partition(".")
+    if rest:
+      value = change(getattr(node, first), rest, value)
+    return dataclasses.replace(node, **{first: value})
+
+  for path, value in changes.items():
+    config = change(config, path, value)
+  return config

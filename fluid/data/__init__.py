@@ -2,7 +2,7 @@
 
 A source is a random-access set of one split ('train', 'val' and what it adds):
 
-  Source(split=..., image_size=..., seed=..., **data.source_args)
+  source = config.make(split=..., image_size=..., seed=...)
   len(source)
   source[i] -> {'image': uint8 [S, S, 3], 'caption': str, 'id': int, 'meta': dict}
 
@@ -12,19 +12,18 @@ A source raises BadExample where one example alone cannot be read.
 example over all splits; meta is JSON-able and goes to the evaluation. A source may have
 `caption(i)` == source[i]['caption'], where that is cheaper than the image.
 
-A new source is one file and one row of SOURCES.
+A source of labelled images has `classes` (names) and `label(i)` as well. A new source
+is one file, with its config, and one row of SOURCES.
 """
 
-import importlib
-import inspect
 from typing import Any, Protocol
 
 from fluid import config
 
 SOURCES = {
-  "shapes": "fluid.data.shapes:Shapes",
-  "emoji": "fluid.data.emoji:Emoji",
-  "folder": "fluid.data.folder:Folder",
+  "shapes": "fluid.data.shapes:ShapesConfig",
+  "emoji": "fluid.data.emoji:EmojiConfig",
+  "folder": "fluid.data.folder:FolderConfig",
 }
 
 
@@ -49,35 +48,8 @@ class Source(Protocol):
 
 
 def make_source(data: config.Data, split: str) -> Source:
-  """The source a config names; the module is imported only now.
-
-  Raises:
-    ConfigError: unknown source or argument, or what the source itself refuses.
-  """
-  if data.source not in SOURCES:
-    raise config.ConfigError(
-      f"config key 'data.source' is '{data.source}'; choose from {', '.join(SOURCES)}"
-    )
-  module, name = SOURCES[data.source].split(":")
-  cls = getattr(importlib.import_module(module), name)
-  arguments = inspect.signature(cls).parameters
-  own = [k for k in arguments if k not in ("split", "image_size", "seed")]
-  for key in data.source_args:
-    if key not in own:
-      raise config.ConfigError(
-        f"unknown config key 'data.source_args.{key}'; source '{data.source}' knows "
-        f"{', '.join(own) or 'none'}"
-      )
-  for key in own:
-    if (
-      arguments[key].default is inspect.Parameter.empty and key not in data.source_args
-    ):
-      raise config.ConfigError(
-        f"source '{data.source}' needs config key 'data.source_args.{key}'"
-      )
-  return cls(
-    split=split, image_size=data.image_size, seed=data.seed, **data.source_args
-  )
+  """The source a config names; ConfigError for what the source itself refuses."""
+  return data.source.make(split=split, image_size=data.image_size, seed=data.seed)
 
 
 def caption(source: Source, index: int) -> str:

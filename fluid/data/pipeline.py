@@ -10,11 +10,13 @@ B global batch, L tokens, C channels, T text tokens.
 import os
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 
-from fluid.config import ConfigError
+from fluid.config import ConfigError, Run
 from fluid.data.records import Records
+from fluid.parallel import sharding
 
 
 class Batches:
@@ -134,6 +136,24 @@ def make_loader(
     text_length=text_length,
   )
   return Loader(batches, workers)
+
+
+def loader(
+  run: Run, split: str, mesh: jax.sharding.Mesh | None = None, *, batch: int, **kwargs
+) -> "Loader":
+  """A split of a run's cache; of each batch, the rows this process's devices hold.
+
+  Without a mesh: all rows. `kwargs` as of make_loader.
+  """
+  return make_loader(
+    run.data.cache,
+    split,
+    batch=batch,
+    seed=run.data.seed,
+    rows=None if mesh is None else sharding.local_rows(batch, mesh),
+    text_length=run.text.length,
+    **kwargs,
+  )
 
 
 class Loader:

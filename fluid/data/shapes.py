@@ -8,11 +8,13 @@ scene at every resolution.
 S: image side in pixels; N: objects; K: rejection candidates.
 """
 
+import dataclasses
 import functools
 
 import numpy as np
 
 from fluid import config
+from fluid.config import rules
 from fluid.data import captions, sprites
 
 # Backgrounds stay within these levels of brightness, their channels within TINT of each
@@ -20,6 +22,8 @@ from fluid.data import captions, sprites
 BACKGROUND = (160.0, 188.0)
 TINT = 14.0
 
+# What the class of an image can be -> the names.
+CLASSES = {"tag": captions.TAGS, "shape": captions.CLASSES}
 SPLITS = ("train", "val", "heldout")
 # Ids of the splits do not meet and stay below 2**31.
 ID_OFFSET = {"train": 0, "val": 1_000_000_000, "heldout": 1_500_000_000}
@@ -158,6 +162,33 @@ def render(objects: list, size: int, rng: np.random.Generator) -> np.ndarray:
   return (np.minimum(np.maximum(image, 0), 255) + 0.5).astype(np.uint8)
 
 
+@dataclasses.dataclass(frozen=True)
+class ShapesConfig(config.Part):
+  """Captioned scenes by index.
+
+  Attributes:
+    tags: GenEval tags drawn uniformly (empty: all; of 'heldout', those that name
+      colours); a repeated tag weighs double.
+    length: number of examples (0: a million for train, 50,000 else).
+    classes: what an image's class is, its GenEval 'tag' or the 'shape' that its caption
+      names first.
+  """
+
+  kind = "shapes"
+
+  tags: tuple[str, ...] = ()
+  length: int = 0
+  classes: str = "tag"
+
+  def check(self, name):
+    rules.choice(f"{name}classes", self.classes, CLASSES)
+    rules.not_negative(self, name, "length")
+
+  def make(self, *, split: str, image_size: int, seed: int = 0) -> "Shapes":
+    """The source of a split."""
+    return Shapes(split=split, image_size=image_size, seed=seed, **vars(self))
+
+
 class Shapes:
   """The set as a source: random access, deterministic in (seed, split, index).
 
@@ -170,14 +201,16 @@ class Shapes:
     length: number of examples (0: a million for train, 50,000 else).
   """
 
-  def __init__(self, *, split="train", image_size=32, seed=0, tags=None, length=0):
+  def __init__(
+    self, *, split="train", image_size=32, seed=0, tags=(), length=0, classes="tag"
+  ):
     if split not in SPLITS:
       raise config.ConfigError(
         f"shapes has no split '{split}'; choose from {', '.join(SPLITS)}"
       )
-    if tags is None:
+    if not tags:
       tags = ("colors", "color_attr") if split == "heldout" else captions.TAGS
-    if not tags or set(tags) - set(captions.TAGS):
+    if set(tags) - set(captions.TAGS):
       raise config.ConfigError(
         f"shapes cannot draw tags {tags!r}; choose from {', '.join(captions.TAGS)}"
       )
@@ -187,6 +220,7 @@ class Shapes:
       )
     self.split, self.image_size, self.seed = split, image_size, seed
     self.tags = tuple(tags)
+    self.classes, self._by = CLASSES[classes], classes
     self.length = length or LENGTH[split]
     if self.length > 500_000_000:
       raise config.ConfigError("shapes has at most 500,000,000 examples a split")
@@ -197,6 +231,14 @@ class Shapes:
   def caption(self, index: int) -> str:
     """Caption of example `index`, without drawing it."""
     return self._describe(index)[1]["prompt"]
+
+  def label(self, index: int) -> str:
+    """Class of example `index`, without drawing it."""
+    meta = self._describe(index)[1]
+    if self._by == "tag":
+      return meta["tag"]
+    # Of two in a relation, the one that it is told of is listed first, spoken last.
+    return meta["include"][-1 if meta["tag"] == "position" else 0]["class"]
 
   def __getitem__(self, index: int) -> dict:
     """Example `index`: image uint8 [S, S, 3], caption, id, meta.

@@ -22,7 +22,6 @@ from flax import traverse_util
 
 from fluid import config, trees
 from fluid.durable import integrity
-from fluid.durable.workdir import write_json
 from fluid.parallel import distributed
 from fluid.training.state import TrainState
 
@@ -116,7 +115,7 @@ class Checkpoints:
       self._manager.close()
 
   def _complete(self):
-    write_json(self._ledger, {"step": self._last})
+    distributed.write_json(self._ledger, {"step": self._last})
 
   @contextlib.contextmanager
   def _written(self):

@@ -1,17 +1,9 @@
 """Where a run finds what was made before it, from any folder and after a move."""
 
-import dataclasses
 import os
 
 from fluid.config import Run
-
-# (section, field) of the config.
-_FIELDS = (
-  ("tokenizer", "path"),
-  ("data", "cache"),
-  ("text", "path"),
-  ("init", "workdir"),
-)
+from fluid.config.identity import places
 
 
 def absolute(path: str) -> str:
@@ -21,7 +13,7 @@ def absolute(path: str) -> str:
 
 def made_absolute(run: Run) -> Run:
   """The same run with `absolute` paths, as its workdir's config.json keeps them."""
-  return _with_paths(run, absolute)
+  return places(run, absolute)
 
 
 def moved(run: Run, old: str, new: str) -> Run:
@@ -36,12 +28,4 @@ def moved(run: Run, old: str, new: str) -> Run:
     there = os.path.normpath(os.path.join(new, os.path.relpath(path, old)))
     return there if os.path.exists(there) else path
 
-  return _with_paths(run, move)
-
-
-def _with_paths(run, change):
-  for section, field in _FIELDS:
-    part = getattr(run, section)
-    part = dataclasses.replace(part, **{field: change(getattr(part, field))})
-    run = dataclasses.replace(run, **{section: part})
-  return run
+  return places(run, move)

@@ -4,13 +4,13 @@ WORKDIR/config.json says which run it belongs to, WORKDIR/saved.json which check
 was complete last: where that is gone, a run does not silently begin again.
 """
 
-import json
 import os
 import pathlib
+import subprocess
+from typing import Any
 
-import jax
-
-from fluid import config, files
+from fluid import config
+from fluid.config.identity import differences, identity
 from fluid.durable.lock import lock
 
 
@@ -22,16 +22,6 @@ class GoneError(WorkdirError):
   """A workdir that is not there any more."""
 
   at_once = True  # Nothing that is still being written has a place.
-
-
-# What may differ between a workdir's config and the run that continues it: nothing
-# here changes what the parameters are or what the next update computes.
-_FREE = {
-    'steps', 'log_every', 'eval_every', 'checkpoint_every', 'keep', 'mesh', 'evals',
-    'sample', 'profile_steps', 'tensorboard', 'accum', 'data.cache', 'data.workers',
-    'data.max_bad', 'optim.max_skipped', 'init', 'tokenizer.path', 'text.path',
-    'model.remat', 'model.scan', 'model.attention',
-}  # fmt: skip
 
 
 class Workdir:
@@ -75,6 +65,21 @@ def _identity(path):
   return found.st_dev, found.st_ino
 
 
+def commit() -> dict[str, Any]:
+  """The commit of this code, and whether it was changed since; empty outside git."""
+
+  def git(*args):
+    here = pathlib.Path(__file__).parent
+    done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+  try:
+    found, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
+  except OSError:  # There is no git.
+    return {}
+  return {"commit": found, "commit_clean": not changed} if found else {}
+
+
 def check(path: pathlib.Path, run: config.Run) -> None:
   """Refuses a workdir whose config.json belongs to another run.
 
@@ -90,38 +95,16 @@ def check(path: pathlib.Path, run: config.Run) -> None:
       )
     return
   try:
-    theirs = config.to_dict(config.from_config_dict(json.loads(file.read_text())))
-  except ValueError as e:
-    raise WorkdirError(f"{file} is damaged ({e}); restore or remove it") from e
-  mine = json.loads(json.dumps(config.to_dict(run)))
-  a, b = _flat(theirs), _flat(mine)
-  differ = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
-  if differ:
+    theirs = identity(config.from_file(file))
+  except config.ConfigError as e:
+    raise WorkdirError(str(e)) from e
+  mine = identity(run)
+  if differ := differences(theirs, mine):
     named = ", ".join(
-      f"{k} ({a.get(k)!r} there, {b.get(k)!r} here)" for k in differ[:3]
+      f"{k} ({theirs.get(k)!r} there, {mine.get(k)!r} here)" for k in differ[:3]
     )
     more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
     raise WorkdirError(
       f"workdir {path} belongs to another config: {named}{more}; "
       "choose another --workdir"
     )
-
-
-def write_json(path: pathlib.Path, value) -> None:
-  """Replaces the file in one step; only process 0 writes."""
-  if jax.process_index() == 0:
-    files.write_json(path, value)
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-  out = {}
-  for key, value in tree.items():
-    name = prefix + key
-    if name in _FREE:
-      continue
-    # source_args is one value: its keys belong to the data source.
-    if isinstance(value, dict) and name != "data.source_args":
-      out |= _flat(value, name + ".")
-    else:
-      out[name] = value
-  return out

@@ -3,8 +3,10 @@
 Legend: N images, H, W pixels.
 """
 
+import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 
 from fluid import files
 from fluid.evals import samples
+from fluid.evals.base import Evaluation
 
 
 def grid(images: np.ndarray, columns: int = 0, gap: int = 2) -> np.ndarray:
@@ -27,13 +30,14 @@ def grid(images: np.ndarray, columns: int = 0, gap: int = 2) -> np.ndarray:
   return out
 
 
-class Images:
+@dataclasses.dataclass(frozen=True)
+class ImagesConfig(Evaluation):
   """Writes WORKDIR/samples/step_########[_raw].png and prompts.json.
 
   Where raw weights are drawn as well ('raw': True), step_########_ema_raw.png has both
   side by side, the average on the left: a young one explains most black images.
 
-  Args:
+  Attributes:
     prompts: texts, or where to take n from: 'val' (captions of that split) or
       'geneval' (evenly from evals.geneval, sharing the images that it draws).
     n: images.
@@ -41,17 +45,23 @@ class Images:
     sample: overrides of config.sample.
   """
 
-  def __init__(
-    self,
-    net,
-    context,
-    *,
-    prompts: str | Sequence[str] = "val",
-    n: int = 16,
-    seed: int = 0,
-    sample: dict | None = None,
-  ):
-    self.net, self.context, self.seed, self.sample = net, context, seed, sample or {}
+  kind = "images"
+
+  prompts: str | tuple[str, ...] = "val"
+  n: int = 16
+  seed: int = 0
+  sample: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def make(self, net, context):
+    """See Evaluation."""
+    return Images(net, context, **self.arguments())
+
+
+class Images:
+  """See ImagesConfig."""
+
+  def __init__(self, net, context, *, prompts, n, seed, sample):
+    self.net, self.context, self.seed, self.sample = net, context, seed, sample
     self.prompts, self.pick = prompts, None
     self._ema = (-1, None)  # (step, grid)
     if isinstance(prompts, str):

@@ -6,6 +6,7 @@ for every model size, checkpoint, batch size and mesh, and losses can be compare
 Legend: B batch, L tokens, R noise draws of a token in one pass, E examples.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator
@@ -15,15 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from fluid import config, rng
+from fluid.config import rules
+from fluid.evals.base import Evaluation
 from fluid.parallel import sharding
 
 BINS = 10
 
 
-class Loss:
+@dataclasses.dataclass(frozen=True)
+class LossConfig(Evaluation):
   """Masked mean of the per-token loss over a split.
 
-  Args:
+  Attributes:
     split: of the cached data.
     examples: how many of them (0: all).
     batch: per pass, over all devices (0: run.batch).
@@ -31,25 +35,33 @@ class Loss:
     seed: of those draws. Not the run's: runs of different seeds share them.
   """
 
-  def __init__(
-    self,
-    net,
-    context,
-    *,
-    split: str = "val",
-    examples: int = 0,
-    batch: int = 0,
-    draws: int = 1,
-    seed: int = 0,
-  ):
+  kind = "loss"
+
+  split: str = "val"
+  examples: int = 0
+  batch: int = 0
+  draws: int = 1
+  seed: int = 0
+
+  def check(self, name):
+    rules.not_negative(self, name, "examples", "batch")
+    rules.positive(self, name, "draws")
+
+  def make(self, net, context):
+    """See Evaluation."""
+    return Loss(net, context, **self.arguments())
+
+
+class Loss:
+  """See LossConfig."""
+
+  def __init__(self, net, context, *, split, examples, batch, draws, seed):
     self.net, self.context = net, context
     self.split, self.examples, self.draws = split, examples, draws
     self.batch = batch or context.run.batch
     self.key = rng.stream(seed, "val")
     self.loader = None
     sharding.check_batch(self.batch, context.mesh)
-    if examples < 0 or draws < 1:
-      raise config.ConfigError("evals.loss needs examples >= 0 and draws >= 1")
 
   def run(
     self, params, step: int, weights: str = "ema"
@@ -102,7 +114,7 @@ def example_sums(params, batch, key, *, net, draws: int = 1) -> dict[str, jax.Ar
     if "accuracy" in out:
       sums["accuracy"] = masked(out["accuracy"]).sum(1)
     if "mse" in out:
-      index = out["t"] * BINS // net.model.diffusion_steps  # [B, L, R]
+      index = out["t"] * BINS // net.model.head.steps  # [B, L, R]
       hit = (index[..., None] == jnp.arange(BINS)) & mask[..., None, None]
       sums["bin_sum"] = jnp.where(hit, out["mse"][..., None], 0).sum((1, 2))
       sums["bin_count"] = hit.sum((1, 2))

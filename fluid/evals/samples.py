@@ -8,22 +8,24 @@ Legend: N images, P prompts, K images of each, D features.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from fluid import config, rng
-from fluid.data import caption, make_source, shapes
+from fluid.config import identity, rules
+from fluid.data import make_source, shapes
 from fluid.evals import distribution, geneval
 from fluid.evals import features as feature_nets
+from fluid.evals.base import Evaluation
 from fluid.evals.detectors import DETECTORS
 from fluid.sampling import Sampler, to_uint8
-from fluid.tokenizers import in_batches
+from fluid.tokenizers import in_batches, store
 
 TOKENIZER_BATCH = 64
 
@@ -44,10 +46,7 @@ def draw(
     The images, and sample/seconds_per_image and sample/images of the drawing (without
     compilation; empty where the images were there already).
   """
-  try:
-    cfg = dataclasses.replace(context.run.sample, **overrides)
-  except TypeError as e:
-    raise config.ConfigError(f"evals: unknown sampling option ({e})") from e
+  cfg = context.run.sample.replace(**overrides)
   request = (step, tuple(prompts), seed, cfg)
   for asked, weights, images in context.drawn:
     if asked == request and weights is params:
@@ -93,13 +92,14 @@ def metadata(
   if which == "val":
     source = make_source(context.run.data, "val")
     stop = min(first + n, len(source))
-    return [{"prompt": caption(source, i)} for i in range(first, stop)]
+    text = context.run.text
+    return [{"prompt": text.prompt(source, i)} for i in range(first, stop)]
   if which == "geneval":
     if "geneval" not in context.run.evals:
       raise config.ConfigError(
         "prompts 'geneval' are those of config key 'evals.geneval', which is not there"
       )
-    return GenEval(None, context, **_without_every(context, "geneval")).lines
+    return context.run.evals["geneval"].make(None, context).lines
   if which == "shapes":
     return shapes.geneval_prompts(n, heldout=heldout)
   path = pathlib.Path(which)
@@ -110,15 +110,11 @@ def metadata(
   return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
-def _without_every(context, name):
-  drop = ("every", "raw")
-  return {k: v for k, v in context.run.evals[name].items() if k not in drop}
-
-
-class GenEval:
+@dataclasses.dataclass(frozen=True)
+class GenEvalConfig(Evaluation):
   """Share of images that show what their prompt says, per tag and overall.
 
-  Args:
+  Attributes:
     prompts: 'shapes', or a file of GenEval's metadata lines.
     n: prompts a tag (of 'shapes').
     k: images a prompt.
@@ -129,26 +125,32 @@ class GenEval:
     layout: write prompts and images to WORKDIR/geneval for the reference evaluator.
   """
 
+  kind = "geneval"
+
+  prompts: str = "shapes"
+  n: int = 16
+  k: int = 2
+  heldout: int = 0
+  detector: str = "shapes"
+  seed: int = 0
+  sample: dict[str, Any] = dataclasses.field(default_factory=dict)
+  layout: bool = False
+
+  def check(self, name):
+    rules.choice(f"{name}detector", self.detector, DETECTORS)
+
+  def make(self, net, context):
+    """See Evaluation."""
+    return GenEval(net, context, **self.arguments())
+
+
+class GenEval:
+  """See GenEvalConfig."""
+
   def __init__(
-    self,
-    net,
-    context,
-    *,
-    prompts: str = "shapes",
-    n: int = 16,
-    k: int = 2,
-    heldout: int = 0,
-    detector: str = "shapes",
-    seed: int = 0,
-    sample: dict | None = None,
-    layout: bool = False,
+    self, net, context, *, prompts, n, k, heldout, detector, seed, sample, layout
   ):
-    if detector not in DETECTORS:
-      raise config.ConfigError(
-        f"config key 'evals.geneval.detector' is '{detector}'; "
-        f"choose from {', '.join(DETECTORS)}"
-      )
-    self.net, self.context, self.seed, self.sample = net, context, seed, sample or {}
+    self.net, self.context, self.seed, self.sample = net, context, seed, sample
     self.detect = DETECTORS[detector](context.run.data.image_size)
     self.layout, self.k = layout, k
     lines = [("geneval", line) for line in metadata(context, prompts, n=n)]
@@ -198,13 +200,14 @@ class GenEval:
     return geneval.overall(self.detect(images), [e["meta"] for e in real])
 
 
-class Distribution:
+@dataclasses.dataclass(frozen=True)
+class DistributionConfig(Evaluation):
   """KID and Frechet distance between sampled and real validation images.
 
   Real images are the first of the split and captions come after them: an image and a
   sample for its own caption are no independent pair, which the estimate of KID assumes.
 
-  Args:
+  Attributes:
     examples: samples (of prompts 'val').
     real: real images (0: as many as `examples`; at most half of the split).
     prompts: 'val', or 'geneval' to use the images that evals.geneval draws.
@@ -215,20 +218,28 @@ class Distribution:
     sample: overrides of config.sample.
   """
 
+  kind = "distribution"
+
+  examples: int = 512
+  real: int = 0
+  prompts: str = "val"
+  features: str = "EffNet"
+  tokenizer: bool = True
+  seed: int = 0
+  sample: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def make(self, net, context):
+    """See Evaluation."""
+    return Distribution(net, context, **self.arguments())
+
+
+class Distribution:
+  """See DistributionConfig."""
+
   def __init__(
-    self,
-    net,
-    context,
-    *,
-    examples: int = 512,
-    real: int = 0,
-    prompts: str = "val",
-    features: str = "EffNet",
-    tokenizer: bool = True,
-    seed: int = 0,
-    sample: dict | None = None,
+    self, net, context, *, examples, real, prompts, features, tokenizer, seed, sample
   ):
-    self.net, self.context, self.seed, self.sample = net, context, seed, sample or {}
+    self.net, self.context, self.seed, self.sample = net, context, seed, sample
     self.source = make_source(context.run.data, "val")
     self.real = min(real or examples, len(self.source) // 2)
     lines = metadata(context, prompts, n=examples, first=self.real)
@@ -270,10 +281,10 @@ class Distribution:
   def _cached(self, name, images):
     """Features of fixed images, kept in the data cache under what they depend on."""
     run = self.context.run
-    data = {k: v for k, v in config.to_dict(run.data).items() if k != "cache"}
-    made_from = [name, self.features.name, self.real, data]
-    made_from += [run.tokenizer.path] if name == "tokenizer" else []
-    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-    file = f"{self.features.name}-{name}-{self.real}-{digest[:12]}.npy"
+    made_from = identity.identity(run.data, "data.") | {"real": self.real}
+    if name == "tokenizer":
+      made_from["weights"] = store.read_config(run.tokenizer.path)["weights_sha256"]
+    digest = identity.digest(made_from)
+    file = f"{self.features.name}-{name}-{self.real}-{digest}.npy"
     path = pathlib.Path(run.data.cache) / "features" / file
     return feature_nets.cached(path, lambda: self._extract(images()))

@@ -45,7 +45,7 @@ class Evaluations:
         raise _Stopped
 
     tokenizer = tokenizers.load(run.tokenizer.path) if run.tokenizer.path else None
-    vocabulary = text.load(run.text, run.data.cache)
+    vocabulary = text.load(run.text, workdir, run.data.cache)
     context = evals.EvalContext(run, tokenizer, vocabulary, mesh, workdir, loader)
     context.track = functools.partial(context.track, before=before)
     self._evaluators = evals.make(net, context)
@@ -54,7 +54,8 @@ class Evaluations:
     """Names of those that are due at a step and not done."""
 
     def now(name):
-      every = self._run.evals[name].get("every", self._run.eval_every)
+      own = self._run.evals[name].every
+      every = self._run.eval_every if own is None else own
       return due(step, every, self._run.steps) and (step, name) not in self._done
 
     return [name for name in self._evaluators if now(name)]
@@ -71,7 +72,7 @@ class Evaluations:
         if self._stop():
           return
         found = dict(evaluator.run(state.ema, step))
-        if self._run.evals[name].get("raw", False):
+        if self._run.evals[name].raw:
           raw = evaluator.run(state.params, step, "raw")
           found |= {f"raw/{k}": v for k, v in raw}
       except _Stopped:

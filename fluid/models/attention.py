@@ -6,23 +6,21 @@ B batch, L queries, T keys, H heads, K head width.
 import jax
 import jax.numpy as jnp
 
-from fluid import config
 from fluid.parallel import sharding
 
 KERNELS = ("auto", "xla", "splash", "cudnn")
 _BLOCK = 128  # Splash works on blocks of a lane's width.
 
 
-def choose(model: config.Model, platform: str) -> str:
+def choose(kernel: str, platform: str, width: int, dtype: str) -> str:
   """The kernel that 'auto' stands for: splash on TPU, cuDNN on GPU, else XLA's.
 
   cuDNN takes half precision and head widths up to 128 in steps of 8.
   """
-  if model.attention != "auto":
-    return model.attention
-  width = model.width // model.heads
+  if kernel != "auto":
+    return kernel
   if platform in ("gpu", "cuda", "rocm"):
-    fits = model.dtype == "bfloat16" and width <= 128 and width % 8 == 0
+    fits = dtype == "bfloat16" and width <= 128 and width % 8 == 0
     return "cudnn" if fits and platform != "rocm" else "xla"
   return "splash" if platform == "tpu" else "xla"
 
@@ -51,13 +49,13 @@ def attention(q, k, v, *, mask=None, causal=False, kernel="xla") -> jax.Array:
   return _xla(q, k, v, mask, causal)  # The compiler shards it.
 
 
-def attend_one(q, k, v, mask) -> jax.Array:
-  """Attention of one query q [B, 1, H, K] to a cache k, v [B, H, S, K] -> [B, 1, H, K].
+def attend_cached(q, k, v, mask) -> jax.Array:
+  """Attention of few queries q [B, M, H, K] to a cache k, v [B, H, S, K].
 
-  Softmax in float32; mask [B|1, S], True to attend.
+  Softmax in float32; mask [B|1, M|1, S], True to attend. -> [B, M, H, K].
   """
   scores = jnp.einsum("bqhk,bhsk->bhqs", q, k, preferred_element_type=jnp.float32)
-  scores = jnp.where(mask[:, None, None], scores * q.shape[-1] ** -0.5, -1e30)
+  scores = jnp.where(mask[:, None], scores * q.shape[-1] ** -0.5, -1e30)
   share = jax.nn.softmax(scores).astype(v.dtype)
   y = jnp.einsum("bhqs,bhsk->bqhk", share, v, preferred_element_type=jnp.float32)
   return y.astype(q.dtype)

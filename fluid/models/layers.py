@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fluid.models.attention import attend_one, attention
+from fluid.models.attention import attend_cached, attention
 from fluid.parallel import sharding
 from fluid.parallel.sharding import spec
 
@@ -116,12 +116,12 @@ class Attention(nn.Module):
     y = attention(self.q(x), keys, values, mask=mask, causal=causal, kernel=self.kernel)
     return self.out(y)
 
-  def one(self, x, keys, values, mask):
-    """One query x [B, 1, D], keys and values [B, H, T, K], mask [B|1, T] -> [B, 1, D].
+  def cached(self, x, keys, values, mask):
+    """x [B, M, D], keys, values [B, H, T, K], mask [B|1, M|1, T] -> [B, M, D].
 
     With heads first a cache is multiplied as it lies in memory.
     """
-    return self.out(attend_one(self.q(x), keys, values, mask))
+    return self.out(attend_cached(self.q(x), keys, values, mask))
 
 
 class Mlp(nn.Module):
@@ -143,9 +143,9 @@ class Block(nn.Module):
   width: int
   heads: int
   hidden: int
-  causal: bool = False
   cross: bool = True
   kernel: str = "xla"
+  causal: bool = False
 
   def setup(self):
     attention = (self.width, self.heads, self.kernel)
@@ -157,37 +157,44 @@ class Block(nn.Module):
     self.norm_mlp = Norm()
     self.mlp = Mlp(self.width, self.hidden)
 
-  def __call__(self, x, text, text_mask, mask, text_kv=None, at=None):
-    """x [B, L, D], text [B, T, D], text_mask [B, T], mask [B, L] -> [B, L, D], None.
+  def __call__(self, carry, own, text, text_mask, mask, *, first=0, at=None):
+    """One layer, as a scan runs it.
 
-    The None is what nn.scan wants to stack.
-    `mask` (True: attend) is over the keys of self-attention, for padded sequences.
-    `text_kv` are the text's keys and values [B, T, H, K], if they are known. With
-    positions `at` [B, M] only these are computed; all of x still gives the keys.
+    Args:
+      carry: x [B, L, D], and None or the keys and values [N, B, H, S, K] of all layers
+        up to position `first`, where x begins: it sees them and itself.
+      own: None, or of this layer the keys and values of the text (None: not known yet),
+        [B, T, H, K], with a past [B, H, T, K], and its number.
+      text, text_mask: [B, T, D], [B, T].
+      mask: [B, L], True to attend: keys of self-attention, for padded sequences.
+      at: positions [B, M] to compute; all of x still gives the keys.
+
+    Returns:
+      The carry, with the new positions written to the past, and None.
     """
+    (x, past), (text_kv, number) = carry, own or (None, None)
     y = self.norm_self(x)
     k, v = self.attend.project(y)
-    if at is not None:
-      x, y = (jnp.take_along_axis(a, at[..., None], 1) for a in (x, y))
-    x = x + self.attend(y, k, v, mask=mask, causal=self.causal)
+    if past is None:
+      if at is not None:
+        x, y = (jnp.take_along_axis(a, at[..., None], 1) for a in (x, y))
+      x = x + self.attend(y, k, v, mask=mask, causal=self.causal)
+    else:
+      past = tuple(_written(p, n, number, first) for p, n in zip(past, (k, v)))
+      places = first + jnp.arange(x.shape[1])[:, None]
+      seen = (jnp.arange(past[0].shape[3]) <= places)[None]
+      x = x + self.attend.cached(y, past[0][number], past[1][number], seen)
     if self.cross:
-      k, v = text_kv or self.read.project(text)
-      x = x + self.read(self.norm_cross(x), k, v, mask=text_mask)
-    return x + self.mlp(self.norm_mlp(x)), None
+      y = self.norm_cross(x)
+      text_kv = text_kv or self.read.project(text)
+      if past is None:
+        x = x + self.read(y, *text_kv, mask=text_mask)
+      else:
+        x = x + self.read.cached(y, *text_kv, text_mask[:, None])
+    return (x + self.mlp(self.norm_mlp(x)), past), None
 
-  def decode(self, x, index, layer, past, text_kv, text_mask):
-    """One position x [B, 1, D] at `index`, which sees those before it and itself.
 
-    `past` are keys and values [N, B, H, S, K] of all layers, of which this one is
-    number `layer`; they come back with the new position written. `text_kv` are those
-    of the text [B, H, T, K].
-    """
-    y = self.norm_self(x)
-    new = self.attend.project(y)
-    past = tuple(
-      p.at[layer, :, :, index].set(n[:, 0].astype(p.dtype)) for p, n in zip(past, new)
-    )
-    seen = (jnp.arange(past[0].shape[3]) <= index)[None]
-    x = x + self.attend.one(y, past[0][layer], past[1][layer], seen)
-    x = x + self.read.one(self.norm_cross(x), *text_kv, text_mask)
-    return x + self.mlp(self.norm_mlp(x)), past
+def _written(past, new, layer, first):
+  """Past [N, B, H, S, K] with new [B, M, H, K] at positions from `first` on."""
+  new = jnp.swapaxes(new, 1, 2).astype(past.dtype)
+  return jax.lax.dynamic_update_slice(past, new[None], (layer, 0, 0, first, 0))

@@ -9,6 +9,7 @@ Each process runs the same command. On Cloud TPU, Slurm and Open MPI
 import ctypes
 import functools
 import os
+import pathlib
 import re
 import signal
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from fluid import config
+from fluid import config, files
 from fluid.console import cli, progress
 from fluid.errors import REQUEUE
 
@@ -160,6 +161,12 @@ def say(line: str) -> None:
   """Prints a line, on process 0."""
   if jax.process_index() == 0:
     print(line, flush=True)
+
+
+def write_json(path: pathlib.Path, value) -> None:
+  """Replaces a file in one step; only process 0 writes."""
+  if jax.process_index() == 0:
+    files.write_json(path, value)
 
 
 # Work that all processes do, of which one speaks.

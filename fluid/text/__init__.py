@@ -1,25 +1,27 @@
-"""Text encoders: ENCODERS maps config.text.kind to what turns prompts into model input.
+"""Text encoders: what turns prompts into a condition's input; ENCODERS has them all.
 
-Every encoder has `size`, `encode(prompts, length) -> (ids [B, T], mask [B, T])` and
-`decode(ids)`. The learned one stops there: its embedding table [size, width] is a
-parameter of the net. A frozen one (T5) adds `features(ids, mask) -> [B, T, width]`,
-which the net takes in the place of ids.
+An encoder's config is a TextConfig; `load(run.text, folder)` gives the encoder, which
+has `size`, `encode(prompts, length) -> (ids [B, T], mask [B, T])` and `decode(ids)`.
+The learned one stops there: its embedding table is a parameter of the net. A frozen one
+adds `features(ids, mask) -> [B, T, E]`, which the net takes in the place of ids. Class
+names are prompts of one token. A new encoder is one file and one row of ENCODERS.
 """
 
-import pathlib
+from typing import Any
 
-from fluid import config
+from fluid.text.base import TextConfig, copy, load
+from fluid.text.classes import ClassesConfig
+from fluid.text.learned import LearnedConfig
 from fluid.text.tokenization import PromptError, Vocabulary, train_vocabulary
 
-ENCODERS = {"learned": Vocabulary}
+ENCODERS: dict[str, Any] = {"learned": LearnedConfig, "classes": ClassesConfig}
 
-__all__ = ["ENCODERS", "PromptError", "Vocabulary", "load", "train_vocabulary"]
-
-
-def load(text: config.Text, cache: str = "") -> Vocabulary:
-  """The encoder of a config: its own file, or the one that prepare left in `cache`."""
-  if text.kind not in ENCODERS:
-    raise config.ConfigError(
-      f"config key 'text.kind' is '{text.kind}'; choose from {', '.join(ENCODERS)}"
-    )
-  return ENCODERS[text.kind](text.path or pathlib.Path(cache) / "text.model")
+__all__ = [
+  "ENCODERS",
+  "PromptError",
+  "TextConfig",
+  "Vocabulary",
+  "copy",
+  "load",
+  "train_vocabulary",
+]

@@ -1,37 +1,51 @@
-"""Tokenizers: `load(path)` gives one; TOKENIZERS maps config.tokenizer.kind to a class.
+"""Tokenizers: `load(path)` gives one; TOKENIZERS has the config of every kind.
 
-Linen stays in this package and in fluid.models; others see arrays and pure functions.
+A tokenizer's config makes it, `config.make(image_size, variables)`; see base.Tokenizer.
+Linen stays in this package and in fluid.models; others see arrays and pure functions. A
+new tokenizer is one file and one row of TOKENIZERS.
 """
+
+from typing import Any
 
 import jax
 
 from fluid import config as config_lib
+from fluid.config import upgrade
 from fluid.tokenizers import store
-from fluid.tokenizers.base import Tokenizer, TokenSpec, in_batches
-from fluid.tokenizers.vae import VAE
-from fluid.tokenizers.vq import VQ
+from fluid.tokenizers.base import Tokenizer, TokenizerConfig, TokenSpec, in_batches
+from fluid.tokenizers.vae import VAEConfig
+from fluid.tokenizers.vq import VQConfig
 
-TOKENIZERS = {"vae": VAE, "vq": VQ}
+TOKENIZERS: dict[str, Any] = {"vae": VAEConfig, "vq": VQConfig}
 
-__all__ = ["TOKENIZERS", "TokenSpec", "Tokenizer", "build", "in_batches", "load"]
-
-
-def build(config: config_lib.Tokenizer, image_size: int, variables=None) -> Tokenizer:
-  """The tokenizer that `config` describes; an unknown kind -> ConfigError."""
-  if config.kind not in TOKENIZERS:
-    raise config_lib.ConfigError(
-      f"config key 'tokenizer.kind' is '{config.kind}'; "
-      f"choose from {', '.join(TOKENIZERS)}"
-    )
-  return TOKENIZERS[config.kind](config, image_size, variables)
+__all__ = [
+  "TOKENIZERS",
+  "TokenSpec",
+  "Tokenizer",
+  "TokenizerConfig",
+  "in_batches",
+  "load",
+]
 
 
-def load(path: str) -> Tokenizer:
-  """Restores PATH/{config.json, weights.safetensors}; else ConfigError says why."""
+def load(path: str, sha256: str = "") -> Tokenizer:
+  """Restores PATH/{config.json, weights.safetensors}; else ConfigError says why.
+
+  Args:
+    path: folder.
+    sha256: of the weights that are wanted ('' for whatever is there).
+  """
   content = store.read_config(path)
-  config = config_lib.from_config_dict(
-    content["tokenizer"], config_lib.Tokenizer, "tokenizer."
+  if sha256 and content["weights_sha256"] != sha256:
+    raise config_lib.ConfigError(
+      f"{path} holds another tokenizer (weights {content['weights_sha256'][:12]}) than "
+      f"that of this run ({sha256[:12]}): put that back, or name where it is in config "
+      "key 'tokenizer.path'"
+    )
+  config: TokenizerConfig = config_lib.part_from_dict(
+    upgrade.tokenizer(content["tokenizer"]), "tokenizer", "tokenizer."
   )
-  shapes = jax.eval_shape(build(config, content["image_size"]).init, jax.random.key(0))
+  untrained = config.make(content["image_size"])
+  shapes = jax.eval_shape(untrained.init, jax.random.key(0))
   weights = store.read_weights(path, content["weights_sha256"], shapes)
-  return build(config, content["image_size"], weights)
+  return config.make(content["image_size"], weights)

@@ -11,14 +11,64 @@ channels would normalise colour away.
 B batch, H W height and width, C channels.
 """
 
+import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fluid import config as config_lib
+from fluid import config
+from fluid.config import rules
+from fluid.tokenizers import base
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig(base.TokenizerConfig):
+  """The two halves, whatever lies between them.
+
+  Attributes:
+    width, multipliers, blocks: encoder/decoder channels, per-level multipliers (one
+      level more halves the resolution once more) and residual blocks per level.
+    channels: of the latent, or width of a codebook.
+    z_channels: width between encoder and the 1x1 convolution (0: `channels`).
+    attention: 'none', 'mid' (SD VAE) or 'deep' (also at the lowest resolution: VQGAN).
+    stem: pixels are folded stem x stem into channels at both ends; 1 for published
+      weights, more for speed. Pixels per latent: stem * 2**(len(multipliers) - 1).
+  """
+
+  width: int = 32
+  multipliers: tuple[int, ...] = (1, 2, 2)
+  blocks: int = 1
+  channels: int = 4
+  z_channels: int = 0
+  attention: str = "none"
+  stem: int = 1
+
+  patch: ClassVar[int] = 1
+
+  def check(self, name):
+    if self.width % 4:
+      raise config.ConfigError(
+        f"config key '{name}width' ({self.width}) must be a multiple of 4"
+      )
+    rules.choice(f"{name}attention", self.attention, ("none", "mid", "deep"))
+
+  @property
+  def factor(self) -> int:
+    """Pixels per latent and side."""
+    return self.stem * 2 ** (len(self.multipliers) - 1)
+
+  def grid(self, image_size: int) -> int:
+    """Latents per side, before they are grouped into tokens."""
+    side = self.factor * self.patch
+    if image_size % side:
+      raise config.ConfigError(
+        f"config key 'data.image_size' ({image_size}) must be a multiple of {side}, "
+        "the pixels per token side (tokenizer.stem x halvings x tokenizer.patch)"
+      )
+    return image_size // self.factor
 
 
 def _norm(channels: int, name: str) -> nn.Module:
@@ -76,7 +126,7 @@ class AttnBlock(nn.Module):
 class _Half(nn.Module):
   """What encoder and decoder share."""
 
-  config: config_lib.Tokenizer
+  config: AutoencoderConfig
   out: int
 
   def mid(self, x):
@@ -134,7 +184,7 @@ class Autoencoder(nn.Module):
     moments: channels the encoder gives per latent channel (2: mean and log variance).
   """
 
-  config: config_lib.Tokenizer
+  config: AutoencoderConfig
   moments: int = 1
 
   def setup(self):
@@ -157,7 +207,7 @@ class Autoencoder(nn.Module):
     return self.decode(self.encode(images)[..., : self.config.channels])
 
 
-def reconstruction_loss(recon: Any, images: Any, config: config_lib.Tokenizer):
+def reconstruction_loss(recon: Any, images: Any, config: AutoencoderConfig):
   """Mean over the batch of L1, L2 and edges; [B, H, W, 3] each -> scalar.
 
   The edge term is the L1 distance of horizontal and vertical differences at full, half

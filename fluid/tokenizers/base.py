@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fluid import config as config_lib
+from fluid import config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,35 @@ class TokenSpec:
     return cls(**(values | {"grid": tuple(values["grid"])}))
 
 
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig(config.Part):
+  """What every tokenizer's config has.
+
+  Attributes:
+    path: folder with config.json and weights.safetensors.
+    steps, batch, lr, warmup: training; AdamW, linear warm-up, cosine decay to 0.
+    ema: decay of the averaged weights, which are the ones kept.
+    l2_weight, edge_weight: of squared error and edge error; absolute error has 1.
+  """
+
+  path: str = config.place()
+  steps: int = 2000
+  batch: int = 64
+  lr: float = 1e-3
+  warmup: int = 100
+  ema: float = 0.998
+  l2_weight: float = 1.0
+  edge_weight: float = 0.5
+
+  def make(self, image_size: int, variables: Any = None) -> "Tokenizer":
+    """The tokenizer of images of this size; without variables it is untrained.
+
+    Raises:
+      ConfigError: the size does not divide into tokens.
+    """
+    raise NotImplementedError
+
+
 class Tokenizer:
   """Weights bound to the pure functions of one kind.
 
@@ -49,19 +78,11 @@ class Tokenizer:
     variables: nested dict of arrays; uncommitted, so valid under any mesh and none.
   """
 
-  def __init__(
-    self, config: config_lib.Tokenizer, image_size: int, variables: Any = None
-  ):
-    check(config, image_size)
+  def __init__(self, config: TokenizerConfig, image_size: int, variables: Any = None):
     self.config = config
     self.image_size = image_size
     self.variables = jax.device_put(variables)
     self._jit = functools.cache(lambda name: jax.jit(getattr(self, name)))
-
-  @property
-  def grid(self) -> int:
-    """Latents per side, before they are grouped into tokens."""
-    return self.image_size // factor(self.config)
 
   @property
   def spec(self) -> TokenSpec:
@@ -78,30 +99,10 @@ class Tokenizer:
   def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     """[B, H, W, 3] -> posterior mean and std of the tokens, [B, L, C] each."""
     if self.spec.kind != "continuous":
-      raise config_lib.ConfigError(
+      raise config.ConfigError(
         f"a '{self.config.kind}' tokenizer has no moments; use encode"
       )
     return self._jit("moments_with")(self.variables, images)
-
-
-def factor(config: config_lib.Tokenizer) -> int:
-  """Pixels per latent and side."""
-  return config.stem * 2 ** (len(config.multipliers) - 1)
-
-
-def check(config: config_lib.Tokenizer, image_size: int) -> None:
-  """Refuses settings that only a reshape deep inside would refuse."""
-  patch = config.patch if config.kind == "vae" else 1
-  side = factor(config) * patch
-  if image_size % side:
-    raise config_lib.ConfigError(
-      f"config key 'data.image_size' ({image_size}) must be a multiple of {side}, the "
-      "pixels per token side (tokenizer.stem x halvings x tokenizer.patch)"
-    )
-  if config.width % 4:
-    raise config_lib.ConfigError(
-      f"config key 'tokenizer.width' ({config.width}) must be a multiple of 4"
-    )
 
 
 def patchify(latents, patch: int):

@@ -10,7 +10,6 @@ the latent come out smooth.
 B batch, H W image.
 """
 
-import dataclasses
 import json
 import os
 import time
@@ -25,6 +24,7 @@ from PIL import Image
 
 from fluid import config as config_lib
 from fluid import data, files, rng, tokenizers
+from fluid.config.identity import differences, identity
 from fluid.console import cli
 from fluid.console.progress import clock
 from fluid.tokenizers import store, vq
@@ -104,7 +104,9 @@ def make_step(tokenizer: tokenizers.Tokenizer, tx: optax.GradientTransformation)
   return jax.jit(step, donate_argnums=0)
 
 
-def fit(config: config_lib.Tokenizer, image_size: int, batches, seed: int, report=None):
+def fit(
+  config: tokenizers.TokenizerConfig, image_size: int, batches, seed: int, report=None
+):
   """Trains from scratch; -> (tokenizer without weights, params, training state).
 
   Args:
@@ -112,7 +114,7 @@ def fit(config: config_lib.Tokenizer, image_size: int, batches, seed: int, repor
     report: called as report(step, metrics) after each step; metrics are arrays that
       may not be ready yet.
   """
-  tokenizer = tokenizers.build(config, image_size)
+  tokenizer = config.make(image_size)
   # The other generator compiles many times faster where every layer draws its weights.
   bits = jax.random.bits(rng.stream(seed, "tokenizer/init"))
   variables = jax.jit(tokenizer.init)(jax.random.key(bits, impl="rbg"))
@@ -202,7 +204,7 @@ def train(run: config_lib.Run) -> tokenizers.Tokenizer:
     )
   if os.path.exists(os.path.join(path, "done.json")):
     return _existing(run)
-  tokenizers.build(config, run.data.image_size)  # Refuses a bad config before the work.
+  config.make(run.data.image_size)  # Refuses a bad config before the work.
   os.makedirs(path, exist_ok=True)
   images = Images(data.make_source(run.data, "train"), run.data.num_train)
   start = time.time()
@@ -218,7 +220,7 @@ def train(run: config_lib.Run) -> tokenizers.Tokenizer:
   )
   sample = images.first(SAMPLE)
   variables = tokenizer.finish(params, state, sample, min(config.batch, len(sample)))
-  tokenizer = tokenizers.build(config, run.data.image_size, variables)
+  tokenizer = config.make(run.data.image_size, variables)
   held_out = Images(data.make_source(run.data, "val"), run.data.num_val).first(SAMPLE)
   metrics, recon = evaluate(tokenizer, held_out)
   metrics["seconds"] = time.time() - start
@@ -233,18 +235,15 @@ def train(run: config_lib.Run) -> tokenizers.Tokenizer:
 def _existing(run: config_lib.Run) -> tokenizers.Tokenizer:
   path = run.tokenizer.path
   tokenizer = tokenizers.load(path)
-  found = dataclasses.replace(tokenizer.config, path=path)
-  pairs = [
-    (f"tokenizer.{f.name}", getattr(found, f.name), getattr(run.tokenizer, f.name))
-    for f in dataclasses.fields(found)
-  ]
-  pairs.append(("data.image_size", tokenizer.image_size, run.data.image_size))
-  for name, there, wanted in pairs:
-    if there != wanted:
-      raise config_lib.ConfigError(
-        f"{path} holds a tokenizer with {name} = {there}, not {wanted}: choose another "
-        "tokenizer.path or remove the folder"
-      )
+  there = identity(tokenizer.config, "tokenizer.")
+  there["data.image_size"] = tokenizer.image_size
+  wanted = identity(run.tokenizer, "tokenizer.")
+  wanted["data.image_size"] = run.data.image_size
+  for name in differences(there, wanted):
+    raise config_lib.ConfigError(
+      f"{path} holds a tokenizer with {name} = {there.get(name)}, not "
+      f"{wanted.get(name)}: choose another tokenizer.path or remove the folder"
+    )
   print(f"{path} is done already", flush=True)
   return tokenizer
 

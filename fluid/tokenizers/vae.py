@@ -3,19 +3,40 @@
 B batch, H W image, h w latent grid, C latent channels, p patch, L tokens.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluid import config as config_lib
 from fluid.tokenizers import autoencoder, base
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig(autoencoder.AutoencoderConfig):
+  """A Gaussian latent; tokens are patches of it.
+
+  Attributes:
+    patch: latents are grouped patch x patch into one token.
+    kl_weight: weight of the KL term, counted as in latent diffusion.
+  """
+
+  kind = "vae"
+
+  patch: int = 2  # type: ignore[misc]
+  kl_weight: float = 1e-6
+
+  def make(self, image_size, variables=None):
+    """See base.TokenizerConfig."""
+    return VAE(self, image_size, variables)
 
 
 class VAE(base.Tokenizer):
   """variables: params, and latent {shift [C], scale [C]}: tokens = (z-shift)*scale."""
 
-  def __init__(self, config: config_lib.Tokenizer, image_size: int, variables=None):
+  def __init__(self, config: VAEConfig, image_size: int, variables=None):
     super().__init__(config, image_size, variables)
+    self.grid = config.grid(image_size)
     self.module = autoencoder.Autoencoder(config, moments=2)
 
   @property

@@ -3,11 +3,12 @@
 B batch, H W image, h w latent grid, N = B h w latents, V vocabulary, C codebook width.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluid import config as config_lib
 from fluid.tokenizers import autoencoder, base
 
 # A code that wins fewer than this share of its fair share of latents is dead.
@@ -58,11 +59,34 @@ def update_codebook(state, z, ids, key, decay: float):
   return {"count": count, "sum": total}, total / count[:, None], dead.sum()
 
 
+@dataclasses.dataclass(frozen=True)
+class VQConfig(autoencoder.AutoencoderConfig):
+  """A codebook entry for each latent.
+
+  Attributes:
+    vocab, cosine: codebook entries; look them up by cosine, on the unit sphere.
+    commitment, codebook_decay: weight of the pull of latents to their codes, and of
+      the past in the moving averages that make the codes.
+  """
+
+  kind = "vq"
+
+  vocab: int = 512
+  cosine: bool = False
+  commitment: float = 0.25
+  codebook_decay: float = 0.97
+
+  def make(self, image_size, variables=None):
+    """See base.TokenizerConfig."""
+    return VQ(self, image_size, variables)
+
+
 class VQ(base.Tokenizer):
   """variables: params, and codebook [V, C]."""
 
-  def __init__(self, config: config_lib.Tokenizer, image_size: int, variables=None):
+  def __init__(self, config: VQConfig, image_size: int, variables=None):
     super().__init__(config, image_size, variables)
+    self.grid = config.grid(image_size)
     self.module = autoencoder.Autoencoder(config)
 
   @property

@@ -9,7 +9,7 @@ import numpy as np
 
 from fluid import config
 from fluid.data.records import BAD, RecordError
-from fluid.durable.workdir import write_json
+from fluid.parallel import distributed
 
 
 class NonFiniteError(config.ConfigError):
@@ -89,7 +89,7 @@ class Health:
     ids = report["id"].tolist()
     wrong = [i for i, v in zip(ids, loss) if not math.isfinite(v)]
     file = self._folder / f"step_{step:08d}.json"
-    write_json(
+    distributed.write_json(
       file,
       {
         "step": step,

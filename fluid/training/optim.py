@@ -1,9 +1,8 @@
-"""AdamW: learning rate schedule, decay by parameter path, clipping, EMA, accumulation.
+"""AdamW: learning rate schedule, clipping, EMA, accumulation.
 
 B batch, A microbatches.
 """
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,35 +13,6 @@ import optax
 
 from fluid import config, trees
 from fluid.parallel import sharding
-
-# (path of a parameter, whether its weights decay). Exactly one rule fits each path.
-# Scanned layers carry a leading axis, so the number of axes cannot tell a kernel.
-# Nothing decays in the denoiser, as in MAR; tables do not, as a step sees few rows.
-DECAY = (
-  (r"(trunk|aligner)/.*(self|cross|mlp)/\w+/w", True),
-  (r"(aligner/proj|head/tokens|head/output)/w", True),
-  (r"(fill|pos|pos_out|aligner/(table|null|pos)|head/(table|bias))/w", False),
-  (r"(?!head/net/).*/(b|bias|scale)", False),
-  (r"head/net/.*", False),
-)
-
-
-def decay_mask(params):
-  """Tree of bools: does weight decay apply to this parameter?
-
-  Raises:
-    ValueError: a parameter fits no rule or more than one; it needs a rule in DECAY.
-  """
-
-  def leaf(name):
-    hits = [decay for pattern, decay in DECAY if re.fullmatch(pattern, name)]
-    if len(hits) != 1:
-      raise ValueError(
-        f"parameter '{name}' fits {len(hits)} rules of optim.DECAY, not 1"
-      )
-    return hits[0]
-
-  return jax.tree.unflatten(jax.tree.structure(params), map(leaf, trees.paths(params)))
 
 
 def schedule(cfg: config.Optim, steps: int) -> Callable:
@@ -68,8 +38,14 @@ def schedule(cfg: config.Optim, steps: int) -> Callable:
   return lr
 
 
-def make_optimizer(cfg: config.Optim, steps: int) -> optax.GradientTransformation:
-  """Clip by global norm (0: off), then AdamW."""
+def make_optimizer(
+  cfg: config.Optim, steps: int, decays: Callable
+) -> optax.GradientTransformation:
+  """Clip by global norm (0: off), then AdamW.
+
+  Args:
+    decays: params -> tree of bools, which of them decay (Net.decays).
+  """
   clip = optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity()
   return optax.chain(
     clip,
@@ -78,7 +54,7 @@ def make_optimizer(cfg: config.Optim, steps: int) -> optax.GradientTransformatio
       b1=cfg.b1,
       b2=cfg.b2,
       weight_decay=cfg.weight_decay,
-      mask=decay_mask,
+      mask=decays,
     ),
   )
 

@@ -22,7 +22,7 @@ def make_step(net: models.Net, run: config.Run):
   rows were left out for each kind of damage. All of it is replicated, and none of it is
   copied to the host unless it is asked for.
   """
-  optimizer = optim.make_optimizer(run.optim, run.steps)
+  optimizer = optim.make_optimizer(run.optim, run.steps, net.decays)
   lr = optim.schedule(run.optim, run.steps)
 
   def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
@@ -30,7 +30,7 @@ def make_step(net: models.Net, run: config.Run):
 
     def loss(params, batch):
       keys = rng.example_keys(key, batch["id"])
-      out = net.loss(params, batch, keys, train=True)
+      out = net.loss(params, batch, keys, train=True, step=state.step)
       mask = out["mask"] & batch["mask"][:, None]
       names = ("loss", "mse", "vb", "accuracy")
       each = jax.vmap(lambda x, m: Mean.of(x, m).value)(out["loss"], mask)

@@ -195,7 +195,7 @@ def other_config(lab, count):
   """A config, a model or data that this workdir does not belong to."""
   changes = [
     (["--config.optim.lr=0.5"], "optim.lr"),
-    (["--config.model.width=32"], "model.width"),
+    (["--config.model.trunk.width=32"], "model.trunk.width"),
     (["--config.seed=3"], "seed"),
     ([f"--config.data.cache={_other_cache(lab)}"], "data.cache"),
   ]

@@ -12,6 +12,13 @@ from PIL import Image
 from tests.conftest import ROOT
 
 SWEEP = """
+# Sampling options of a head and of an order are there where that is.
+OWN = {
+  "continuous": {"sample.diffusion_steps": 3}, "discrete": {},
+  "random": {"sample.steps": 3}, "raster": {},
+}
+
+
 def sweep():
   for tokens, order in (("continuous", "random"), ("discrete", "raster")):
     yield dict(
@@ -20,9 +27,9 @@ def sweep():
       overrides={
         "tokenizer.steps": 4, "data.num_train": 128, "data.num_val": 64,
         "steps": 4, "batch": 16, "eval_every": 2, "checkpoint_every": 2,
-        "log_every": 1, "optim.warmup": 2, "sample.steps": 3,
-        "sample.diffusion_steps": 3, "sample.batch": 12, "evals.loss.examples": 32,
-        "evals.geneval.n": 2, "evals.geneval.k": 1, "evals.distribution.examples": 12,
+        "log_every": 1, "optim.warmup": 2, "sample.batch": 12,
+        "evals.loss.examples": 32, "evals.geneval.n": 2, "evals.geneval.k": 1,
+        "evals.distribution.examples": 12, **OWN[tokens], **OWN[order],
       },
     )
 """

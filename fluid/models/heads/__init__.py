@@ -1,16 +1,20 @@
 """Heads own the token space at both ends.
 
-A head is a Linen module built from (config.Model, TokenSpec) with
-  embed(tokens) -> [B, L, D];
-  loss(z [B, L, D], target, keys [B]) -> {'loss': [B, L], ...}, unreduced;
-  sample(z [B, M, D], keys [B, M], z_uncond=, guidance=, temperature=, steps=, clip=)
-  -> tokens.
-Randomness is per example (loss) and per token (sample), so results do not depend on
-how examples are batched.
+A head's config says which tokens it fits (`tokens`), how it draws (`Draw`), and makes a
+Linen module, `config.module(model, spec)`, with
+
+  embed(tokens) -> [B, L, D]
+  loss(z [B, L, D], target, keys [B]) -> {'loss': [B, L], ...}, unreduced
+  sample(z [B, M, D], keys [B, M], z_uncond=, guidance=, temperature=, draw=) -> tokens
+
+Randomness is per example (loss) and per token (sample), so results do not depend on how
+examples are batched. Its parameters lie under 'head'. A new head is one file and one
+row of HEADS.
 """
 
-from fluid.models.heads.categorical import CategoricalHead
-from fluid.models.heads.diffusion import DiffusionHead
+from typing import Any
 
-HEADS = {"categorical": CategoricalHead, "diffusion": DiffusionHead}
-KINDS = {"categorical": "discrete", "diffusion": "continuous"}
+from fluid.models.heads.categorical import CategoricalConfig
+from fluid.models.heads.diffusion import DiffusionConfig
+
+HEADS: dict[str, Any] = {"categorical": CategoricalConfig, "diffusion": DiffusionConfig}

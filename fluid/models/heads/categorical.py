@@ -3,6 +3,8 @@
 B batch, L tokens, D trunk width, V vocabulary.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,19 +12,44 @@ from flax import linen as nn
 
 from fluid import config
 from fluid.models import layers
+from fluid.models.heads.base import Head
 from fluid.parallel import sharding
 from fluid.parallel.sharding import spec as pspec
 from fluid.tokenizers.base import TokenSpec
 
 
-class CategoricalHead(nn.Module):
-  """Discrete tokens at both ends: a table embeds them, logits predict them."""
+@dataclasses.dataclass(frozen=True)
+class CategoricalConfig(Head):
+  """A table embeds tokens, logits predict them.
 
-  cfg: config.Model
+  Attributes:
+    tie_embeddings: one table for both ends.
+  """
+
+  kind = "categorical"
+  tokens = "discrete"
+  PARAMETERS = (
+    (r"head/table/w", False, "embeddings"),
+    (r"head/output/w", True, "head"),
+    (r"head/bias/w", False, "head"),
+  )
+
+  tie_embeddings: bool = True
+
+  def module(self, model, spec):
+    """See fluid.models.heads."""
+    return CategoricalHead(self, model, spec)
+
+
+class CategoricalHead(nn.Module):
+  """See CategoricalConfig."""
+
+  cfg: CategoricalConfig
+  model: config.Model
   spec: TokenSpec
 
   def setup(self):
-    shape = (self.spec.vocab, self.cfg.width)
+    shape = (self.spec.vocab, self.model.trunk.width)
     self.table = layers.Table(shape, ("vocab", "embed"))
     if not self.cfg.tie_embeddings:
       self.output = layers.Table(shape, ("vocab", "embed"))
@@ -30,7 +57,7 @@ class CategoricalHead(nn.Module):
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """[B, L] -> [B, L, D]."""
-    table = self.table().astype(self.cfg.dtype)
+    table = self.table().astype(self.model.dtype)
     return table.at[tokens].get(out_sharding=pspec("batch", None, None))
 
   def logits(self, z: jax.Array) -> jax.Array:
@@ -55,12 +82,12 @@ class CategoricalHead(nn.Module):
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, target)
     return {"loss": loss, "accuracy": (logits.argmax(-1) == target).astype(loss.dtype)}
 
-  def sample(self, z, keys, *, z_uncond=None, guidance=1.0, temperature=1.0, **_):
+  def sample(self, z, keys, *, z_uncond=None, guidance=1.0, temperature=1.0, draw=None):
     """z and z_uncond [B, M, D], keys [B, M] -> tokens [B, M].
 
-    Guidance acts on logits; a temperature of 0 takes the most likely token. What
-    only diffusion needs is ignored.
+    Guidance acts on logits; a temperature of 0 takes the most likely token.
     """
+    del draw  # It has no options of its own.
     if z_uncond is None:
       logits = self.logits(z)
     else:

@@ -5,13 +5,17 @@ Li et al. (arXiv 2406.11838): SimpleMLPAdaLN and its DiffLoss.
 B batch, L tokens, D trunk width, C token channels, W head width, R noise draws a token.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from fluid import config
+from fluid.config import rules
 from fluid.models import layers
 from fluid.models.diffusion import Diffusion, timestep_features
+from fluid.models.heads.base import Head
 from fluid.tokenizers.base import TokenSpec
 
 _ZEROS = nn.initializers.zeros
@@ -89,32 +93,107 @@ class Denoiser(nn.Module):
     return self.denoise(x, self.time(t, z.dtype) + self.condition(z))
 
 
-class DiffusionHead(nn.Module):
-  """Continuous tokens at both ends: embeds them, predicts them by diffusion."""
+SOLVERS = ("ancestral", "ddim", "dpmpp")
 
-  cfg: config.Model
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionDraw(config.Draw):
+  """How tokens are denoised.
+
+  Attributes:
+    solver: 'ancestral' (DDPM, as MAR), 'ddim' or 'dpmpp' (DPM-Solver++ 2M); the last
+      two are deterministic and need fewer steps.
+    diffusion_steps: reverse steps.
+    diffusion_steps_last: the same for the last tokens decoded, to which the steps of
+      the tokens before fall in four stages (0: all as the first).
+    clip: bound on the continuous tokens implied at each reverse step (0: none, as MAR);
+      about 4 standard deviations keeps a young network's chain from running away.
+  """
+
+  solver: str = "ancestral"
+  diffusion_steps: int = 100
+  diffusion_steps_last: int = 0
+  clip: float = 0.0
+
+  def at(self, known):
+    first, last = self.diffusion_steps, self.diffusion_steps_last
+    if not last:
+      return self
+    quarter = min(int(4 * known), 3)
+    steps = round(first + (last - first) * quarter / 3)
+    return dataclasses.replace(self, diffusion_steps=steps, diffusion_steps_last=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig(Head):
+  """A denoising MLP predicts tokens; a projection embeds them.
+
+  Attributes:
+    layers, width: residual blocks and their width (0: the trunk's; unconfirmed).
+    batch_mul: noise draws per token and step (MAR's diffusion batch multiplier).
+    steps: length of the training noise schedule.
+  """
+
+  kind = "diffusion"
+  tokens = "continuous"
+  Draw = DiffusionDraw
+  # Nothing decays in the denoiser, as in MAR.
+  PARAMETERS = (
+    (r"head/tokens/w", True, "embeddings"),
+    (r"head/tokens/b", False, "embeddings"),
+    (r"head/net/.*", False, "head"),
+  )
+
+  layers: int = 6
+  width: int = 0
+  batch_mul: int = 4
+  steps: int = 1000
+
+  def check(self, name):
+    rules.positive(self, name, "layers", "batch_mul", "steps")
+    rules.not_negative(self, name, "width")
+
+  def check_draw(self, draw, name):
+    rules.choice(f"{name}solver", draw.solver, SOLVERS)
+    rules.positive(draw, name, "diffusion_steps")
+    rules.not_negative(draw, name, "diffusion_steps_last", "clip")
+    for field in ("diffusion_steps", "diffusion_steps_last"):
+      if (steps := getattr(draw, field)) > self.steps:
+        raise config.ConfigError(
+          f"config key '{name}{field}' ({steps}) must not exceed model.head.steps "
+          f"({self.steps})"
+        )
+
+  def module(self, model, spec):
+    """See fluid.models.heads."""
+    return DiffusionHead(self, model, spec)
+
+
+class DiffusionHead(nn.Module):
+  """See DiffusionConfig."""
+
+  cfg: DiffusionConfig
+  model: config.Model
   spec: TokenSpec
 
   def setup(self):
-    c = self.cfg
+    c, d = self.cfg, self.model.trunk.width
     self.tokens = layers.Linear(
-      (self.spec.channels,), (c.width,), (None, "embed"), init=_SMALL
+      (self.spec.channels,), (d,), (None, "embed"), init=_SMALL
     )
-    self.net = Denoiser(
-      c.head_layers, c.head_width or c.width, self.spec.channels, c.width
-    )
+    self.net = Denoiser(c.layers, c.width or d, self.spec.channels, d)
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """[B, L, C] -> [B, L, D]."""
-    return self.tokens(tokens.astype(self.cfg.dtype))
+    return self.tokens(tokens.astype(self.model.dtype))
 
   def loss(self, z: jax.Array, target: jax.Array, keys: jax.Array) -> dict:
     """z [B, L, D], target [B, L, C], keys [B] -> loss [B, L]; mse, vb, t [B, L, R].
 
-    Every token is denoised R = head_batch_mul times, with other steps and noise.
+    Every token is denoised R = batch_mul times, with other steps and noise.
     """
-    diffusion = Diffusion(self.cfg.diffusion_steps)
-    shape = (*target.shape[1:2], self.cfg.head_batch_mul)
+    diffusion = Diffusion(self.cfg.steps)
+    shape = (*target.shape[1:2], self.cfg.batch_mul)
 
     def draw(key):
       key_t, key_noise = jax.random.split(key)
@@ -139,17 +218,15 @@ class DiffusionHead(nn.Module):
     z_uncond=None,
     guidance=1.0,
     temperature=1.0,
-    steps=100,
-    clip=0.0,
-    solver="ancestral",
+    draw=None,
   ):
     """z and z_uncond [B, M, D], keys [B, M] -> tokens [B, M, C].
 
     Guidance acts on eps, u + w (c - u), with one noise for both; the variance is the
-    conditional one. `steps` reverse steps; `clip` bounds the implied tokens; `solver`
-    as in Diffusion.sample.
+    conditional one. `draw` is a DiffusionDraw.
     """
-    diffusion = Diffusion(self.cfg.diffusion_steps).respace(steps, solver)
+    draw = draw or DiffusionDraw()
+    diffusion = Diffusion(self.cfg.steps).respace(draw.diffusion_steps, draw.solver)
     both = z if z_uncond is None else jnp.stack([z, z_uncond])
     cond = self.net.condition(both)
     times = self.net.time(jnp.asarray(diffusion.tables["timestep"]), z.dtype)
@@ -170,8 +247,8 @@ class DiffusionHead(nn.Module):
       normal(fold(len(diffusion))),
       lambda i: normal(fold(i)),
       temperature,
-      clip,
-      solver=solver,
+      draw.clip,
+      solver=draw.solver,
     )
 
 

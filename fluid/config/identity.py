@@ -1,0 +1,83 @@
+"""What makes two data sets, tokenizers or runs the same: written once, in the fields.
+
+A value is part of the identity of its section unless its field says that it is free or
+a place (fluid.config.part). fluid.prepare, launch.plan, workdirs, cached features and
+tables of runs all ask here.
+"""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from fluid.config import upgrade
+from fluid.config.read import part_from_dict, to_dict
+from fluid.config.sections import Run
+
+
+def identity(config: Any, prefix: str = "") -> dict[str, Any]:
+  """Dotted name -> JSON-able value of all that belongs to the identity of a section."""
+  out: dict[str, Any] = {}
+  if kind := getattr(config, "kind", ""):
+    out[f"{prefix}kind"] = kind
+  for field in dataclasses.fields(config):
+    if field.metadata.get("free") or field.metadata.get("place"):
+      continue
+    value, name = getattr(config, field.name), prefix + field.name
+    if dataclasses.is_dataclass(value):
+      out |= identity(value, f"{name}.")
+    else:
+      out[name] = to_dict(value)
+  return out
+
+
+def of_tokenizer(run: Run) -> dict[str, Any]:
+  """What a tokenizer is trained from: its architecture, its recipe, its images."""
+  return identity(run.tokenizer, "tokenizer.") | identity(run.data, "data.")
+
+
+def of_text(run: Run) -> dict[str, Any]:
+  """What ids of a prompt depend on, beside the vocabulary itself."""
+  return identity(run.text, "text.")
+
+
+def of_cache(run: Run) -> dict[str, Any]:
+  """What cached tokens are made from, beside the tokenizer's weights."""
+  return identity(run.data, "data.") | of_text(run)
+
+
+def stored(found: dict[str, Any]) -> dict[str, Any]:
+  """The identity in a cache's metadata.json, also of one written before layout 2."""
+  if "data.source" not in found:
+    return found
+  out = {k: v for k, v in found.items() if not k.startswith("data.source")}
+  section = {k: found[f"data.{k}"] for k in ("source", "source_args")}
+  source = part_from_dict(upgrade.data(section)["source"], "source", "data.source.")
+  return out | identity(source, "data.source.")
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+  """Names under which two identities differ, in order."""
+  return [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
+
+
+def digest(identity: dict[str, Any], length: int = 12) -> str:
+  """A short name of an identity."""
+  text = json.dumps(identity, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def places(run: Run, change) -> Run:
+  """The run with `change(path)` in place of every path that it names."""
+
+  def walk(node):
+    changes = {}
+    for field in dataclasses.fields(node):
+      value = getattr(node, field.name)
+      if field.metadata.get("place"):
+        changes[field.name] = change(value)
+      elif dataclasses.is_dataclass(value):
+        changes[field.name] = walk(value)
+    return dataclasses.replace(node, **changes)
+
+  return walk(run)

@@ -1,0 +1,113 @@
+"""Parts: components that bring their own section of the config.
+
+The section of a part is {kind, **fields}. Its family's registry maps the kind to a
+frozen dataclass, whose fields are the schema, whose docstring is the documentation, and
+whose methods make the component. A row of a registry is that class or 'module:Class',
+imported when the kind is asked for; so this package, which all others import, knows
+registries by name alone.
+
+Field metadata says what a value is part of, for all who ask (fluid.config.identity):
+`free` values may differ between a run and what continues it, `place` values say where
+files lie. Everything else belongs to the identity of its section.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import MutableMapping
+from typing import Any, ClassVar
+
+from fluid.errors import ConfigError
+
+# Family -> the registry of its kinds.
+FAMILIES = {
+  "head": "fluid.models.heads:HEADS",
+  "order": "fluid.models.orders:ORDERS",
+  "trunk": "fluid.models.trunks:TRUNKS",
+  "condition": "fluid.models.conditions:CONDITIONS",
+  "tokenizer": "fluid.tokenizers:TOKENIZERS",
+  "text": "fluid.text:ENCODERS",
+  "source": "fluid.data:SOURCES",
+  "eval": "fluid.evals:EVALS",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Base of every part's config.
+
+  Attributes:
+    kind: the key of its row in the registry of its family.
+  """
+
+  kind: ClassVar[str] = ""
+
+  def check(self, name: str) -> None:
+    """Raises ConfigError for values that cannot be used; `name` is the section's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+  """How a head or an order draws tokens: its options in config section 'sample'."""
+
+  def at(self, known: float) -> "Draw":
+    """The options of a decoding step before which a share of the tokens is known."""
+    del known
+    return self
+
+
+def free(default: Any = dataclasses.MISSING, **kwargs) -> Any:
+  """A field that may differ between a run and what continues it."""
+  return dataclasses.field(default=default, metadata={"free": True}, **kwargs)
+
+
+def place(default: str = "") -> Any:
+  """A field that says where a file or folder lies ('' for nowhere)."""
+  return dataclasses.field(default=default, metadata={"place": True})
+
+
+def section(family: str, kind: str) -> Any:
+  """A field that holds a part of a family, by default that of `kind`."""
+  return dataclasses.field(
+    default_factory=lambda: resolve(family, kind)(), metadata={"family": family}
+  )
+
+
+def named(family: str) -> Any:
+  """A field that maps names to parts; a name is the kind where none is given."""
+  return dataclasses.field(
+    default_factory=dict, metadata={"family": family, "named": True, "free": True}
+  )
+
+
+def registry(family: str) -> MutableMapping[str, Any]:
+  """The table of a family: kind -> class, or 'module:Class'."""
+  return _load(FAMILIES[family])
+
+
+def resolve(family: str, kind: Any, name: str = "") -> type[Part]:
+  """The class of a part's config.
+
+  Args:
+    family: key of FAMILIES.
+    kind: key of its registry.
+    name: of the config section, for the message.
+
+  Raises:
+    ConfigError: there is no such kind, naming those that there are.
+  """
+  table = registry(family)
+  if not isinstance(kind, str) or kind not in table:
+    raise ConfigError(
+      f"config key '{name or family}.kind' is {kind!r}; choose from {', '.join(table)}"
+    )
+  return resolve_row(table[kind])
+
+
+def resolve_row(row: Any) -> type[Part]:
+  """What stands in a registry -> the class."""
+  return _load(row) if isinstance(row, str) else row
+
+
+def _load(where: str) -> Any:
+  module, _, name = where.partition(":")
+  return getattr(importlib.import_module(module), name)

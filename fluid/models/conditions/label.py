@@ -1,0 +1,46 @@
+"""Class labels: a learned vector for each class, and one for none.
+
+B batch, D model width.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fluid import config
+from fluid.models import layers
+from fluid.models.conditions.base import Cond, Condition
+from fluid.parallel.sharding import spec
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassConfig(Condition):
+  """The class of an image, as one token and as a vector."""
+
+  kind = "class"
+  texts = ("classes",)
+  PARAMETERS = ((r"label/w", False, "embeddings"),)
+
+  def module(self, model: config.Model, text: config.Part, vocab: int) -> nn.Module:
+    """See fluid.models.conditions."""
+    del text
+    return ClassCondition(model, vocab)
+
+
+class ClassCondition(nn.Module):
+  """Row `classes` of the table is the null class."""
+
+  model: config.Model
+  classes: int
+
+  def setup(self):
+    shape = (self.classes + 1, self.model.trunk.width)
+    self.label = layers.Table(shape, (None, "embed"))
+
+  def __call__(self, ids, mask, drop):
+    """Class ids [B, 1], mask [B, 1], drop [B] -> Cond."""
+    ids = jnp.where(drop[:, None], self.classes, ids)
+    tokens = self.label().at[ids].get(out_sharding=spec("batch", None, None))
+    tokens = tokens.astype(self.model.dtype)
+    return Cond(tokens, mask, tokens[:, 0])

@@ -1,0 +1,31 @@
+"""Base of every head's config."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from flax import linen as nn
+
+from fluid import config
+from fluid.tokenizers.base import TokenSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Head(config.Part):
+  """See fluid.models.heads.
+
+  Attributes:
+    tokens: kind of the token space it fits, 'discrete' or 'continuous'.
+    PARAMETERS: (pattern of a name, whether weights decay, component) of its own.
+    Draw: its options in config section 'sample'.
+  """
+
+  tokens: ClassVar[str] = ""
+  PARAMETERS: ClassVar[tuple] = ()
+  Draw: ClassVar[type] = config.Draw
+
+  def check_draw(self, draw: Any, name: str) -> None:
+    """Raises ConfigError for options of 'sample' that this head cannot follow."""
+
+  def module(self, model: config.Model, spec: TokenSpec) -> nn.Module:
+    """See fluid.models.heads."""
+    raise NotImplementedError

@@ -1,0 +1,79 @@
+"""What orders share: their base, what their samplers may call, stages of decoding.
+
+B batch, L tokens, S slots, D width, M tokens decoded in one step.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, Protocol
+
+import jax
+
+from fluid import config
+from fluid.models.plan import Plan
+from fluid.tokenizers.base import TokenSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """What differs between decoding steps but is compiled in.
+
+  Attributes:
+    guided: the unconditional pass runs as well.
+    draw: options of the head at this step.
+  """
+
+  guided: bool
+  draw: config.Draw
+
+
+def stage(options: config.Sample, known: float) -> Stage:
+  """The stage of a step before which the share `known` of the tokens is decoded."""
+  guided = options.guidance_from <= known < max(options.guidance_to, 1e-9)
+  return Stage(options.guidance != 1 and guided, options.head.at(known))
+
+
+class Decoding(Protocol):
+  """What an order's sampler may call; condition and parameters are already inside.
+
+  With guidance, the trunk runs on 2B rows, conditional first; tokens have B rows.
+  """
+
+  keys: jax.Array  # [B]
+  length: int
+
+  def blank(self) -> jax.Array:
+    """Tokens [B, L, ...], all zero."""
+
+  def start(self, *, past: bool) -> Any:
+    """What the trunk keeps; with `past`, room for the slots that were run."""
+
+  def run(self, tokens, plan: Plan, kept, *, guided=True, at=None) -> tuple[Any, Any]:
+    """Tokens that the plan reads [B, L or M, ...] -> trunk outputs, what is kept.
+
+    Outputs of all slots of the plan, or of the slots `at` [B, M] alone; without
+    `guided`, of the conditional rows alone.
+    """
+
+  def draw(self, z, positions, decoded, stage: Stage) -> jax.Array:
+    """Trunk outputs at positions [B, M] -> tokens [B, M, ...].
+
+    `decoded` is the number of tokens known after this step, for the guidance schedule.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Order(config.Part):
+  """Base of orders; see the package's docstring."""
+
+  Draw: ClassVar[type] = config.Draw
+
+  def check_draw(self, draw: Any, name: str) -> None:
+    """Raises ConfigError for options of 'sample' that this order cannot follow."""
+
+  def plan(self, keys: jax.Array, step: Any, spec: TokenSpec) -> Plan:
+    """Keys [B] -> the plan of a training pass at a training step (None: evaluation)."""
+    raise NotImplementedError
+
+  def sample(self, net: Decoding, options: config.Sample) -> jax.Array:
+    """-> tokens [B, L, ...]."""
+    raise NotImplementedError

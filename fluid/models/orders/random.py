@@ -1,0 +1,161 @@
+"""Masked tokens in a random order.
+
+B batch, L tokens, M tokens decoded in one step, K decoding steps.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fluid import config
+from fluid.config import rules
+from fluid.models.orders.base import Order, stage
+from fluid.models.plan import Plan
+
+MASKS = ("cosine", "arccos", "uniform", "truncated_normal")
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomDraw(config.Draw):
+  """Attributes: steps of decoding, each of which reveals some tokens."""
+
+  steps: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Random(Order):
+  """Bidirectional; the fill vector is the mask token.
+
+  Every example draws its own masked fraction. MAR draws one per batch because its
+  encoder drops the masked tokens; a trunk that keeps them has static shapes anyway and
+  a loss of less variance.
+
+  Attributes:
+    mask: distribution of the masked fraction: 'cosine' (MaskGIT; unconfirmed for
+      Fluid), 'arccos', 'uniform' or 'truncated_normal' (MAR).
+    mask_min: smallest masked fraction; MAR's truncated normal has 0.7.
+  """
+
+  kind = "random"
+  Draw = RandomDraw
+
+  mask: str = "cosine"
+  mask_min: float = 0.0
+
+  def check(self, name):
+    rules.choice(f"{name}mask", self.mask, MASKS)
+    rules.share(f"{name}mask_min", self.mask_min)
+
+  def check_draw(self, draw, name):
+    rules.positive(draw, name, "steps")
+
+  def plan(self, keys, step, spec):
+    del step
+    n = spec.length
+
+    def draw(key):
+      key_rate, key_rank = jax.random.split(key)
+      count = jnp.ceil(masked_fraction(key_rate, self) * n).clip(1, n)
+      return permutation(key_rank, n) < count  # The rank of each position is one too.
+
+    masked = jax.vmap(draw)(keys)
+    return _plan(n, masked)
+
+  def sample(self, net, options):
+    """Reveals L tokens in `steps` steps of the cosine schedule, at least one each.
+
+    The head runs on the tokens of the step alone: steps of similar size form a segment,
+    whose gather is padded to the largest of them.
+    """
+    n = net.length
+    order = jax.vmap(lambda k: permutation(k, n))(net.keys)  # [B, L]
+    tokens, kept = net.blank(), net.start(past=False)
+    unknown_at = remaining(n, options.order.steps)
+    stages = [stage(options, 1 - k / n) for k in unknown_at[:-1]]
+    for now_stage, left, counts in segments(unknown_at, stages):
+      width = max(counts)
+      padded = jnp.pad(order, ((0, 0), (0, width)))
+
+      def body(tokens, step, padded=padded, width=width, stage=now_stage):
+        # Known so far: the end of the order; now decoded: [left - count, left).
+        left, count = step
+        unknown = jax.vmap(
+          lambda o: jnp.zeros(n, bool).at[o].set(jnp.arange(n) < left)
+        )(order)
+        now = jax.lax.dynamic_slice_in_dim(padded, left - count, width, 1)  # [B, M]
+        plan = _plan(n, unknown)
+        z, _ = net.run(tokens, plan, kept, guided=stage.guided, at=now)
+        new = net.draw(z, now, n - left + count, stage)
+        now = jnp.where(jnp.arange(width) < count, now, n)  # Padding is dropped.
+        put = jax.vmap(lambda t, i, v: t.at[i].set(v, mode="drop"))
+        return put(tokens, now, new.astype(tokens.dtype)), None
+
+      xs = (jnp.asarray(left), jnp.asarray(counts))
+      tokens, _ = jax.lax.scan(body, tokens, xs)
+    return tokens
+
+
+def _plan(n: int, masked: jax.Array) -> Plan:
+  """Every token in its own slot, those of `masked` [B, L] hidden and predicted."""
+  own = np.arange(n)
+  return Plan(read=own, positions=own, targets=own, predicted=masked, known=~masked)
+
+
+def permutation(key: jax.Array, n: int) -> jax.Array:
+  """A uniformly random order of n positions."""
+  return jnp.argsort(jax.random.uniform(key, (n,)))
+
+
+def masked_fraction(key: jax.Array, cfg: Random) -> jax.Array:
+  """Draws the share of tokens to mask, in [cfg.mask_min, 1]; see Random.mask."""
+  if cfg.mask == "truncated_normal":  # MAR: mean 1, standard deviation 0.25.
+    low = (cfg.mask_min - 1) / 0.25
+    return 1 + 0.25 * jax.random.truncated_normal(key, low, 0.0)
+  u = jax.random.uniform(key)
+  rate = {
+    "cosine": lambda: jnp.cos(jnp.pi / 2 * u),
+    "arccos": lambda: jnp.arccos(u) * 2 / jnp.pi,
+    "uniform": lambda: 1 - u,
+  }[cfg.mask]()
+  return jnp.maximum(rate, cfg.mask_min)
+
+
+def remaining(length: int, steps: int) -> np.ndarray:
+  """Tokens still unknown before each step and after the last: [K + 1], from L to 0.
+
+  MAR's cosine schedule: floor(L cos(pi/2 k/K)), at least one fewer than before and at
+  least one until the last step. More steps than tokens are cut to one token a step.
+  """
+  left = [length]
+  for k in range(1, min(steps, length)):
+    n = math.floor(length * math.cos(math.pi / 2 * k / steps))
+    left.append(max(1, min(left[-1] - 1, n)))
+  return np.array([*left, 0]) if steps < length else np.arange(length, -1, -1)
+
+
+def segments(left: np.ndarray, stages: list, waste: float = 1.5) -> list[tuple]:
+  """Groups consecutive steps so that padding to a group's largest count wastes little.
+
+  Args:
+    left: tokens unknown before each of K steps and after the last [K + 1].
+    stages: the stage of each step [K]; a group has one.
+    waste: a step joins a group while padded work stays within so many times the real
+      work: few programs are compiled, and the head rarely runs on padding.
+
+  Returns:
+    (stage, unknown before each step, tokens decoded in each) per group.
+  """
+  groups = []
+  counts = (left[:-1] - left[1:]).tolist()
+  for now, before, count in zip(stages, left[:-1].tolist(), counts, strict=True):
+    if groups and groups[-1][0] == now:
+      merged = [*groups[-1][2], count]
+      if max(merged) * len(merged) <= waste * sum(merged):
+        groups[-1][1].append(before)
+        groups[-1][2].append(count)
+        continue
+    groups.append((now, [before], [count]))
+  return groups

@@ -1,0 +1,58 @@
+"""Next token, row by row."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fluid.models.orders.base import Order, stage
+from fluid.models.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Raster(Order):
+  """Causal, inputs shifted by one, the fill vector is the start."""
+
+  kind = "raster"
+
+  def plan(self, keys, step, spec):
+    del step
+    n = spec.length
+    return Plan(
+      read=np.arange(-1, n - 1),
+      positions=np.arange(n),
+      targets=np.arange(n),
+      predicted=jnp.ones((len(keys), n), bool),
+      causal=True,
+    )
+
+  def step(self, i: jax.Array) -> Plan:
+    """The plan of slot i alone, for the token before it."""
+    here = jnp.full((1,), i)
+    return Plan(
+      read=np.arange(1),
+      known=jnp.full((1, 1), i > 0),
+      positions=here,
+      targets=here,
+      causal=True,
+      first=i,
+    )
+
+  def sample(self, net, options):
+    """One token a step, with a cache of what was run."""
+    stages = [stage(options, i / net.length) for i in range(net.length)]
+    carry = net.start(past=True), net.blank()[:, :1]
+    tokens = []
+    for now, positions in itertools.groupby(range(net.length), stages.__getitem__):
+
+      def body(carry, i, now=now):
+        kept, before = carry
+        z, kept = net.run(before, self.step(i), kept)
+        new = net.draw(z, jnp.full((len(net.keys), 1), i), i + 1, now)
+        return (kept, new), new[:, 0]
+
+      carry, new = jax.lax.scan(body, carry, jnp.array([*positions]))
+      tokens.append(new)
+    return jnp.moveaxis(jnp.concatenate(tokens), 0, 1)

@@ -1,0 +1,80 @@
+"""Plan: what an order asks of a trunk, in one pass.
+
+B batch, L tokens of an image, S slots of the sequence, D width.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Indices of slots and tokens: a constant [S] as numpy, which costs no gather where it
+# counts up, or one row an example [B, S].
+Index = np.ndarray | jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Which token is input where, and which is the target of each output.
+
+  Attributes:
+    read: token whose embedding is the input of each slot ([S] or [B, S]); -1: none.
+    known: [B, S], False where a slot shows the trunk's fill vector (start or mask) in
+      place of its token (None: wherever there is one to read).
+    positions: position that each slot is at.
+    targets: token that each output predicts.
+    predicted: [B, S], outputs that count in the loss.
+    causal: slot i sees the slots up to i; else all see all.
+    first: slot number of the first one, where the plan is of later slots alone: behind
+      a cache that holds those before.
+  """
+
+  read: Index
+  positions: Index
+  targets: Index
+  predicted: jax.Array | None = None
+  known: jax.Array | None = None
+  causal: bool = False
+  first: int | jax.Array = 0
+
+  def show(self, x: jax.Array, fill: jax.Array) -> jax.Array:
+    """Embedded tokens [B, L, D], fill [D] -> inputs [B, S, D]."""
+    fill, read, known = fill.astype(x.dtype), self.read, self.known
+    if isinstance(read, np.ndarray) and np.array_equal(read, np.arange(len(read)) - 1):
+      # Raster order's: a start before all tokens but the last, without a gather.
+      return jnp.concatenate([jnp.zeros_like(x[:, :1]) + fill, x[:, :-1]], 1)
+    if not isinstance(read, np.ndarray) or (read < 0).any():
+      there = jnp.asarray(read) >= 0
+      known = there if known is None else known & there
+      read = jnp.maximum(jnp.asarray(read), 0)
+    x = take(x, read)
+    return x if known is None else jnp.where(known[..., None], x, fill)
+
+  def of_targets(self, tokens: jax.Array) -> jax.Array:
+    """Tokens [B, L, ...] -> what each output predicts [B, S, ...]."""
+    return take(tokens, self.targets)
+
+
+def take(x: jax.Array, index: Index) -> jax.Array:
+  """Rows of x [B, L, ...] at `index` [S] or [B, S] -> [B, S, ...]."""
+  if isinstance(index, np.ndarray) and counts_up(index, x.shape[1]):
+    return x
+  index = jnp.asarray(index)
+  if index.ndim == 1:
+    return x[:, index]
+  index = index.reshape(index.shape + (1,) * (x.ndim - 2))
+  return jnp.take_along_axis(x, index, 1)
+
+
+def rows(table: jax.Array, index: Index, dtype) -> jax.Array:
+  """Rows of a table [L, D] at `index` -> [S, D] or [B, S, D]."""
+  table = table.astype(dtype)
+  if isinstance(index, np.ndarray) and counts_up(index, len(table)):
+    return table
+  return table[index]
+
+
+def counts_up(index: np.ndarray, n: int) -> bool:
+  """Whether `index` is 0, 1, ..., n - 1."""
+  return np.array_equal(index, np.arange(n))

@@ -1,0 +1,102 @@
+"""Class names as prompts of one token.
+
+B prompts.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from fluid import files
+from fluid.config import ConfigError
+from fluid.text.base import TextConfig
+from fluid.text.tokenization import PromptError
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassesConfig(TextConfig):
+  """The classes of a source that has `classes` and `label(index)`; one name a line."""
+
+  kind = "classes"
+  FILE = "classes.txt"
+
+  vocab_size: int = 1000
+  length: int = 1
+
+  def check(self, name):
+    if self.length != 1:
+      raise ConfigError(f"config key '{name}length' must be 1, not {self.length}")
+
+  def prompt(self, source, index, example=None):
+    return source.label(index)
+
+  def fit(self, source, total, path):
+    del total
+    names = list(getattr(source, "classes", ()))
+    if not names:
+      raise ConfigError(
+        "config key 'text.kind' is 'classes', but the data source has no classes; "
+        "choose another source or text encoder"
+      )
+    if len(names) > self.vocab_size:
+      raise ConfigError(
+        f"config key 'text.vocab_size' is {self.vocab_size}, but the data source has "
+        f"{len(names)} classes"
+      )
+    files.write_text(path, "".join(f"{name}\n" for name in names))
+
+  def open(self, path):
+    return Classes(path)
+
+
+class Classes:
+  """Ids of classes, by name or number.
+
+  Attributes:
+    names: of the classes, by id.
+    size: number of classes.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    if not path.is_file():
+      raise ConfigError(
+        f"no class names {path}: run python -m fluid.prepare, or set config key "
+        "'text.path'"
+      )
+    self.names = path.read_text("utf-8").splitlines()
+    self.size = len(self.names)
+    self._ids = {name: i for i, name in enumerate(self.names)}
+
+  def encode(
+    self, prompts: Sequence[str], length: int = 1, **_
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Class names or numbers (B) -> ids [B, 1] int32, mask [B, 1] bool.
+
+    Raises:
+      PromptError: naming the prompt, and the classes that there are.
+    """
+    ids = np.array([self._id(p) if p else 0 for p in prompts], np.int32)[:, None]
+    return ids, np.ones(ids.shape, bool)
+
+  def count(self, prompt: str) -> int:
+    """Tokens of a prompt."""
+    return 1
+
+  def decode(self, ids: np.ndarray) -> list[str]:
+    """Ids [B, 1] -> names."""
+    return [self.names[i] for i in np.asarray(ids)[:, 0].tolist()]
+
+  def _id(self, prompt: str) -> int:
+    if prompt in self._ids:
+      return self._ids[prompt]
+    if prompt.strip().isdigit():
+      number = int(prompt)
+      if number < self.size:
+        return number
+      raise PromptError(f"class id {number} is out of range: there are {self.size}")
+    some = ", ".join(self.names[:8]) + (", ..." if self.size > 8 else "")
+    raise PromptError(
+      f"this model is conditioned on classes, not on text: {prompt!r} is none of {some}"
+    )
