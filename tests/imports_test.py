@@ -8,6 +8,8 @@ import ast
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 # From the ground up; those in one tuple do not know each other.
 ANALYSIS = (
@@ -17,6 +19,30 @@ ANALYSIS = (
   "analysis.command",
   "analysis",
   "analysis.report.__main__",
+)
+
+
+FLUID = (
+  ("fluid.errors", "fluid.files", "fluid.rng", "fluid.trees"),
+  "fluid.config",
+  "fluid.console",
+  "fluid.parallel",
+  "fluid.data",
+  "fluid.text",
+  "fluid.tokenizers",
+  "fluid.models",
+  "fluid.training",
+  "fluid.durable",
+  ("fluid.sampling", "fluid.flops"),
+  "fluid.evals",
+  ("fluid.api", "fluid.prepare", "fluid.train"),
+  ("fluid.evaluate", "fluid.sample"),
+  "fluid",
+)
+LAUNCH = (
+  ("launch.chips", "launch.hlo", "launch.engines", "launch.plan", "launch.progress"),
+  ("launch.aot_compile", "launch.topologies", "launch.sweep"),
+  "launch",
 )
 
 
@@ -103,12 +129,14 @@ def upward(
   return sorted(out)
 
 
-def test_analysis_has_no_circle():
-  assert circles(graph("analysis")) == []
+PACKAGES = {"analysis": ANALYSIS, "fluid": FLUID, "launch": LAUNCH}
 
 
-def test_analysis_imports_downwards():
-  assert upward(graph("analysis"), ANALYSIS) == []
+@pytest.mark.parametrize("package", PACKAGES)
+def test_there_is_no_circle_and_no_import_upwards(package):
+  found = graph(package)
+  assert circles(found) == []
+  assert upward(found, PACKAGES[package]) == []
 
 
 def test_imports_are_found_wherever_they_hide(tmp_path):

@@ -38,24 +38,27 @@ class Cell(NamedTuple):
     return "-".join(self)
 
 
+# The paper's four cells, and every other entry of a registry in one or two of them.
+GRID = [
+  Cell(*c)
+  for c in itertools.product(("categorical", "diffusion"), ("raster", "random"))
+]
+
+
 def _others():
-  """Every other trunk and condition, with one cell of each kind of token."""
-  cells = ("categorical", "raster"), ("diffusion", "random")
-  for (head, order), trunk in itertools.product(cells, list(TRUNKS)[1:]):
-    yield Cell(head, order, trunk=trunk)
-  for (head, order), condition in itertools.product(cells, list(CONDITIONS)[1:]):
-    yield Cell(head, order, condition=condition)
+  two = GRID[0], GRID[3]
+  yield from (
+    Cell(head, "random") for head in HEADS if head not in {c[0] for c in GRID}
+  )
+  yield from (Cell("categorical", o) for o in ORDERS if o not in {c[1] for c in GRID})
+  for cell, trunk in itertools.product(two, list(TRUNKS)[1:]):
+    yield cell._replace(trunk=trunk)
+  for cell, condition in itertools.product(two, list(CONDITIONS)[1:]):
+    yield cell._replace(condition=condition)
 
 
-GRID = [Cell(*c) for c in itertools.product(HEADS, ORDERS)]
 CELLS = [*GRID, *_others()]
 cells = pytest.mark.parametrize("cell", CELLS, ids=str)
-
-
-def where(keep):
-  """The cells for which `keep(order's class)` is true, as a parametrisation."""
-  chosen = [c for c in CELLS if keep(config.resolve("order", c.order))]
-  return pytest.mark.parametrize("cell", chosen, ids=str)
 
 
 def part(family: str, kind: str, **fields: Any) -> Any:

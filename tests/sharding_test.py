@@ -9,7 +9,17 @@ from fluid import config, rng, sampling
 from fluid.models import build
 from fluid.parallel import sharding
 from fluid.tokenizers.base import TokenSpec
-from tests.nets import batch_of, cells, keys_of, options, params_of, part, tiny
+from tests.nets import (
+  CELLS,
+  GRID,
+  batch_of,
+  cells,
+  keys_of,
+  options,
+  params_of,
+  part,
+  tiny,
+)
 
 generate = jax.jit(sampling.generate, static_argnums=(0, 5))
 
@@ -52,9 +62,12 @@ def test_loss_on_a_mesh_equals_one_device(cell, shape):
 MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)]
 
 
-@pytest.mark.parametrize("size", sizes.SIZES)
+# The grid at every size, other entries at one.
+SIZED = [(c, s) for c in CELLS for s in (sizes.SIZES if c in GRID else ("166M",))]
+
+
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-@cells
+@pytest.mark.parametrize("cell,size", SIZED, ids=lambda v: str(v))
 def test_shardings_type_check(cell, size, mesh):
   """Every size x cell x mesh by eval_shape: nothing is compiled or allocated."""
   layers, width, heads = sizes.SIZES[size]

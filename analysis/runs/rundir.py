@@ -7,17 +7,18 @@ from pathlib import Path
 
 TRAINED = ("core", "aligner", "head", "embeddings")
 COMPONENTS = (*TRAINED, "text_encoder", "tokenizer")
-# What the config says that a study may vary: column -> (section, key).
+# What the config says that a study may vary: column -> where it stands, in the layout
+# of today and in the first one.
 _VARIED = {
-  "source": ("data", "source"),
-  "image_size": ("data", "image_size"),
-  "layers": ("model", "layers"),
-  "width": ("model", "width"),
-  "heads": ("model", "heads"),
-  "aligner_layers": ("model", "aligner_layers"),
-  "warmup": ("optim", "warmup"),
-  "guidance": ("sample", "guidance"),
-  "temperature": ("sample", "temperature"),
+  "source": ("data.source.kind", "data.source"),
+  "image_size": ("data.image_size",),
+  "layers": ("model.trunk.layers", "model.layers"),
+  "width": ("model.trunk.width", "model.width"),
+  "heads": ("model.trunk.heads", "model.heads"),
+  "aligner_layers": ("model.condition.layers", "model.aligner_layers"),
+  "warmup": ("optim.warmup",),
+  "guidance": ("sample.guidance",),
+  "temperature": ("sample.temperature",),
 }
 _TRAINING = ("train/", "images_per_s", "mfu", "input_wait", "step", "time")
 
@@ -96,10 +97,12 @@ def read(name: str, folder: Path | None, listed: dict) -> Run:
       "total"
     )
   if config:
-    for column, (section, key) in _VARIED.items():
-      if key in config.get(section, {}):
-        base[column] = config[section][key]
-    base |= {"seed": config.get("seed", 0), "config_hash": config_hash(config)}
+    for column, places in _VARIED.items():
+      found = [v for p in places if (v := _at(config, p)) is not None]
+      if found:
+        base[column] = found[0]
+    base["seed"] = config.get("seed", 0)
+    base["config_hash"] = model.get("identity") or config_hash(config)
   if done:
     base |= {"status": "finished", "note": "", "done_step": done.get("step", 0)}
     base["wall_seconds"] = done.get("wall_seconds")
@@ -128,8 +131,15 @@ def listed(path: Path) -> dict[str, dict]:
   return {r["name"]: r for r in records if r.get("kind", "run") == "run"}
 
 
+def _at(tree: dict, dotted: str):
+  """The value under a dotted key; None where there is none."""
+  for key in dotted.split("."):
+    tree = tree.get(key) if isinstance(tree, dict) else None
+  return None if isinstance(tree, dict) else tree
+
+
 def config_hash(config: dict) -> str:
-  """Hash of a config without the places its files are at."""
+  """Of a run that does not say its identity: its config but the places of files."""
   data = {k: v for k, v in config.get("data", {}).items() if k != "cache"}
   tokenizer = {k: v for k, v in config.get("tokenizer", {}).items() if k != "path"}
   text = json.dumps(config | {"data": data, "tokenizer": tokenizer}, sort_keys=True)

@@ -28,7 +28,7 @@ class Stage:
 
 def stage(options: config.Sample, known: float) -> Stage:
   """The stage of a step before which the share `known` of the tokens is decoded."""
-  guided = options.guidance_from <= known < max(options.guidance_to, 1e-9)
+  guided = options.guidance_from <= known < options.guidance_to
   return Stage(options.guidance != 1 and guided, options.head.at(known))
 
 
