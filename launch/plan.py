@@ -107,8 +107,9 @@ def plan(sweep_file: str | Path, workdir: str | Path) -> list[Stage]:
   """
   workdir = Path(workdir).resolve()
   stages: dict[str, Stage] = {}
+  made = _made(workdir)
   for point in load_points(sweep_file):
-    for stage in _stages(point, workdir):
+    for stage in _stages(point, workdir, made):
       if stage.kind == "run" and stage.id in stages:
         raise ConfigError(f"{sweep_file} yields two runs named '{stage.name}'")
       stages.setdefault(stage.id, stage)
@@ -145,19 +146,48 @@ def resolve(config: str, overrides: dict[str, Any]) -> Run:
   return from_config_dict(tree)
 
 
-def _stages(point: dict, workdir: Path) -> Iterator[Stage]:
+def _made(workdir: Path) -> dict[str, str]:
+  """Digest of an identity -> the folder that runs here have of it, whatever its name.
+
+  Digests change with the layout of the config; what is there goes on being used.
+  """
+  out: dict[str, str] = {}
+  for file in sorted((workdir / "runs").glob("*/config.json")):
+    try:
+      run = from_file(file)
+    except ConfigError:
+      continue
+    tokenizer, cache = Path(run.tokenizer.path).name, Path(run.data.cache).name
+    for kind, name, key in (
+      ("tokenizers", tokenizer, _tokenizer(run)),
+      ("data", cache, _cache(run, tokenizer)),
+    ):
+      if name and (workdir / kind / name).is_dir():
+        out[key] = name
+  return out
+
+
+def _tokenizer(run: Run) -> str:
+  return f"{run.tokenizer.kind}-{digest(of_tokenizer(run), 8)}"
+
+
+def _cache(run: Run, tokenizer: str) -> str:
+  made_from = of_cache(run) | {"tokenizer": tokenizer}
+  return f"{run.data.source.kind}-{run.tokenizer.kind}-{digest(made_from, 8)}"
+
+
+def _stages(point: dict, workdir: Path, made: dict[str, str]) -> Iterator[Stage]:
   config, overrides = point["config"], dict(point.get("overrides", {}))
   run = resolve(config, overrides)
   needs: tuple[str, ...] = ()
   if not run.tokenizer.path and not run.data.cache:
-    name = f"{run.tokenizer.kind}-{digest(of_tokenizer(run), 8)}"
+    name = made.get(_tokenizer(run), _tokenizer(run))
     overrides["tokenizer.path"] = str(workdir / "tokenizers" / name)
     yield _stage("tokenizer", name, workdir, config, overrides, needs, run)
     needs = (f"tokenizer/{name}",)
   if not run.data.cache:
     tokenizer = Path(overrides.get("tokenizer.path") or run.tokenizer.path).name
-    kind = f"{run.data.source.kind}-{run.tokenizer.kind}"
-    name = f"{kind}-{digest(of_cache(run) | {'tokenizer': tokenizer}, 8)}"
+    name = made.get(_cache(run, tokenizer), _cache(run, tokenizer))
     overrides["data.cache"] = str(workdir / "data" / name)
     yield _stage("data", name, workdir, config, overrides, needs, run)
     needs += (f"data/{name}",)

@@ -22,21 +22,6 @@ from tests import tiny
 from tests.conftest import ROOT
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once_a_file(tmp_path_factory):
-  """Runs of one config share their programs; jit still asks for each of them."""
-  names = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-    "jax_persistent_cache_min_compile_time_secs": 0.5,
-  }
-  before = {k: getattr(jax.config, k) for k in names}
-  for name, value in names.items():
-    jax.config.update(name, value)
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
   folder = tmp_path_factory.mktemp("cache")

@@ -4,7 +4,7 @@
 type is an error that names it; past the entry point nothing sees a ConfigDict.
 """
 
-from fluid.config.part import Draw, Part, free, place, resolve, resolve_row
+from fluid.config.part import Draw, Part, free, place, resolve, resolve_row, said
 from fluid.config.read import from_config_dict, from_file, part_from_dict, to_dict
 from fluid.config.sections import (
   Data,
@@ -37,6 +37,7 @@ __all__ = [
   "place",
   "resolve",
   "resolve_row",
+  "said",
   "replaced",
   "to_dict",
 ]

@@ -14,18 +14,26 @@ from fluid.config import upgrade
 from fluid.config.read import part_from_dict, to_dict
 from fluid.config.sections import Run
 
+NONE = ("free", "place")  # Kinds of fields that are no part of any identity.
 
-def identity(config: Any, prefix: str = "") -> dict[str, Any]:
-  """Dotted name -> JSON-able value of all that belongs to the identity of a section."""
+
+def identity(config: Any, prefix: str = "", *, no=NONE) -> dict[str, Any]:
+  """Dotted name -> JSON-able value of all that belongs to the identity of a section.
+
+  Args:
+    config: dataclass.
+    prefix: of the names.
+    no: metadata of the fields that do not count.
+  """
   out: dict[str, Any] = {}
   if kind := getattr(config, "kind", ""):
     out[f"{prefix}kind"] = kind
   for field in dataclasses.fields(config):
-    if field.metadata.get("free") or field.metadata.get("place"):
+    if any(field.metadata.get(kind) for kind in no):
       continue
     value, name = getattr(config, field.name), prefix + field.name
     if dataclasses.is_dataclass(value):
-      out |= identity(value, f"{name}.")
+      out |= identity(value, f"{name}.", no=no)
     else:
       out[name] = to_dict(value)
   return out
@@ -33,7 +41,8 @@ def identity(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def of_tokenizer(run: Run) -> dict[str, Any]:
   """What a tokenizer is trained from: its architecture, its recipe, its images."""
-  return identity(run.tokenizer, "tokenizer.") | identity(run.data, "data.")
+  images = identity(run.data, "data.", no=(*NONE, "said"))
+  return identity(run.tokenizer, "tokenizer.") | images
 
 
 def of_text(run: Run) -> dict[str, Any]:

@@ -8,7 +8,8 @@ registries by name alone.
 
 Field metadata says what a value is part of, for all who ask (fluid.config.identity):
 `free` values may differ between a run and what continues it, `place` values say where
-files lie. Everything else belongs to the identity of its section.
+files lie, `said` values are of no account to tokenizers. Everything else belongs to the
+identity of its section.
 """
 
 import dataclasses
@@ -63,6 +64,11 @@ def free(default: Any = dataclasses.MISSING, **kwargs) -> Any:
 def place(default: str = "") -> Any:
   """A field that says where a file or folder lies ('' for nowhere)."""
   return dataclasses.field(default=default, metadata={"place": True})
+
+
+def said(default: Any) -> Any:
+  """A field of a source that changes what is said of images, not the images."""
+  return dataclasses.field(default=default, metadata={"said": True})
 
 
 def section(family: str, kind: str) -> Any:

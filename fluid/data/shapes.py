@@ -178,7 +178,7 @@ class ShapesConfig(config.Part):
 
   tags: tuple[str, ...] = ()
   length: int = 0
-  classes: str = "tag"
+  classes: str = config.said("tag")
 
   def check(self, name):
     rules.choice(f"{name}classes", self.classes, CLASSES)

@@ -37,6 +37,13 @@ class _Lenient:
     self.encode = functools.partial(vocabulary.encode, on_unknown="keep", on_long="cut")
 
 
+def check_prompts(context, prompts: Sequence[str]) -> None:
+  """Raises PromptError now, not after hours, for prompts that the model cannot take."""
+  if context.vocabulary is not None:
+    length = context.run.text.length
+    _Lenient(context.vocabulary).encode(list(prompts), length)
+
+
 def draw(
   net, context, params, step: int, prompts: Sequence[str], *, seed: int = 0, **overrides
 ) -> tuple[np.ndarray, dict[str, float]]:
@@ -159,6 +166,7 @@ class GenEval:
       lines += [("geneval_heldout", line) for line in unseen]
     self.groups = [group for group, _ in lines for _ in range(k)]
     self.lines = [line for _, line in lines for _ in range(k)]
+    check_prompts(context, [line["prompt"] for line in self.lines])
 
   def run(
     self, params, step: int, weights: str = "ema"
@@ -244,6 +252,7 @@ class Distribution:
     self.real = min(real or examples, len(self.source) // 2)
     lines = metadata(context, prompts, n=examples, first=self.real)
     self.prompts = [line["prompt"] for line in lines]
+    check_prompts(context, self.prompts)
     self.features = feature_nets.load(features)
     self.tokenizer = tokenizer
 

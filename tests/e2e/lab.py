@@ -102,9 +102,8 @@ class Lab:
     self.random = random.Random(seed)
     self._number = 0
     self.env = dict(
-      os.environ,
+      {"JAX_COMPILATION_CACHE_DIR": str(folder / "xla")} | os.environ,
       JAX_PLATFORMS="cpu",
-      JAX_COMPILATION_CACHE_DIR=str(folder / "xla"),
       JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
       PYTHONUNBUFFERED="1",
       TF_CPP_MIN_LOG_LEVEL="1",
