@@ -83,7 +83,7 @@ def load(
   """
   run, described = read_config(workdir), read_model(workdir)
   if mesh is None:  # Says what is missing before anything large is read.
-    params, step = checkpoint.restore_params(workdir, weights, step)
+    params, found = checkpoint.restore_params(workdir, weights, step)
   tokenizer = tokenizers.load(run.tokenizer.path, described.get("tokenizer_sha256", ""))
   vocabulary = text.load(run.text, workdir, run.data.cache)
   net = models.Net.of(run, tokens=tokenizer.spec, vocab=vocabulary.size)
@@ -91,8 +91,8 @@ def load(
     with jax.set_mesh(mesh):
       like = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
     like = sharding.concrete(like, mesh)
-    params, step = checkpoint.restore_params(workdir, weights, step, like=like)
-  return Loaded(run, net, params, step, weights, tokenizer, vocabulary, mesh)
+    params, found = checkpoint.restore_params(workdir, weights, step, like=like)
+  return Loaded(run, net, params, found, weights, tokenizer, vocabulary, mesh)
 
 
 def read_config(workdir) -> config.Run:

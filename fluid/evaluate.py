@@ -55,7 +55,7 @@ def evaluate(
   context = evals.EvalContext(
     run, loaded.tokenizer, loaded.vocabulary, mesh, workdir, loader
   )
-  out = {}
+  out: dict[str, float | str] = {}
   with jax.set_mesh(mesh):
     for evaluator in evals.make(loaded.net, context).values():
       out |= dict(evaluator.run(loaded.params, loaded.step, weights))

@@ -240,7 +240,7 @@ def _encode(examples, tokenizer, vocabulary, length: int, batch: int) -> list[di
   images = images.astype(np.float32) / 127.5 - 1
   if tokenizer.spec.kind == "continuous":
     arrays = dict(zip(("mean", "std"), tokenizer.moments(images)))
-    dtype = np.float16
+    dtype: type[np.generic] = np.float16
   else:
     arrays = {"tokens": tokenizer.encode(images)}
     dtype = np.uint16 if tokenizer.spec.vocab <= 2**16 else np.int32
@@ -269,7 +269,8 @@ def _encode(examples, tokenizer, vocabulary, length: int, batch: int) -> list[di
 
 def _describe(paths: list[pathlib.Path]) -> dict[str, Any]:
   """What metadata.json says of a split; reading every record verifies the files."""
-  shards, cut, skipped = [], 0, collections.Counter()
+  shards, cut = [], 0
+  skipped: collections.Counter[str] = collections.Counter()
   for path in paths:
     examples = [records.unpack(r) for r in records.read_shard(path)]
     cut += sum("cut" in e for e in examples)

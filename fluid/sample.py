@@ -106,7 +106,7 @@ if __name__ == "__main__":
   flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
   flags.DEFINE_integer("step", None, "Checkpoint (default: the newest).")
   flags.DEFINE_integer("seed", 0, "Of the noise.")
-  define = {
+  define: dict[type, typing.Any] = {
     float: flags.DEFINE_float,
     int: functools.partial(flags.DEFINE_integer, lower_bound=0),
     str: flags.DEFINE_string,

@@ -158,7 +158,7 @@ def run(cfg: config.Run, workdir) -> dict:
       elif due(step, cfg.log_every, cfg.steps):
         folder.check()
         saved.check()
-        if train_step._cache_size() > 1:
+        if train_step._cache_size() > 1:  # type: ignore[attr-defined]
           distributed.say(f"warning: the train step was compiled again, by step {step}")
       profile.after(step, values, log.timer)
 

@@ -11,6 +11,8 @@ import platform
 
 import jax
 
+MAPPINGS = 25_000  # Linux allows 65,530.
+
 
 def keep() -> None:
   """Uses the cache here, and in the processes that tests start."""
@@ -28,6 +30,17 @@ def keep() -> None:
   for name, value in options.items():
     old = getattr(jax.config, name.lower())
     jax.config.update(name.lower(), type(old)(value) if old is not None else value)
+
+
+def forget() -> None:
+  """Unloads compiled programs where the process nears the kernel's limit of mappings.
+
+  Each program on a CPU takes dozens of them, and one past the limit is a segmentation
+  fault inside LLVM. What was unloaded comes back from the cache.
+  """
+  maps = pathlib.Path("/proc/self/maps")
+  if maps.exists() and maps.read_bytes().count(b"\n") > MAPPINGS:
+    jax.clear_caches()
 
 
 def _machine() -> str:

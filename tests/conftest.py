@@ -21,6 +21,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 compiled.keep()
 
 
+@pytest.fixture(autouse=True)
+def mappings():
+  yield
+  compiled.forget()
+
+
 def pytest_collection_modifyitems(items):
   """The longest files first, so that no process is left alone with them at the end."""
   items.sort(key=lambda item: "e2e" not in item.path.parts)

@@ -312,3 +312,39 @@ def test_same_seed_same_weights():
   images = train.Images(Pictures("train"))
   runs = [train.fit(config, SIZE, images.batches(16, 7), seed=7)[1:] for _ in "ab"]
   jax.tree.map(np.testing.assert_array_equal, *runs)
+
+
+@pytest.mark.parametrize("kind", tokenizers.TOKENIZERS)
+def test_every_kind_round_trips_in_any_batch_and_is_stored(kind, tmp_path):
+  known = {"vae": TINY, "vq": TINY_VQ}
+  config = known.get(kind) or config_lib.resolve("tokenizer", kind)()
+  tokenizer = bound(config)
+  spec, images = tokenizer.spec, train.to_float(pictures(4))
+  tokens = tokenizer.encode(images)
+  assert tokens.shape[:2] == (4, spec.length)
+  if spec.kind == "discrete":
+    assert 0 <= tokens.min() and tokens.max() < spec.vocab
+  else:
+    assert tokens.shape[2:] == (spec.channels,)
+    np.testing.assert_allclose(tokenizer.moments(images)[0], tokens, atol=1e-5)
+  recon = tokenizer.decode(tokens)
+  assert recon.shape == images.shape and np.abs(recon).max() <= 1
+  np.testing.assert_allclose(tokenizer.encode(images[1:2]), tokens[1:2], atol=1e-4)
+  np.testing.assert_allclose(tokenizer.decode(tokens[1:2]), recon[1:2], atol=1e-4)
+  store.save(str(tmp_path), tokenizer, {})
+  again = tokenizers.load(str(tmp_path))
+  assert again.config == config and again.spec == spec
+  np.testing.assert_array_equal(again.encode(images), tokens)
+
+
+@pytest.mark.parametrize("kind", tokenizers.TOKENIZERS)
+def test_every_kind_trains_a_step(kind):
+  config = config_lib.resolve("tokenizer", kind)(steps=2, batch=8, warmup=1)
+  found = []
+  batches = train.Images(Pictures("train")).batches(8, 0)
+  report = lambda step, metrics: found.append(float(metrics["loss"]))
+  tokenizer, params, state = train.fit(config, SIZE, batches, 0, report)
+  variables = tokenizer.finish(params, state, train.to_float(pictures(8)), 8)
+  assert np.isfinite(found).all() and len(found) == 2
+  metrics, _ = train.evaluate(config.make(SIZE, variables), train.to_float(pictures(8)))
+  assert np.isfinite(metrics["val/psnr"])

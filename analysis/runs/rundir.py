@@ -131,7 +131,7 @@ def listed(path: Path) -> dict[str, dict]:
   return {r["name"]: r for r in records if r.get("kind", "run") == "run"}
 
 
-def _at(tree: dict, dotted: str):
+def _at(tree, dotted: str):
   """The value under a dotted key; None where there is none."""
   for key in dotted.split("."):
     tree = tree.get(key) if isinstance(tree, dict) else None

@@ -109,7 +109,7 @@ def resolve(family: str, kind: Any, name: str = "") -> type[Part]:
   return resolve_row(table[kind])
 
 
-def resolve_row(row: Any) -> type[Part]:
+def resolve_row(row: Any) -> type[Any]:
   """What stands in a registry -> the class."""
   return _load(row) if isinstance(row, str) else row
 

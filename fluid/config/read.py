@@ -90,7 +90,7 @@ def _read(tree: dict, cls: type, prefix: str) -> Any:
       raise _unknown(key, fields, prefix)
   kwargs: dict[str, Any] = {}
   for key, value in tree.items():
-    name, family = prefix + key, fields[key].metadata.get("family")
+    name, family = prefix + key, fields[key].metadata.get("family", "")
     if cls is Run and key == "sample":
       continue
     if fields[key].metadata.get("named"):

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from fluid.config import rules
-from fluid.config.part import Draw, Part, free, named, place, section
+from fluid.config.part import Draw, free, named, place, section
 from fluid.errors import ConfigError
 
 VERSION = 2  # Of the layout; fluid.config.upgrade reads older ones.
@@ -236,7 +236,7 @@ class Run:
   mesh: Mesh = free(Mesh())
   sample: Sample = free(None)
   init: Init = free(Init())
-  evals: dict[str, Part] = named("eval")
+  evals: dict[str, Any] = named("eval")
   seed: int = 0
   steps: int = free(1_000_000)
   batch: int = 2048

@@ -129,8 +129,8 @@ def _readable(loaded) -> None:
 def _cause(error: BaseException, args: list[str]) -> BaseException:
   """An error of flag parsing -> one that says what is wrong in the user's terms."""
   chain = [error]
-  while chain[-1].__cause__ or chain[-1].__context__:
-    chain.append(chain[-1].__cause__ or chain[-1].__context__)
+  while cause := chain[-1].__cause__ or chain[-1].__context__:
+    chain.append(cause)
   for e in reversed(chain):
     if isinstance(e, config.ConfigError) and "Traceback" not in str(e):
       return e

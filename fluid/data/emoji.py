@@ -129,8 +129,8 @@ class Emoji:
     left, top = (x + _MARGIN) * unit, (y + _MARGIN) * unit
     box = (left, top, left + side * unit, top + side * unit)
     small = large.resize((self.size, self.size), Image.Resampling.HAMMING, box)
-    image = Image.new("RGBA", small.size, TINTS[tint])
-    image = np.asarray(Image.alpha_composite(image, small).convert("RGB"))
+    back = Image.new("RGBA", small.size, TINTS[tint])
+    image = np.asarray(Image.alpha_composite(back, small).convert("RGB"))
     return {
       "image": image[:, ::-1] if mirror else image,
       "caption": self.caption(index),

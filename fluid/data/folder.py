@@ -98,10 +98,10 @@ class Folder:
 
   def _image(self, path: pathlib.Path) -> np.ndarray:
     try:
-      with Image.open(path) as image:
-        if image.mode in ("I", "I;16", "F"):
-          raise ValueError(f"mode {image.mode} is not 8 bits a channel")
-        image = image.convert("RGBA")
+      with Image.open(path) as found:
+        if found.mode in ("I", "I;16", "F"):
+          raise ValueError(f"mode {found.mode} is not 8 bits a channel")
+        image = found.convert("RGBA")
     except FileNotFoundError as e:
       raise BadExample(f"image {path} is missing, but {self.file} names it") from e
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:

@@ -232,7 +232,7 @@ class Records:
       k: examples[good[0]][k] for k in ARRAYS if len(good) and k in examples[good[0]]
     }
     rows |= {k: np.zeros((n, *a.shape), a.dtype) for k, a in like.items()}
-    for row in good:
+    for row in good.tolist():
       example = examples[row]
       rows["id"][row] = example["id"]
       rows["text"][row, : len(example["text_ids"])] = example["text_ids"]

@@ -153,8 +153,9 @@ def render(objects: list, size: int, rng: np.random.Generator) -> np.ndarray:
   """Objects over a random background -> uint8 [S, S, 3]."""
   image = background(rng, size)
   for o in objects:
+    cx, cy = o["center"]
     rows, columns, mask, x, y = sprites.coverage(
-      o["class"], *o["center"], o["radius"], o["steps"], size
+      o["class"], cx, cy, o["radius"], o["steps"], size
     )
     color = np.array(sprites.COLORS[o["color"]]) + _texture(rng, x, y)[..., None]
     color = np.minimum(np.maximum(color, 0), 255)

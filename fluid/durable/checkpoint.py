@@ -149,7 +149,7 @@ class Checkpoints:
       CheckpointError: there are or were steps but none is good, or their arrays have
         other shapes than `abstract`.
     """
-    damaged = []
+    damaged: list[tuple[int, str]] = []
     for step in sorted(self._manager.all_steps(), reverse=True):
       found, why = None, "another process cannot read it"
       try:

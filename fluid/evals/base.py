@@ -63,7 +63,7 @@ class EvalContext:
   mesh: jax.sharding.Mesh
   workdir: pathlib.Path
   loader: Callable[[str, int], Iterable[dict]]
-  track: Callable[[Iterable, str, int], Iterator] = distributed.track
+  track: Callable[..., Iterator] = distributed.track
   drawn: list = dataclasses.field(default_factory=list, repr=False)
   compiled: set = dataclasses.field(default_factory=set, repr=False)
 

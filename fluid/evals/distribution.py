@@ -40,7 +40,7 @@ class Statistics:
     """Unbiased (ddof 1)."""
     if self.count < 2:
       raise ValueError(f"a covariance needs 2 images or more, not {self.count}")
-    return self.scatter / (self.count - 1)
+    return np.asarray(self.scatter) / (self.count - 1)
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

@@ -103,7 +103,7 @@ def example_sums(params, batch, key, *, net, draws: int = 1) -> dict[str, jax.Ar
     'loss', 'count' [B]; 'accuracy' [B] where the head has one; 'bin_sum', 'bin_count'
     [B, 10]: mse by timestep, where it has that. Zero for padding rows.
   """
-  total = None
+  total: dict[str, jax.Array] = {}
   for draw in range(draws):
     own = key if draw == 0 else jax.random.fold_in(key, draw)
     out = net.loss(params, batch, rng.example_keys(own, batch["id"]), train=False)
@@ -118,7 +118,7 @@ def example_sums(params, batch, key, *, net, draws: int = 1) -> dict[str, jax.Ar
       hit = (index[..., None] == jnp.arange(BINS)) & mask[..., None, None]
       sums["bin_sum"] = jnp.where(hit, out["mse"][..., None], 0).sum((1, 2))
       sums["bin_count"] = hit.sum((1, 2))
-    total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+    total = jax.tree.map(jnp.add, total, sums) if total else sums
   if not jax.sharding.get_abstract_mesh().empty:
     # Replicated, so that every process can read them.
     total = jax.tree.map(lambda x: jax.sharding.reshard(x, jax.P()), total)

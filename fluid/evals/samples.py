@@ -64,7 +64,7 @@ def draw(
   key = rng.stream(seed, "samples")
   with jax.set_mesh(context.mesh):
     if cfg not in context.compiled:  # One batch: the clock shall not see XLA compile.
-      sampler(params, prompts[:1], key=key)
+      sampler(params, list(prompts[:1]), key=key)
       context.compiled.add(cfg)
     start = time.perf_counter()
     images = sampler(params, list(prompts), key=key)
@@ -181,7 +181,7 @@ class GenEval:
     images, timing = draw(
       self.net, self.context, params, step, texts, seed=self.seed, **self.sample
     )
-    results = {}
+    results: dict[str, list] = {}
     found = self.detect(images)
     for group, line, objects in zip(self.groups, self.lines, found):
       correct, _ = geneval.score(objects, line)

@@ -1,7 +1,7 @@
 """The evaluators of a run in training: which are due, and which are done."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from fluid import config
 from fluid.training.state import TrainState
@@ -28,7 +28,7 @@ class Evaluations:
     workdir,
     make_loader,
     *,
-    done: set[tuple[int, str]] = frozenset(),
+    done: Iterable[tuple[int, str]] = (),
     stop: Callable[[], bool] = lambda: False,
   ):
     self._run, self._stop, self._done = run, stop, set(done)

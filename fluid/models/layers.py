@@ -50,7 +50,7 @@ class Linear(nn.Module):
   outputs: Sequence[int]
   axes: Sequence[str | None]
   bias: bool = True
-  init: Callable | None = None
+  init: Callable | None = None  # type: ignore[assignment]
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:

@@ -71,7 +71,7 @@ class Stack(nn.Module):
       'past': (k, v) [N, B, H, length, K].
     """
     attention = layers.Attention(self.width, self.heads, parent=None)
-    text_kv = jax.vmap(
+    text_kv: Any = jax.vmap(
       lambda p: attention.apply({"params": p}, text, method="project")
     )(self.variables["params"]["blocks"]["cross"])
     if not length:

@@ -82,7 +82,7 @@ def join(
     if processes is not None or process is not None:
       raise config.ConfigError("--processes and --process need --coordinator=HOST:PORT")
     return
-  where = {}
+  where: dict = {}
   if coordinator != "auto":
     if processes is None or process is None or not 0 <= process < processes:
       raise config.ConfigError(

@@ -218,7 +218,7 @@ def reconstruction_loss(recon: Any, images: Any, config: AutoencoderConfig):
   loss = jnp.abs(error).mean() + config.l2_weight * jnp.square(error).mean()
   if not config.edge_weight:
     return loss
-  edges = 0.0
+  edges: Any = 0.0
   for scale in range(3):
     # Differences are linear: those of the error are the error of the differences.
     edges += jnp.abs(error[:, 1:] - error[:, :-1]).mean()

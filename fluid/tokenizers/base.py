@@ -69,14 +69,17 @@ class TokenizerConfig(config.Part):
 class Tokenizer:
   """Weights bound to the pure functions of one kind.
 
-  Subclasses define the pure functions `init`, `encode_with`, `decode_with` (and
-  `moments_with`), whose first argument is `variables`. The bound methods are jitted,
-  compile once per batch size, and may be called inside another jit.
+  Subclasses define the pure functions `encode_with`, `decode_with` (and
+  `moments_with`), whose first argument is `variables`, and `init`, `training_state`,
+  `loss`, `finish`, which train them. The bound methods are jitted, compile once per
+  batch size, and may be called inside another jit.
 
   Attributes:
     config, image_size: what the functions are made from.
     variables: nested dict of arrays; uncommitted, so valid under any mesh and none.
   """
+
+  config: Any  # Of the subclass.
 
   def __init__(self, config: TokenizerConfig, image_size: int, variables: Any = None):
     self.config = config
@@ -86,6 +89,22 @@ class Tokenizer:
 
   @property
   def spec(self) -> TokenSpec:
+    raise NotImplementedError
+
+  def init(self, key) -> dict[str, Any]:
+    """Variables to train from."""
+    raise NotImplementedError
+
+  def training_state(self, variables) -> Any:
+    """What training carries beside the parameters."""
+    raise NotImplementedError
+
+  def loss(self, params, state, images, key) -> tuple[jax.Array, tuple[Any, dict]]:
+    """-> (loss, (state, metrics)); images [B, H, W, 3] in [-1, 1]."""
+    raise NotImplementedError
+
+  def finish(self, params, state, images: np.ndarray, batch: int) -> dict[str, Any]:
+    """Variables of trained parameters; images [N, H, W, 3] to measure them over."""
     raise NotImplementedError
 
   def encode(self, images: jax.Array) -> jax.Array:

@@ -54,7 +54,7 @@ class Writer:
     plain = {k: v if isinstance(v, str) else float(v) for k, v in values.items()}
     numbers = {k: v for k, v in plain.items() if not isinstance(v, str)}
     line = {"step": int(step), "time": round(self._clock(), 3)} | {
-      k: None if k in numbers and not math.isfinite(v) else v for k, v in plain.items()
+      k: v if math.isfinite(numbers.get(k, 0)) else None for k, v in plain.items()
     }
     try:
       self._file.write(json.dumps(line) + "\n")
@@ -104,7 +104,7 @@ class Log:
     self._cfg, self._rate = cfg, 3 * flops / peak
     self._health = health
     self._writer = Writer(workdir, step=step, tensorboard=cfg.tensorboard)
-    self._pending = None
+    self._pending: tuple[int, dict] | None = None
     self._lap = step
     self._images, self._seconds = 0, 0.0
     self.timer = Timer(clock or time.perf_counter)

