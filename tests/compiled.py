@@ -24,7 +24,7 @@ def keep() -> None:
     # Machine code is for one kind of CPU.
     "JAX_COMPILATION_CACHE_DIR": str(root / _machine()),
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
   os.environ |= options
   for name, value in options.items():

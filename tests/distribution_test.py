@@ -32,8 +32,9 @@ def test_frechet_golden(golden):
 def test_kid_golden(golden):
   want, x, y = golden
   mean, std = dist.kid_subsets(x, y, subsets=10, size=500)
-  assert mean == pytest.approx(want["kid"]["kernel_inception_distance_mean"], rel=1e-6)
-  assert std == pytest.approx(want["kid"]["kernel_inception_distance_std"], rel=1e-6)
+  # Both in float32: another CPU's products alone move it by 1e-6.
+  assert mean == pytest.approx(want["kid"]["kernel_inception_distance_mean"], rel=3e-6)
+  assert std == pytest.approx(want["kid"]["kernel_inception_distance_std"], rel=3e-6)
 
 
 def test_kid_of_all_images_is_what_subsets_scatter_around(golden):
