@@ -67,8 +67,8 @@ def test_bytes_and_groups_of_the_forms_that_tpu_programs_take():
 
 
 def aot(*args):
-  command = [sys.executable, "-m", "launch.aot_compile", "--topology=v5e:2x2", *args]
-  command += ["--config=configs/toy.py:size=xs", "--config.mesh.fsdp=2"]
+  command = [sys.executable, "-m", "launch.aot_compile", "--topology=v5e:2x2"]
+  command += ["--config=configs/toy.py:size=xs", "--config.mesh.fsdp=2", *args]
   env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   return subprocess.run(command, env=env, capture_output=True, text=True)
 
