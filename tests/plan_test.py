@@ -86,7 +86,7 @@ def test_a_planned_sweep_can_be_launched(tmp_path):
   stages = [s for s in plan(file, tmp_path / "w") if s.kind == "run"]
   assert [s.name for s in stages] == list(table["run"])
   for stage, row in zip(stages, table.itertuples()):
-    model = stage.run.model
+    model = stage.run.model.trunk
     assert (model.layers, model.width, model.heads) == (
       row.layers,
       row.width,
