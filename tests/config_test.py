@@ -56,6 +56,7 @@ def test_every_cell_and_size_is_a_valid_run(get_config, ladder):
     ),
     ({"sample": {"diffusion_steps": 2000}}, "must not exceed model.head.steps"),
     ({"data": {"source": {"kind": "x"}}}, "'data.source.kind' is 'x'; choose from"),
+    ({"tokenizer": {"vocab": 9}}, "unknown config key 'tokenizer.vocab'"),
     ({"evals": {"fun": {}}}, "unknown config key 'evals.fun'; choose from loss"),
     ({"evals": {"loss": {"n": 3}}}, "unknown config key 'evals.loss.n'"),
     ({"optim": {"schedule": "step"}}, "'optim.schedule' is 'step'"),

@@ -74,7 +74,8 @@ def said(default: Any) -> Any:
 def section(family: str, kind: str) -> Any:
   """A field that holds a part of a family, by default that of `kind`."""
   return dataclasses.field(
-    default_factory=lambda: resolve(family, kind)(), metadata={"family": family}
+    default_factory=lambda: resolve(family, kind)(),
+    metadata={"family": family, "kind": kind},
   )
 
 

@@ -96,7 +96,8 @@ def _read(tree: dict, cls: type, prefix: str) -> Any:
     if fields[key].metadata.get("named"):
       kwargs[key] = _named(_section(value, name), family, name)
     elif family:
-      kwargs[key] = _part(_section(value, name), family, name)
+      default = {"kind": fields[key].metadata["kind"]}
+      kwargs[key] = _part(default | _section(value, name), family, name)
     elif dataclasses.is_dataclass(hints[key]):
       kwargs[key] = _read(_section(value, name), hints[key], name + ".")
     else:
@@ -125,8 +126,7 @@ def _section(value: Any, name: str) -> dict:
 
 def _part(tree: dict, family: str, name: str) -> part.Part:
   tree = dict(tree)
-  default = {"head": "diffusion", "order": "random", "trunk": "fluid"}
-  kind = tree.pop("kind", default.get(family))
+  kind = tree.pop("kind", None)
   return _read(tree, part.resolve(family, kind, name), name + ".")
 
 

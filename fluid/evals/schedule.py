@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 
 from fluid import config
+from fluid.data import records
 from fluid.training.state import TrainState
 
 
@@ -44,7 +45,11 @@ class Evaluations:
       if stop():
         raise _Stopped
 
-    tokenizer = tokenizers.load(run.tokenizer.path) if run.tokenizer.path else None
+    tokenizer = None
+    if run.tokenizer.path:  # The one that made the tokens, and no other.
+      made_from = records.read_metadata(run.data.cache).get("config", {})
+      sha256 = made_from.get("tokenizer.weights", "")
+      tokenizer = tokenizers.load(run.tokenizer.path, sha256)
     vocabulary = text.load(run.text, workdir, run.data.cache)
     context = evals.EvalContext(run, tokenizer, vocabulary, mesh, workdir, loader)
     context.track = functools.partial(context.track, before=before)

@@ -41,7 +41,8 @@ class Plan:
   def show(self, x: jax.Array, fill: jax.Array) -> jax.Array:
     """Embedded tokens [B, L, D], fill [D] -> inputs [B, S, D]."""
     fill, read, known = fill.astype(x.dtype), self.read, self.known
-    if isinstance(read, np.ndarray) and np.array_equal(read, np.arange(len(read)) - 1):
+    constant = isinstance(read, np.ndarray) and known is None
+    if constant and np.array_equal(read, np.arange(x.shape[1]) - 1):
       # Raster order's: a start before all tokens but the last, without a gather.
       return jnp.concatenate([jnp.zeros_like(x[:, :1]) + fill, x[:, :-1]], 1)
     if not isinstance(read, np.ndarray) or (read < 0).any():
