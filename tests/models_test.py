@@ -1,7 +1,6 @@
 """The grid, by independent witnesses: gradients, equalities, every mesh."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +8,10 @@ import numpy as np
 import pytest
 
 from fluid import config, flops, sampling
-from fluid.models import ORDERS, build
+from fluid.models import build
 from fluid.models.orders import random as random_order
 from fluid.models.orders.base import stage
-from fluid.models.plan import Plan, take
+from fluid.models.plan import take
 from tests.nets import (
   GRID,
   SPECS,
@@ -130,83 +129,6 @@ def test_outputs_of_some_slots_equal_those_of_all(cell):
   full = trunk(net, params, batch, batch["tokens"])
   want = jnp.take_along_axis(full, at[..., None], 1)
   np.testing.assert_allclose(jax.jit(few)(params), want, rtol=1e-4, atol=1e-4)
-
-
-class _Recorder:
-  """A net of positions: what is drawn is the step at which it was drawn."""
-
-  def __init__(self, b):
-    self.keys, self.length = keys_of(b), L
-
-  def blank(self):
-    return jnp.zeros((len(self.keys), L), jnp.int32)
-
-  def start(self, *, past):
-    return jnp.zeros(())
-
-  def run(self, tokens, plan: Plan, kept, *, guided=True, at=None):
-    if at is None:
-      return jnp.zeros((len(self.keys), 1, 1)), kept
-    # A position is unknown exactly while it holds its blank.
-    marks = tokens * 10 + ~plan.known
-    return jnp.take_along_axis(marks, at, 1)[..., None].astype(float), kept
-
-  def draw(self, z, positions, decoded, stage):
-    # Drawing from a known position (z >= 10) is remembered as a large number.
-    return jnp.where(z[..., 0] >= 10, 10_000, 0).astype(jnp.int32) + decoded
-
-
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("steps", [1, 3, 7, 15, 16, 40])
-def test_every_position_is_revealed_once(order, steps):
-  net = tiny(("categorical", order))
-  got = np.asarray(net.order.sample(_Recorder(5), options(net, steps=steps)))
-  left = np.arange(L, -1, -1)
-  if order == "random":
-    left = random_order.remaining(L, steps)
-  expected = np.repeat(L - left[1:], left[:-1] - left[1:])
-  assert (got < 1000).all() and (got > 0).all()
-  for row in got:
-    np.testing.assert_array_equal(np.sort(row), expected)
-  if order == "random" and steps > 3:
-    assert len({tuple(row) for row in got}) == 5  # Another order for each image.
-
-
-def test_decoding_schedule_is_the_reference_one():
-  """floor(L cos), at least one fewer each step, 1 to 7 tokens for 256 in 64 steps."""
-  left = random_order.remaining(256, 64)
-  counts = left[:-1] - left[1:]
-  assert len(left) == 65 and left[-1] == 0 and counts.min() == 1 and counts.max() == 7
-  for length, steps in itertools.product((1, 2, 16, 63, 256), (1, 2, 16, 64, 300)):
-    left = random_order.remaining(length, steps)
-    assert left[0] == length and left[-1] == 0 and (np.diff(left) < 0).all()
-    groups = random_order.segments(left, [k > length / 2 for k in left[:-1]])
-    flat = [n for g in groups for n in g[2]]
-    np.testing.assert_array_equal(flat, -np.diff(left))
-
-
-@pytest.mark.parametrize(
-  "mask,mean,low",
-  [
-    ("cosine", 2 / np.pi, 0),
-    ("arccos", 2 / np.pi, 0),
-    ("uniform", 0.5, 0),
-    ("truncated_normal", 0.8655, 0.7),
-  ],
-)
-def test_masked_fraction(mask, mean, low):
-  """Means in closed form: E cos = E arccos = 2/pi; half a truncated normal."""
-  cfg = part("order", "random", mask=mask, mask_min=low)
-  rate = jax.vmap(lambda k: random_order.masked_fraction(k, cfg))(
-    jax.random.split(jax.random.key(0), 20_000)
-  )
-  assert low <= rate.min() and rate.max() <= 1
-  if mask == "truncated_normal":
-    a = (low - 1) / 0.25
-    from scipy import stats
-
-    mean = stats.truncnorm.mean(a, 0, loc=1, scale=0.25)
-  np.testing.assert_allclose(rate.mean(), mean, atol=0.006)
 
 
 @cells
