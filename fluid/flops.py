@@ -62,8 +62,8 @@ def forward(net: models.Net) -> dict[str, int]:
 
   def run(params):
     cond = net.condition(params, text, mask, drop)
-    plan = net.order.plan(keys, 0, net.tokens)
-    return net.run(params, batch["tokens"], plan, cond)
+    args = batch["tokens"], cond, keys, net.order.passes, 0
+    return net.apply(params, "trained", *args)[1]
 
   params = jax.eval_shape(net.init, jax.random.key(0))
   count = lambda f: traced(f, params)

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("GLIBC_TUNABLES", "")  # Commands start once: fluid.console.pages.
 # Tests compile much and compute little.
 os.environ.setdefault(
   "XLA_FLAGS",

@@ -86,6 +86,49 @@ def test_loss_is_the_plain_loop(case):
     assert 0 <= got["val/accuracy"] <= 1
 
 
+@pytest.mark.parametrize("head", ["categorical", "diffusion"])
+@pytest.mark.parametrize("order", ["raster", "random"])
+def test_likelihood_is_the_plain_loop(head, order):
+  """Random order: of uniform counts whatever masks and passes it is trained with."""
+  changes = {"order__masks": 2, "order__mask": "cosine"} if order == "random" else {}
+  run = tiny.run(head, order, changes=changes)
+  net, batches = tiny.net(run), [tiny.batch(run, 8, seed) for seed in range(2)]
+  batches[1]["id"] += 50
+  params = jax.jit(net.init)(jax.random.key(3))
+  evaluator = loss.LikelihoodConfig(draws=3).make(net, context(run, batches))
+  with jax.set_mesh(sharding.make_mesh(run.mesh)):
+    got = dict(evaluator.run(params, 0))
+  twin = net
+  if order == "random":
+    twin = tiny.net(tiny.run(head, order, changes={"order__mask": "uniform"}))
+  one = jax.jit(lambda p, b, k: twin.loss(p, b, k, train=False))
+  nats, bins, counts = [], np.zeros((2, 10)), set()
+  everything = rows(batches)
+  for i in np.flatnonzero(everything["mask"]):
+    row = {k: v[i : i + 1] for k, v in everything.items()}
+    nats.append([])
+    for draw in range(3):
+      key = jax.random.fold_in(rng.stream(0, "val"), draw) if draw else None
+      key = rng.stream(0, "val") if key is None else key
+      out = one(params, row, rng.example_keys(key, row["id"]))
+      hit, each = np.asarray(out["mask"][0]), np.asarray(out["loss"][0], np.float64)
+      counts.add(int(hit.sum()))
+      nats[-1].append(tiny.LENGTH * each[hit].mean())
+      for l in np.flatnonzero(hit):
+        known = l if order == "raster" else (~hit).sum()
+        bins[:, 10 * known // tiny.LENGTH] += each[l], 1
+  nats = np.mean(nats, 1)
+  assert ("val/nats" in got) == (head == "categorical")
+  if head == "categorical":
+    assert got["val/nats"] == pytest.approx(nats.mean(), rel=1e-5)
+    sem = nats.std(ddof=1) / np.sqrt(len(nats))
+    assert got["val/nats_sem"] == pytest.approx(sem, rel=1e-3)
+  assert len(counts) == 1 if order == "raster" else len(counts) > 8
+  for i in np.flatnonzero(bins[1]):
+    want = bins[0, i] / bins[1, i]
+    assert got[f"val/loss_known{i}"] == pytest.approx(want, rel=1e-4)
+
+
 def test_loss_ignores_batching_order_and_padding(case):
   net, params, run, batches = case
   want = measure(net, params, run, batches)

@@ -137,13 +137,20 @@ def test_every_place_is_changed_and_nothing_else():
 
 @pytest.mark.parametrize("name", [n for n in V1["caches"] if n != "tags"])
 def test_the_identity_in_a_cache_of_layout_1_is_that_of_today(name):
-  run = resolve(name, {})
+  run = resolve(name, {"data.source.detail": 1.0})
   there = identity.stored(V1["caches"][name])
   own = identity.of_cache(run)
   assert {k: there[k] for k in own} == own
   rest = there.keys() - own.keys()
   assert {k.split(".")[0] for k in rest} == {"text", "tokenizer", "records"}
   assert identity.stored(there) == there  # One of today stays.
+
+
+def test_a_cache_knows_nothing_of_fields_that_came_later():
+  run = config.Run()
+  now = identity.of_cache(run)
+  older = {k: v for k, v in now.items() if k != "data.source.detail"}
+  assert len(older) == len(now) - 1 and identity.stored(older) == now
 
 
 def test_arguments_of_a_source_of_layout_1_are_its_fields():

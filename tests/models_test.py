@@ -169,6 +169,23 @@ def test_guidance_outside_its_interval_is_off(cell):
   assert not np.allclose(late, plain) and not np.allclose(late, full)
 
 
+@pytest.mark.parametrize("head", ["categorical", "diffusion"])
+def test_masks_of_an_image_are_passes_of_their_own(head):
+  """The first is that of one mask a step; the others have other keys."""
+  one, three = (tiny((head, "random"), order__masks=n) for n in (1, 3))
+  params, batch, keys = params_of(one), batch_of(one), keys_of()
+  got, want = (loss(net, params, batch, keys) for net in (three, one))
+  assert got["mask"].shape == (B, 3 * L)
+  for name, value in want.items():
+    np.testing.assert_allclose(got[name][:, :L], value, rtol=1e-4, atol=1e-5)
+  masks = np.asarray(got["mask"]).reshape(B, 3, L)
+  assert (masks[:, 0] != masks[:, 1]).any(1).sum() >= B - 2
+  alone = loss(three, params, jax.tree.map(lambda a: a[2:3], batch), keys[2:3])
+  np.testing.assert_allclose(alone["loss"][0], got["loss"][2], rtol=1e-4, atol=1e-5)
+  evaluated = loss(three, params, batch, keys, train=False)
+  assert evaluated["loss"].shape == (B, L)
+
+
 @pytest.mark.parametrize("order", ["raster", "random"])
 def test_diffusion_steps_fall_from_first_to_last(order):
   net = tiny(("diffusion", order))

@@ -63,7 +63,8 @@ def test_update_is_adamw_after_clipping():
   cfg = config.Optim(lr=0.1, warmup=0, weight_decay=0.5, clip=1.0, b1=0.9, b2=0.95)
   params = {"aligner": {"proj": {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}}}
   grads = jax.tree.map(lambda a: 100 * jnp.ones_like(a), params)
-  opt = optim.make_optimizer(cfg, 10, tiny.net(tiny.run()).decays)
+  net = tiny.net(tiny.run())
+  opt = optim.make_optimizer(cfg, 10, net.decays, net.matrix)
   updates, _ = opt.update(grads, opt.init(params), params)
   new = optax.apply_updates(params, updates)["aligner"]["proj"]
   # First Adam step has size lr whatever the gradient; only the kernel decays.
@@ -71,6 +72,49 @@ def test_update_is_adamw_after_clipping():
   np.testing.assert_allclose(new["w"], 1 - 0.1 - 0.1 * 0.5, rtol=1e-5)
   mu = opt.update(grads, opt.init(params), params)[1][1][0].mu
   np.testing.assert_allclose(optax.global_norm(mu), (1 - cfg.b1) * cfg.clip, rtol=1e-5)
+
+
+def test_rate_follows_the_width():
+  cfg = config.Optim(lr=2e-3, lr_width=64)
+  assert cfg.at(64).lr == 2e-3 and cfg.at(128).lr == 1e-3
+  assert dataclasses.replace(cfg, lr_power=0.5).at(256).lr == 1e-3
+  assert config.Optim(lr=3.0).at(256).lr == 3.0
+  run = tiny.run(optim=dataclasses.replace(cfg, warmup=0, lr_width=32))
+  _, lr = optim.of(run, tiny.net(run))
+  np.testing.assert_allclose(lr(5), 2 * 2e-3, rtol=1e-6)  # Its trunk has width 16.
+
+
+def test_muon_moves_matrices_along_their_singular_vectors():
+  """Against the SVD: U V' of the momentum, up to Newton-Schulz's 0.7 to 1.2."""
+  cfg = config.Optim(lr=0.1, muon=0.5, warmup=0, weight_decay=0.0, clip=0.0)
+  net = tiny.net(tiny.run(changes={"condition__layers": 1}))
+  params = jax.jit(net.init)(jax.random.key(0))
+  keys = iter(jax.random.split(jax.random.key(1), 99))
+  grads = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape), params)
+  opt = optim.make_optimizer(cfg, 10, net.decays, net.matrix)
+  updates, opt_state = jax.jit(opt.update)(grads, opt.init(params), params)
+  adamw = optim.make_optimizer(
+    dataclasses.replace(cfg, muon=0.0), 10, net.decays, net.matrix
+  )
+  others, _ = adamw.update(grads, adamw.init(params), params)
+  seen = 0
+  for name, update in trees.paths(updates).items():
+    if not (axes := net.matrix(name)):
+      np.testing.assert_allclose(update, trees.paths(others)[name], rtol=1e-6)
+      continue
+    seen += 1
+    gradient = trees.paths(grads)[name]
+    inputs, outputs = (np.prod([update.shape[i] for i in a]) for a in axes)
+    order = [i for i in range(update.ndim) if i not in sum(axes, ())] + [*sum(axes, ())]
+    flat = lambda a: np.asarray(a).transpose(order).reshape(-1, inputs, outputs)  # noqa: B023
+    for matrix, of in zip(flat(update), flat(gradient), strict=True):
+      u, _, v = np.linalg.svd(of, full_matrices=False)
+      size = u.T @ matrix @ v.T / (-0.5 * np.sqrt(max(1, outputs / inputs)))
+      assert 0.6 < np.diag(size).min() and np.diag(size).max() < 1.3, name
+      np.testing.assert_allclose(size, np.diag(np.diag(size)), atol=0.02)
+  # Queries, keys and values, outputs; both MLP layers: of trunk and condition.
+  assert seen == 8 + 5
+  assert sum(a.shape == params["fill"]["w"].shape for a in jax.tree.leaves(opt_state))
 
 
 def test_ema_is_a_geometric_average():
@@ -100,7 +144,9 @@ def test_accumulation_of_unequal_counts_is_the_whole_mean():
   "head", ["categorical", pytest.param("diffusion", marks=pytest.mark.slow)]
 )
 def test_loss_and_gradient_on_1_and_8_devices_and_under_accumulation(head):
-  cfg = tiny.run(head, "random")
+  """Nor the update, that of Muon as well; with several masks of an image."""
+  optimizer = config.Optim(lr=1e-2, muon=1e-2, warmup=2, ema=0.9)
+  cfg = tiny.run(head, "random", changes={"order__masks": 2}, optim=optimizer)
   net, batch = tiny.net(cfg), tiny.batch(cfg, 16)
   found = []
   for shape, devices, accum in (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fluid import config
-from fluid.data import captions, shapes
+from fluid.data import captions, shapes, sprites
 from fluid.evals import geneval
 
 
@@ -135,6 +135,18 @@ def test_resolutions_show_the_same_scene(size):
     for p, q in zip(a["meta"]["objects"], b["meta"]["objects"]):
       np.testing.assert_allclose(p["bbox"], np.array(q["bbox"]) * 4, atol=0.05)
   assert np.mean(errors) < 0.8 and max(errors) < 3  # of 255: edges, fine textures
+
+
+def test_without_detail_only_what_captions_tell_is_left():
+  plain, half, whole = (shapes.Shapes(detail=d, image_size=48) for d in (0.0, 0.5, 1.0))
+  for i in range(12):
+    image = plain[i]["image"].astype(float)
+    assert plain[i]["meta"] == whole[i]["meta"]
+    assert (image[0] == 174).all() and (image[:, 0] == 174).all()
+    for item in plain[i]["meta"]["objects"]:  # Its colour stands there unchanged.
+      assert (image == sprites.COLORS[item["color"]]).all(-1).any()
+    edge = (image[0] + whole[i]["image"][0]) / 2
+    assert np.abs(half[i]["image"][0] - edge).max() <= 1.5
 
 
 def test_evaluation_prompts():

@@ -56,13 +56,20 @@ def of_cache(run: Run) -> dict[str, Any]:
 
 
 def stored(found: dict[str, Any]) -> dict[str, Any]:
-  """The identity in a cache's metadata.json, also of one written before layout 2."""
-  if "data.source" not in found:
+  """The identity in a cache's metadata.json, also of one written before layout 2.
+
+  Fields that its source has got since then are at their defaults.
+  """
+  prefix = "data.source."
+  if "data.source" in found:
+    section = {k: found[f"data.{k}"] for k in ("source", "source_args")}
+    section = upgrade.data(section)["source"]
+  else:
+    section = {k[len(prefix) :]: v for k, v in found.items() if k.startswith(prefix)}
+  if not section:
     return found
   out = {k: v for k, v in found.items() if not k.startswith("data.source")}
-  section = {k: found[f"data.{k}"] for k in ("source", "source_args")}
-  source = part_from_dict(upgrade.data(section)["source"], "source", "data.source.")
-  return out | identity(source, "data.source.")
+  return out | identity(part_from_dict(section, "source", prefix), prefix)
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -87,6 +87,13 @@ class Optim:
   """AdamW and its schedule (defaults: paper-facts, partly unconfirmed).
 
   Attributes:
+    lr: peak rate.
+    lr_width: the trunk's width that lr is for: at others it is lr x (lr_width / width)
+      ** lr_power (0: lr at all widths, as the paper).
+    lr_power: of that rule; 1 is what maximal update parametrisation gives matrices.
+    muon: peak rate of Muon, which takes the matrices of the blocks from AdamW (0: AdamW
+      for all). Its updates have one spectral norm at all widths, so that it needs no
+      rule of width; it follows the schedule.
     schedule: after the linear warm-up, 'constant', 'cosine' or 'wsd'
       (constant, then linear to zero over the last `decay_fraction` of the steps).
     max_skipped: steps whose loss or gradient is not finite that a run may skip (the
@@ -94,6 +101,9 @@ class Optim:
   """
 
   lr: float = 1e-4
+  lr_width: int = 0
+  lr_power: float = 1.0
+  muon: float = 0.0
   schedule: str = "constant"
   warmup: int = 65_000
   decay_fraction: float = 0.2
@@ -104,9 +114,16 @@ class Optim:
   ema: float = 0.9999
   max_skipped: int = free(0)
 
+  def at(self, width: int) -> "Optim":
+    """With the rate that a trunk of this width gets."""
+    if not self.lr_width:
+      return self
+    rate = self.lr * (self.lr_width / width) ** self.lr_power
+    return dataclasses.replace(self, lr=rate, lr_width=0)
+
   def check(self, name: str) -> None:
     rules.choice(f"{name}schedule", self.schedule, ("constant", "cosine", "wsd"))
-    rules.not_negative(self, name, "max_skipped")
+    rules.not_negative(self, name, "lr_width", "lr_power", "muon", "max_skipped")
 
 
 @dataclasses.dataclass(frozen=True)

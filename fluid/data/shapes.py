@@ -18,8 +18,9 @@ from fluid.config import rules
 from fluid.data import captions, sprites
 
 # Backgrounds stay within these levels of brightness, their channels within TINT of each
-# other: at least 60 levels from every object colour.
+# other: at least 60 levels from every object colour. Without detail: all in the middle.
 BACKGROUND = (160.0, 188.0)
+PLAIN = np.float32(sum(BACKGROUND) / 2)
 TINT = 14.0
 
 # What the class of an image can be -> the names.
@@ -149,15 +150,21 @@ def box(item: dict) -> list[float]:
   return [round(float(e + c), 4) for e, c in zip(extent, (cx, cy, cx, cy))]
 
 
-def render(objects: list, size: int, rng: np.random.Generator) -> np.ndarray:
-  """Objects over a random background -> uint8 [S, S, 3]."""
-  image = background(rng, size)
+def render(
+  objects: list, size: int, rng: np.random.Generator, detail: float = 1.0
+) -> np.ndarray:
+  """Objects over a background -> uint8 [S, S, 3]; see ShapesConfig.detail."""
+  image = background(rng, size) if detail else np.full((size, size, 3), PLAIN)
+  if detail != 1:
+    image = PLAIN + detail * (image - PLAIN)
   for o in objects:
     cx, cy = o["center"]
     rows, columns, mask, x, y = sprites.coverage(
       o["class"], cx, cy, o["radius"], o["steps"], size
     )
-    color = np.array(sprites.COLORS[o["color"]]) + _texture(rng, x, y)[..., None]
+    color = np.array(sprites.COLORS[o["color"]])
+    if detail:
+      color = color + detail * _texture(rng, x, y)[..., None]
     color = np.minimum(np.maximum(color, 0), 255)
     image[rows, columns] += mask[..., None] * (color - image[rows, columns])
   return (np.minimum(np.maximum(image, 0), 255) + 0.5).astype(np.uint8)
@@ -171,6 +178,8 @@ class ShapesConfig(config.Part):
     tags: GenEval tags drawn uniformly (empty: all; of 'heldout', those that name
       colours); a repeated tag weighs double.
     length: number of examples (0: a million for train, 50,000 else).
+    detail: contrast of what captions do not tell: grain, stripes, tint and gradient of
+      backgrounds, textures of objects. 0: plain objects on one grey.
     classes: what an image's class is, its GenEval 'tag' or the 'shape' that its caption
       names first.
   """
@@ -179,11 +188,13 @@ class ShapesConfig(config.Part):
 
   tags: tuple[str, ...] = ()
   length: int = 0
+  detail: float = 1.0
   classes: str = config.said("tag")
 
   def check(self, name):
     rules.choice(f"{name}classes", self.classes, CLASSES)
     rules.not_negative(self, name, "length")
+    rules.share(f"{name}detail", self.detail)
 
   def make(self, *, split: str, image_size: int, seed: int = 0) -> "Shapes":
     """The source of a split."""
@@ -200,10 +211,19 @@ class Shapes:
     seed: another seed is another set.
     tags: GenEval tags drawn uniformly; a repeated tag weighs double.
     length: number of examples (0: a million for train, 50,000 else).
+    detail, classes: see ShapesConfig.
   """
 
   def __init__(
-    self, *, split="train", image_size=32, seed=0, tags=(), length=0, classes="tag"
+    self,
+    *,
+    split="train",
+    image_size=32,
+    seed=0,
+    tags=(),
+    length=0,
+    detail=1.0,
+    classes="tag",
   ):
     if split not in SPLITS:
       raise config.ConfigError(
@@ -221,6 +241,7 @@ class Shapes:
       )
     self.split, self.image_size, self.seed = split, image_size, seed
     self.tags = tuple(tags)
+    self.detail = detail
     self.classes, self._by = CLASSES[classes], classes
     self.length = length or LENGTH[split]
     if self.length > 500_000_000:
@@ -249,7 +270,7 @@ class Shapes:
     rng, meta = self._describe(index)
     heldout = self.split == "heldout"
     objects = layout(meta, rng, heldout=heldout)
-    image = render(objects, self.image_size, rng)
+    image = render(objects, self.image_size, rng, self.detail)
     meta["objects"] = [
       {"class": o["class"], "color": o["color"]}
       | {"bbox": [round(c * self.image_size, 2) for c in box(o)]}

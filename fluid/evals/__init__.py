@@ -13,11 +13,12 @@ from typing import Any
 
 from fluid.evals.base import EvalContext, Evaluation, Evaluator
 from fluid.evals.images import ImagesConfig
-from fluid.evals.loss import LossConfig
+from fluid.evals.loss import LikelihoodConfig, LossConfig
 from fluid.evals.samples import DistributionConfig, GenEvalConfig
 
 EVALS: dict[str, Any] = {
   "loss": LossConfig,
+  "likelihood": LikelihoodConfig,
   "images": ImagesConfig,
   "geneval": GenEvalConfig,
   "distribution": DistributionConfig,

@@ -1,4 +1,6 @@
-"""Validation loss with common random numbers: what scaling laws are fitted to.
+"""Validation loss and likelihood with common random numbers.
+
+The loss is what scaling laws are fitted to; orders are compared by the likelihood.
 
 Order, masks, timesteps and noise of an example follow from its id, so they are the same
 for every model size, checkpoint, batch size and mesh, and losses can be compared.
@@ -52,6 +54,24 @@ class LossConfig(Evaluation):
     return Loss(net, context, **self.arguments())
 
 
+@dataclasses.dataclass(frozen=True)
+class LikelihoodConfig(LossConfig):
+  """Nats of an image given its text, and the loss by the share of tokens known.
+
+  Nats per image stand on one axis for all orders: of raster they are exact, of random
+  order a bound (Order.likelihood). Of discrete tokens alone: the loss of a diffusion
+  head is in other units, and has the second table alone.
+  """
+
+  kind = "likelihood"
+
+  def make(self, net, context):
+    """See Evaluation."""
+    order = net.order.likelihood()
+    net = dataclasses.replace(net, model=dataclasses.replace(net.model, order=order))
+    return Likelihood(net, context, **self.arguments())
+
+
 class Loss:
   """See LossConfig."""
 
@@ -62,6 +82,14 @@ class Loss:
     self.key = rng.stream(seed, "val")
     self.loader = None
     sharding.check_batch(self.batch, context.mesh)
+
+  def sums(self, params, batch, key, **static):
+    """Sums over each example of a batch; jitted."""
+    return example_sums(params, batch, key, **static)
+
+  def summarize(self, rows):
+    """Those sums over all examples -> named values."""
+    return summarize(rows, self.split)
 
   def run(
     self, params, step: int, weights: str = "ema"
@@ -82,9 +110,7 @@ class Loss:
           batch["mask"] = batch["mask"] & (index < self.examples)
         batch = sharding.shard_batch(batch, self.context.mesh, self.batch)
         # Arrays stay on the device; two batches are dispatched ahead.
-        rows.append(
-          example_sums(params, batch, self.key, net=self.net, draws=self.draws)
-        )
+        rows.append(self.sums(params, batch, self.key, net=self.net, draws=self.draws))
         jax.block_until_ready(rows[-3:-2])
         seen += self.batch
         if self.examples and seen >= self.examples:
@@ -92,7 +118,49 @@ class Loss:
     if not rows:
       raise config.ConfigError(f"evals.loss: split '{self.split}' has no examples")
     rows = jax.tree.map(lambda *a: np.concatenate(a), *jax.device_get(rows))
-    yield from summarize(rows, self.split)
+    yield from self.summarize(rows)
+
+
+class Likelihood(Loss):
+  """See LikelihoodConfig."""
+
+  def sums(self, params, batch, key, **static):
+    return likelihood_sums(params, batch, key, **static)
+
+  def summarize(self, rows):
+    """Named values; the standard error is over examples, draws included."""
+    rows = {k: v.astype(np.float64)[rows["real"]] for k, v in rows.items()}
+    nats = rows["nats"]
+    if self.net.tokens.kind == "discrete":
+      yield f"{self.split}/nats", nats.mean()
+      if len(nats) > 1:
+        yield f"{self.split}/nats_sem", nats.std(ddof=1) / math.sqrt(len(nats))
+      yield f"{self.split}/nats_count", len(nats)
+    yield from _by_bin(f"{self.split}/loss_known", rows["bin_sum"], rows["bin_count"])
+
+
+@functools.partial(jax.jit, static_argnames=("net", "draws"))
+def likelihood_sums(params, batch, key, *, net, draws: int = 1) -> dict[str, jax.Array]:
+  """Nats of each example, the mean of its draws.
+
+  Returns:
+    'real' [B], 'nats' [B]; 'bin_sum', 'bin_count' [B, 10]: loss by tenths of tokens
+    known. Not for padding rows.
+  """
+  total: dict[str, jax.Array] = {}
+  for draw in range(draws):
+    out, mask = _pass(params, batch, key, net, draw)
+    loss = _masked(out["loss"], mask)
+    # A tenth begins where its share does, whatever the division rounds to.
+    index = (net.order.known(out["mask"]) * BINS + 1e-4).astype(jnp.int32)
+    hit = (index[..., None] == jnp.arange(BINS)) & mask[..., None]
+    sums = {
+      "nats": net.tokens.length / draws * loss.sum(1) / jnp.maximum(mask.sum(1), 1),
+      "bin_sum": jnp.where(hit, loss[..., None], 0).sum(1),
+      "bin_count": hit.sum(1),
+    }
+    total = jax.tree.map(jnp.add, total, sums) if total else sums
+  return _replicated(total | {"real": batch["mask"]})
 
 
 @functools.partial(jax.jit, static_argnames=("net", "draws"))
@@ -105,24 +173,36 @@ def example_sums(params, batch, key, *, net, draws: int = 1) -> dict[str, jax.Ar
   """
   total: dict[str, jax.Array] = {}
   for draw in range(draws):
-    own = key if draw == 0 else jax.random.fold_in(key, draw)
-    out = net.loss(params, batch, rng.example_keys(own, batch["id"]), train=False)
-    mask = out["mask"] & batch["mask"][:, None]  # [B, L]
-    # A padding row may hold anything; 0 * NaN must not reach the sum.
-    masked = lambda x, m=mask: jnp.where(m, x.astype(jnp.float32), 0)
-    sums = {"loss": masked(out["loss"]).sum(1), "count": mask.sum(1)}
+    out, mask = _pass(params, batch, key, net, draw)
+    sums = {"loss": _masked(out["loss"], mask).sum(1), "count": mask.sum(1)}
     if "accuracy" in out:
-      sums["accuracy"] = masked(out["accuracy"]).sum(1)
+      sums["accuracy"] = _masked(out["accuracy"], mask).sum(1)
     if "mse" in out:
       index = out["t"] * BINS // net.model.head.steps  # [B, L, R]
       hit = (index[..., None] == jnp.arange(BINS)) & mask[..., None, None]
       sums["bin_sum"] = jnp.where(hit, out["mse"][..., None], 0).sum((1, 2))
       sums["bin_count"] = hit.sum((1, 2))
     total = jax.tree.map(jnp.add, total, sums) if total else sums
-  if not jax.sharding.get_abstract_mesh().empty:
-    # Replicated, so that every process can read them.
-    total = jax.tree.map(lambda x: jax.sharding.reshard(x, jax.P()), total)
-  return total
+  return _replicated(total)
+
+
+def _pass(params, batch, key, net, draw: int):
+  """Losses of a draw, and which of them count [B, S]."""
+  own = key if draw == 0 else jax.random.fold_in(key, draw)
+  out = net.loss(params, batch, rng.example_keys(own, batch["id"]), train=False)
+  return out, out["mask"] & batch["mask"][:, None]
+
+
+def _masked(x, mask):
+  """A padding row may hold anything; 0 * NaN must not reach a sum."""
+  return jnp.where(mask, x.astype(jnp.float32), 0)
+
+
+def _replicated(tree):
+  """So that every process can read it."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return tree
+  return jax.tree.map(lambda x: jax.sharding.reshard(x, jax.P()), tree)
 
 
 def summarize(rows: dict[str, np.ndarray], split: str) -> Iterator[tuple[str, float]]:
@@ -144,7 +224,11 @@ def summarize(rows: dict[str, np.ndarray], split: str) -> Iterator[tuple[str, fl
   if "accuracy" in rows:
     yield f"{split}/accuracy", rows["accuracy"].sum() / max(tokens, 1)
   if "bin_sum" in rows:
-    sums, counts = rows["bin_sum"].sum(0), rows["bin_count"].sum(0)
-    for i in range(BINS):
-      if counts[i]:
-        yield f"{split}/mse_bin{i}", sums[i] / counts[i]
+    yield from _by_bin(f"{split}/mse_bin", rows["bin_sum"], rows["bin_count"])
+
+
+def _by_bin(name, sums, counts):
+  """Means of the bins [E, 10] that have something."""
+  for i, (total, count) in enumerate(zip(sums.sum(0), counts.sum(0), strict=True)):
+    if count:
+      yield f"{name}{i}", total / count

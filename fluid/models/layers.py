@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fluid.models import rows
 from fluid.models.attention import attend_cached, attention
 from fluid.parallel import sharding
 from fluid.parallel.sharding import spec
@@ -112,9 +113,15 @@ class Attention(nn.Module):
     return kv[:, :, 0], kv[:, :, 1]
 
   def __call__(self, x, keys, values, *, mask=None, causal=False):
-    """x [B, L, D], keys and values [B, T, H, K], mask [B|1, T] -> [B, L, D]."""
-    y = attention(self.q(x), keys, values, mask=mask, causal=causal, kernel=self.kernel)
-    return self.out(y)
+    """x [B, L, D], keys and values [B, T, H, K], mask [B|1, T] -> [B, L, D].
+
+    x may have several rows for each of the keys: queries do not see each other, and
+    those that read the same keys are one longer row.
+    """
+    passes = x.shape[0] // keys.shape[0]
+    q = rows.join(self.q(x), passes)
+    y = attention(q, keys, values, mask=mask, causal=causal, kernel=self.kernel)
+    return self.out(rows.part(y, passes))
 
   def cached(self, x, keys, values, mask):
     """x [B, M, D], keys, values [B, H, T, K], mask [B|1, M|1, T] -> [B, M, D].
@@ -165,7 +172,7 @@ class Block(nn.Module):
         up to position `first`, where x begins: it sees them and itself.
       own: None, or of this layer the keys and values of the text (None: not known yet),
         [B, T, H, K], with a past [B, H, T, K], and its number.
-      text, text_mask: [B, T, D], [B, T].
+      text, text_mask: [B, T, D], [B, T]; x may have several rows for each of theirs.
       mask: [B, L], True to attend: keys of self-attention, for padded sequences.
       at: positions [B, M] to compute; all of x still gives the keys.
 

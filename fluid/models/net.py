@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from fluid import config, trees
 from fluid.data import records
+from fluid.models import rows
 from fluid.models.conditions import Cond
 from fluid.models.orders import Order
 from fluid.models.plan import Plan
@@ -42,10 +43,17 @@ class _Module(nn.Module):
     rate = self.model.condition.drop if train else 0.0
     drop = jax.vmap(lambda k: jax.random.uniform(k) < rate)(k_drop)
     cond = self._condition(text, text_mask, drop)
-    plan = self.model.order.plan(k_order, step, self.spec)
-    z, _ = self._trunk(self.head.embed(tokens), plan, cond)
-    found = self.head.loss(z, plan.of_targets(tokens), k_head)
-    return {**found, "mask": plan.predicted}
+    passes = self.model.order.passes if train else 1
+    plan, z = self.trained(tokens, cond, k_order, passes, step)
+    target = plan.of_targets(rows.repeat(tokens, passes))
+    found = self.head.loss(z, target, rows.keys(k_head, passes))
+    return rows.join({**found, "mask": plan.predicted}, passes)
+
+  def trained(self, tokens, cond, keys, passes: int, step):
+    """The plans of so many passes an example, [B passes] rows, and their outputs."""
+    plan = self.model.order.plan(rows.keys(keys, passes), step, self.spec)
+    x = rows.repeat(self.head.embed(tokens), passes)
+    return plan, self._trunk(x, plan, cond)[0]
 
   def condition(self, text, text_mask, drop):
     return self._condition(text, text_mask, drop)
@@ -170,7 +178,8 @@ class Net:
 
     Returns:
       'loss' [B, S] float32, 'mask' [B, S] (outputs that count), and of the diffusion
-      head 'mse', 'vb', 't' [B, S, R], of the categorical head 'accuracy' [B, S].
+      head 'mse', 'vb', 't' [B, S, R], of the categorical head 'accuracy' [B, S]. In
+      training, S are the outputs of all passes of the order over an example.
     """
     args = batch["tokens"], batch["text"], batch["text_mask"]
     return self.apply(params, "losses", *args, keys, train, step)
@@ -207,6 +216,12 @@ class Net:
     if len(hits) != 1:
       raise ValueError(f"parameter '{name}' fits {len(hits)} rows of PARAMETERS, not 1")
     return hits[0]
+
+  def matrix(self, name: str) -> tuple | None:
+    """Axes of inputs and outputs of a matrix in a block; None for other parameters."""
+    m = self.model
+    rows = [r for p in (m.trunk, m.condition) for r in p.MATRICES]
+    return next((r[1:] for r in rows if re.fullmatch(r[0], name)), None)
 
   def decays(self, params) -> Any:
     """Tree of bools: does weight decay apply to this parameter?"""

@@ -15,6 +15,13 @@ from fluid.parallel import sharding
 # Parameters of a stack: names of the weights that decay, and of the others.
 WEIGHTS = r"blocks/(self|cross|mlp)/\w+/w"
 OTHERS = r"(blocks/.*/(b|bias|scale)|norm/(bias|scale))"
+# Matrices among the weights: axes of their inputs and outputs; keys and values are two.
+MATRICES = (
+  (r"blocks/(self|cross)/q/w", (1,), (2, 3)),
+  (r"blocks/(self|cross)/kv/w", (1,), (3, 4)),
+  (r"blocks/(self|cross)/out/w", (1, 2), (3,)),
+  (r"blocks/mlp/(up|down)/w", (1,), (2,)),
+)
 
 _REMAT = {
   "block": None,

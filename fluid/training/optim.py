@@ -1,8 +1,10 @@
-"""AdamW: learning rate schedule, clipping, EMA, accumulation.
+"""AdamW and Muon: learning rate schedule, clipping, EMA, accumulation.
 
 B batch, A microbatches.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +12,12 @@ import einops
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from fluid import config, trees
 from fluid.parallel import sharding
+
+Axes = optax.contrib.MuonDimensionNumbers
 
 
 def schedule(cfg: config.Optim, steps: int) -> Callable:
@@ -38,25 +43,71 @@ def schedule(cfg: config.Optim, steps: int) -> Callable:
   return lr
 
 
+def of(run: config.Run, net) -> tuple[optax.GradientTransformation, Callable]:
+  """The optimizer of a run and its learning rate by update."""
+  cfg = run.optim.at(run.model.trunk.width)
+  optimizer = make_optimizer(cfg, run.steps, net.decays, net.matrix)
+  return optimizer, schedule(cfg, run.steps)
+
+
 def make_optimizer(
-  cfg: config.Optim, steps: int, decays: Callable
+  cfg: config.Optim, steps: int, decays: Callable, matrices: Callable
 ) -> optax.GradientTransformation:
-  """Clip by global norm (0: off), then AdamW.
+  """Clip by global norm (0: off), then AdamW, or Muon for the matrices.
 
   Args:
     decays: params -> tree of bools, which of them decay (Net.decays).
+    matrices: name -> input and output axes of a matrix for Muon, or None (Net.matrix).
   """
   clip = optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity()
-  return optax.chain(
-    clip,
-    optax.adamw(
-      schedule(cfg, steps),
-      b1=cfg.b1,
-      b2=cfg.b2,
-      weight_decay=cfg.weight_decay,
-      mask=decays,
+  adamw = optax.adamw(
+    schedule(cfg, steps),
+    b1=cfg.b1,
+    b2=cfg.b2,
+    weight_decay=cfg.weight_decay,
+    mask=decays,
+  )
+  if not cfg.muon:
+    return optax.chain(clip, adamw)
+  muon = optax.chain(
+    optax.trace(0.95, nesterov=True),
+    orthogonal(matrices),
+    optax.add_decayed_weights(cfg.weight_decay, decays),
+    optax.scale_by_learning_rate(
+      schedule(dataclasses.replace(cfg, lr=cfg.muon), steps)
     ),
   )
+
+  labels = lambda params: trees.map_names(
+    lambda name, _: "muon" if matrices(name) else "adamw", params
+  )
+  return optax.chain(clip, optax.partition({"muon": muon, "adamw": adamw}, labels))
+
+
+def orthogonal(matrices: Callable) -> optax.GradientTransformation:
+  """Updates -> singular values near sqrt(max(1, outputs / inputs)), by Newton-Schulz.
+
+  On a mesh the iterations need whole matrices, which are gathered for them: each device
+  has its share of the layers where fsdp divides them, else all.
+  """
+
+  def one(name, x):
+    inputs, outputs = matrices(name)
+    # Without a past it is a function: momentum comes before it.
+    muon = optax.contrib.scale_by_muon(
+      beta=0.0, nesterov=False, weight_dimension_numbers=Axes(inputs, outputs)
+    )
+    size = lambda axes: math.prod(x.shape[i] for i in axes)
+    scale = math.sqrt(max(1, size(outputs) / size(inputs)))
+    run = lambda x: scale * muon.update(x, muon.init(x))[0]
+    if not sharding.explicit():
+      return run(x)
+    parts = jax.sharding.get_abstract_mesh().shape["fsdp"]
+    where = jax.P("fsdp" if x.shape[0] % parts == 0 else None)
+    run = jax.shard_map(run, in_specs=where, out_specs=where)
+    return jax.reshard(run(jax.reshard(x, where)), jax.typeof(x).sharding)
+
+  return optax.stateless(lambda updates, params=None: trees.map_names(one, updates))
 
 
 def update_ema(ema, params, decay: float):

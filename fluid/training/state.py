@@ -24,7 +24,7 @@ class TrainState:
 
 def _init(net, run: config.Run, key) -> TrainState:
   params = net.init(key)
-  opt = optim.make_optimizer(run.optim, run.steps, net.decays)
+  opt, _ = optim.of(run, net)
   ema = jax.tree.map(jnp.copy, params)
   return TrainState(jnp.zeros((), jnp.int32), params, ema, opt.init(params))
 

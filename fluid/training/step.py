@@ -22,8 +22,7 @@ def make_step(net: models.Net, run: config.Run):
   rows were left out for each kind of damage. All of it is replicated, and none of it is
   copied to the host unless it is asked for.
   """
-  optimizer = optim.make_optimizer(run.optim, run.steps, net.decays)
-  lr = optim.schedule(run.optim, run.steps)
+  optimizer, lr = optim.of(run, net)
 
   def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     key = rng.stream(run.seed, "train", state.step)

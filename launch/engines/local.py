@@ -12,28 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+from fluid.console import pages
 from launch.engines import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 GRACE = 60.0  # seconds between asking a job to stop and killing it
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-
-# Fresh XLA outputs are fresh pages on CPU; huge pages, and an allocator that keeps what
-# it freed, make them several times faster.
-CPU_ENV = {
-  "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-  "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
-  "MALLOC_TOP_PAD_": str(256 << 20),
-}
-
-
-def on_cpu() -> bool:
-  """Whether jobs started here will compute on the CPU, judged without importing jax."""
-  platforms = os.environ.get("JAX_PLATFORMS", "")
-  if platforms:
-    return platforms == "cpu"
-  return not any(Path(p).exists() for p in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio"))
 
 
 def _die_with_parent():
@@ -48,7 +33,7 @@ class Engine:
     self._lock = lock
 
   def submit(self, job: Job) -> subprocess.Popen:
-    env = {**(CPU_ENV if on_cpu() else {}), **os.environ, **job.env}
+    env = {**(pages.ENV if pages.on_cpu() else {}), **os.environ, **job.env}
     env["PYTHONUNBUFFERED"] = "1"
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with open(job.log, "ab") as log:

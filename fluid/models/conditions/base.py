@@ -33,11 +33,12 @@ class Condition(config.Part):
   Attributes:
     drop: share of examples trained with the null condition, for guidance.
     texts: kinds of text encoder it takes.
-    PARAMETERS: (pattern of a name, whether weights decay, component) of its own.
+    PARAMETERS, MATRICES: of its own, as of a trunk.
   """
 
   texts: ClassVar[tuple[str, ...]] = ()
   PARAMETERS: ClassVar[tuple] = ()
+  MATRICES: ClassVar[tuple] = ()
 
   drop: float = 0.1
 

@@ -12,7 +12,7 @@ from fluid import config
 from fluid.config import rules
 from fluid.models import layers
 from fluid.models.conditions.base import Cond, Condition
-from fluid.models.stack import OTHERS, WEIGHTS
+from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
 from fluid.parallel.sharding import spec
 
 
@@ -34,6 +34,8 @@ class TextConfig(Condition):
     (r"aligner/proj/b", False, "aligner"),
     (r"aligner/(table|null|pos)/w", False, "embeddings"),
   )
+
+  MATRICES = tuple((f"aligner/stack/{name}", *axes) for name, *axes in MATRICES)
 
   layers: int = 6
   width: int = 256

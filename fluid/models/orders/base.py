@@ -67,8 +67,28 @@ class Order(config.Part):
 
   Draw: ClassVar[type] = config.Draw
 
+  @property
+  def passes(self) -> int:
+    """Plans, each a row of the trunk, that a training step draws for an example."""
+    return 1
+
   def check_draw(self, draw: Any, name: str) -> None:
     """Raises ConfigError for options of 'sample' that this order cannot follow."""
+
+  def likelihood(self) -> "Order":
+    """The order of the same model by whose plans likelihoods are measured.
+
+    The tokens of an image times the mean loss of those that one of its plans predicts
+    must be -log p(image) in expectation, or a bound of it.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    raise config.ConfigError(f"order '{self.kind}' has no likelihood")
+
+  def known(self, predicted: jax.Array) -> jax.Array:
+    """Outputs that a plan predicts [B, S] -> the share of tokens that each knows."""
+    raise NotImplementedError
 
   def plan(self, keys: jax.Array, step: Any, spec: TokenSpec) -> Plan:
     """Keys [B] -> the plan of a training pass at a training step (None: evaluation)."""

@@ -19,9 +19,12 @@ class Trunk(config.Part):
     width: D, of what it takes from and gives to head and condition.
     heads: of attention.
     PARAMETERS: (pattern of a name, whether weights decay, component) of its own.
+    MATRICES: (pattern, axes of the inputs, axes of the outputs) of those that are
+      matrices, one for each index of their other axes: what Muon works on.
   """
 
   PARAMETERS: ClassVar[tuple] = ()
+  MATRICES: ClassVar[tuple] = ()
 
   width: int = 768
   heads: int = 12

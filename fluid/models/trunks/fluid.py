@@ -16,7 +16,7 @@ from fluid import config
 from fluid.config import rules
 from fluid.models import attention, layers
 from fluid.models.plan import Plan, rows
-from fluid.models.stack import OTHERS, WEIGHTS, Stack
+from fluid.models.stack import MATRICES, OTHERS, WEIGHTS, Stack
 from fluid.models.trunks.base import Trunk
 from fluid.tokenizers.base import TokenSpec
 
@@ -41,6 +41,8 @@ class FluidConfig(Trunk):
     (f"trunk/{OTHERS}", False, "core"),
     (r"(fill|pos|pos_out)/w|norm_in/(bias|scale)", False, "embeddings"),
   )
+
+  MATRICES = tuple((f"trunk/{name}", *axes) for name, *axes in MATRICES)
 
   layers: int = 12
   mlp_ratio: int = 4
