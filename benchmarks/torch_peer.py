@@ -98,7 +98,10 @@ class Net(nn.Module):
   def forward(self, tokens, text, text_mask):
     """-> mean loss of the predicted tokens."""
     c, mask = self.align(text, text_mask)
-    x = self.tokens(tokens)
+    x, passes = self.tokens(tokens), self.net.order.passes
+    if passes > 1:  # Several masks of an image: rows that share their text.
+      repeat = lambda a: a.repeat_interleave(passes, 0)
+      x, c, mask, tokens = map(repeat, (x, c, mask, tokens))
     b, n = x.shape[:2]
     if self.causal:
       x = torch.cat([self.fill.to(x.dtype).expand(b, 1, -1), x[:, :-1]], 1)

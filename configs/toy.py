@@ -51,8 +51,14 @@ TOKENIZERS = {
     lr=3e-3,
   ),
 }
+# Trained by `python -m fluid.tokenizers.train --config=configs/toy.py:tokens=continuous
+# --config.data.num_train=64000 --config.tokenizer.path=PATH`, likewise discrete.
+TRAINED = {
+  "continuous": "configs/tokenizers/shapes32-vae",
+  "discrete": "configs/tokenizers/shapes32-vq",
+}
 SAMPLING = {
-  ("continuous", "random"): (3.0, 0.95),
+  ("continuous", "random"): (5.0, 0.95),
   ("continuous", "raster"): (3.0, 0.95),
   ("discrete", "random"): (3.0, 1.0),
   ("discrete", "raster"): (3.0, 1.0),
@@ -62,7 +68,8 @@ SAMPLING = {
 ORDERS = {"random": Random(mask="uniform", masks=4), "raster": Raster()}
 BATCH = {"random": 32, "raster": 128}
 HEADS = {
-  "continuous": heads.DiffusionConfig(layers=3, batch_mul=4),
+  # More draws a token teach more a step and no more in a time: half of MAR's.
+  "continuous": heads.DiffusionConfig(layers=3, batch_mul=2),
   "discrete": heads.CategoricalConfig(),
 }
 # How orders and heads draw. Solver and diffusion steps: the fastest as good as 100
@@ -93,7 +100,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     dtype="float32",
     head=HEADS[a.tokens],
     order=ORDERS[a.order],
-    trunk=FluidConfig(layers=layers, width=width, heads=num_heads, remat="none"),
+    # Few layers are faster one by one than as a loop, which stacks what it keeps.
+    trunk=FluidConfig(
+      layers=layers, width=width, heads=num_heads, remat="none", scan=False
+    ),
     condition=TextConfig(layers=1, width=64) if by_text else ClassConfig(),
   )
   evals: dict = {"loss": LossConfig(examples=1024)}
@@ -115,13 +125,15 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       # models of this size would spend their training on these.
       source=ShapesConfig(detail=0.0) if shapes else config.resolve("source", a.data)(),
       image_size=32,
-      num_train=64_000 if shapes else 0,
+      num_train=160_000 if shapes else 0,
       num_val=1024 if shapes else 0,
     ),
     tokenizer=TOKENIZERS[a.tokens],
     optim=config.Optim(
       lr=2e-3,
       lr_width=64,
+      lr_power=0.5,
+      muon=5e-3,
       warmup=200,
       schedule="wsd",
       decay_fraction=0.3,
@@ -130,12 +142,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     ),
     sample=model.sample(guidance=guidance, temperature=temperature, batch=128, **draw),
     evals=evals,
-    steps=6000,
+    steps=10_000,
     batch=BATCH[a.order],
     accum=4,  # A microbatch stays in a core's cache: 0.8 of the time.
     log_every=100,
-    eval_every=1500,
-    checkpoint_every=1500,
+    eval_every=2500,
+    checkpoint_every=2500,
     keep=1,
   )
   return paper.to_config_dict(run)
@@ -145,22 +157,30 @@ def cells(
   sizes: Iterable[str],
   overrides: dict | None = None,
   of_order: dict[str, dict] | None = None,
+  suffix: str = "",
+  file: str = "configs/toy.py",
   **arguments,
 ) -> Iterator[dict]:
   """The four cells at each size, as a sweep yields them; `arguments` of get_config.
 
-  All cells of a size come together: early rows of the table are comparable.
+  All cells of a size come together: early rows of the table are comparable. On shapes
+  with the tokenizers that come with the code (TRAINED).
 
   Args:
     overrides: of all runs.
     of_order: order -> overrides of its runs, beside those.
+    suffix: of the runs' names.
+    file: config file, with the arguments of this one.
   """
+  ours = arguments.get("data", "shapes") == "shapes"
   for size, tokens, order in itertools.product(
     sizes, ("continuous", "discrete"), ("random", "raster")
   ):
     args = dict(arguments, tokens=tokens, order=order, size=size)
     yield dict(
-      name=f"{tokens}-{order}-{size}",
-      config="configs/toy.py:" + ",".join(f"{k}={v}" for k, v in args.items()),
-      overrides=(overrides or {}) | (of_order or {}).get(order, {}),
+      name=f"{tokens}-{order}-{size}{suffix}",
+      config=f"{file}:" + ",".join(f"{k}={v}" for k, v in args.items()),
+      overrides=({"tokenizer.path": TRAINED[tokens]} if ours else {})
+      | (overrides or {})
+      | (of_order or {}).get(order, {}),
     )

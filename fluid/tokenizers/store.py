@@ -1,5 +1,6 @@
 """A tokenizer's folder: config.json and weights.safetensors, each written whole."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ def save(path: str, tokenizer: base.Tokenizer, metrics: dict[str, Any]) -> None:
   weights = safetensors.numpy.save(flat)
   files.write_bytes(os.path.join(path, "weights.safetensors"), weights)
   content = {
-    "tokenizer": config_lib.to_dict(tokenizer.config),
+    "tokenizer": config_lib.to_dict(dataclasses.replace(tokenizer.config, path="")),
     "image_size": tokenizer.image_size,
     "spec": tokenizer.spec.to_dict(),
     "weights_sha256": hashlib.sha256(weights).hexdigest(),
