@@ -16,8 +16,7 @@ from fluid.models.orders.raster import Raster
 from fluid.models.trunks.fluid import FluidConfig
 from fluid.text.classes import ClassesConfig
 from fluid.tokenizers.vq import VQConfig
-from launch.plan import resolve
-from tests.upgrade_test import V1
+from tests.upgrade_test import V1, wanted_of
 
 RUN = config.from_config_dict(toy.get_config("tokens=continuous,order=random"))
 
@@ -27,7 +26,7 @@ FREE = {
   "data.max_bad": 0.5,
   "model.trunk.attention": "xla",
   "model.trunk.remat": "dots",
-  "model.trunk.scan": False,
+  "model.trunk.scan": True,
   "optim.max_skipped": 9,
   "mesh": config.Mesh(fsdp=2),
   "sample": RUN.model.sample(guidance=7.0, steps=3, diffusion_steps=5),
@@ -137,7 +136,7 @@ def test_every_place_is_changed_and_nothing_else():
 
 @pytest.mark.parametrize("name", [n for n in V1["caches"] if n != "tags"])
 def test_the_identity_in_a_cache_of_layout_1_is_that_of_today(name):
-  run = resolve(name, {"data.source.detail": 1.0})
+  run = wanted_of(name)
   there = identity.stored(V1["caches"][name])
   own = identity.of_cache(run)
   assert {k: there[k] for k in own} == own
@@ -156,7 +155,7 @@ def test_a_cache_knows_nothing_of_fields_that_came_later():
 def test_arguments_of_a_source_of_layout_1_are_its_fields():
   there = identity.stored(V1["caches"]["tags"])
   source = ShapesConfig(tags=("counting", "colors"))
-  run = resolve("configs/toy.py:tokens=discrete,order=raster", {})
+  run = wanted_of("configs/toy.py:tokens=discrete,order=raster")
   run = config.replaced(run, {"data.source": source})
   own = identity.of_cache(run)
   assert {k: there[k] for k in own} == own

@@ -380,3 +380,4 @@ assert not xla_bridge._backends
   four = [f"{t}-{o}" for t in ("continuous", "discrete") for o in ("random", "raster")]
   assert found["quickstart.py"] == ["8", *four]
   assert found["toy_study.py"] == ["16", *four]
+  assert found["toy_rates.py"] == ["24", *four]
