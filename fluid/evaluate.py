@@ -50,7 +50,8 @@ def evaluate(
   loaded = api.load(workdir, weights, step, mesh=mesh)
 
   def loader(split, batch):
-    return pipeline.loader(run, split, mesh, batch=batch, shuffle=False, epochs=1)
+    cached = _cached(run, split, workdir)
+    return pipeline.loader(cached, split, mesh, batch=batch, shuffle=False, epochs=1)
 
   context = evals.EvalContext(
     run, loaded.tokenizer, loaded.vocabulary, mesh, workdir, loader
@@ -69,6 +70,23 @@ def evaluate(
   if not overrides and jax.process_index() == 0:
     append(pathlib.Path(workdir) / "metrics.jsonl", loaded.step, plain)
   return plain
+
+
+def _cached(run: config.Run, split: str, workdir) -> config.Run:
+  """The run with a cache: of a folder given away, the split is made anew."""
+  if run.data.cache:
+    return run
+  from fluid import prepare
+
+  cache, vocabulary = pathlib.Path(workdir) / "eval" / "cache", pathlib.Path(workdir)
+  changes = {"data.cache": str(cache), "text.path": str(vocabulary / run.text.FILE)}
+  run = config.replaced(run, changes)
+
+  def make():
+    prepare.prepare(run, splits=(split,), log=distributed.say)
+
+  distributed.first(make)
+  return run
 
 
 def _plain(value) -> float | str | None:

@@ -16,7 +16,7 @@ import collections
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -49,6 +49,7 @@ def prepare(
   run: config_lib.Run,
   *,
   tokenizer: tokenizers.Tokenizer | None = None,
+  splits: Sequence[str] = SPLITS,
   batch: int = BATCH,
   log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -57,6 +58,7 @@ def prepare(
   Args:
     run: its sections data, text and tokenizer are used.
     tokenizer: None loads run.tokenizer.path.
+    splits: to write; an evaluation needs one.
     batch: images per call of the tokenizer, which is compiled for this shape alone.
     log: receives progress lines.
 
@@ -85,7 +87,7 @@ def prepare(
   sources = {split: make_source(run.data, split) for split in SPLITS}
   made_from = _identity(run, tokenizer.spec, digest, batch)
   metadata = _begin(cache, made_from)
-  if set(SPLITS) <= set(metadata["splits"]):
+  if set(splits) <= set(metadata["splits"]):
     log(f"{cache} is complete: {_summary(metadata)}")
     return metadata
   vocabulary = _vocabulary(run, sources["train"], log)
@@ -98,7 +100,7 @@ def prepare(
       "length": run.text.length,
     },
   }
-  for split in SPLITS:
+  for split in splits:
     if split not in metadata["splits"]:
       source = sources[split]
       paths = _write_split(run, split, source, tokenizer, vocabulary, batch, log)

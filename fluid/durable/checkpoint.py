@@ -21,7 +21,7 @@ from etils import epath  # Orbax's own paths.
 from flax import traverse_util
 
 from fluid import config, trees
-from fluid.durable import integrity
+from fluid.durable import exported, integrity
 from fluid.parallel import distributed
 from fluid.training.state import TrainState
 
@@ -309,6 +309,11 @@ def restore_params(workdir, which: str = "ema", step: int | None = None, *, like
   Raises:
     CheckpointError: no such folder or step, or it cannot be read.
   """
+  if exported.there(workdir):
+    params, step = exported.read(workdir, which, step)
+    if like is not None:
+      _check_shapes(params, like, workdir)
+    return exported.place(params, like), step
   folder, item = _open(workdir, which, step)
   with _reading(folder):
     sealed, saved = _unseal(folder), _metadata(folder, item)
@@ -330,7 +335,7 @@ def graft(params, init: config.Init):
   Raises:
     CheckpointError: a parameter has no namesake of its shape there, or none fits.
   """
-  folder, item = _open(init.workdir, init.weights, None if init.step < 0 else init.step)
+  step = None if init.step < 0 else init.step
   flat = trees.paths(params)
   chosen = {k: v for k, v in flat.items() if re.fullmatch(init.match, k)}
   if not chosen:
@@ -338,8 +343,15 @@ def graft(params, init: config.Init):
       f"config key 'init.match' ({init.match!r}) fits no parameter; there are "
       f"{', '.join(sorted({k.split('/')[0] for k in flat}))} and what is in them"
     )
+  like = traverse_util.unflatten_dict(chosen, sep="/")
+  if exported.there(init.workdir):
+    given, _ = exported.read(init.workdir, init.weights, step)
+    _check_shapes(given, like, init.workdir)
+    given = trees.paths(given)
+    found = {k: exported.place(given[k], v) for k, v in chosen.items()}
+    return traverse_util.unflatten_dict(flat | found, sep="/")
+  folder, item = _open(init.workdir, init.weights, step)
   with _reading(folder):
-    like = traverse_util.unflatten_dict(chosen, sep="/")
     _check_shapes(_metadata(folder, item), like, folder)
     found = trees.paths(_read(folder, item, like, _unseal(folder), partial=True))
   return traverse_util.unflatten_dict(flat | found, sep="/")

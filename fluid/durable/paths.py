@@ -23,6 +23,8 @@ def moved(run: Run, old: str, new: str) -> Run:
   """
 
   def move(path):
+    if path and "://" not in path and not os.path.isabs(path):
+      return os.path.normpath(os.path.join(new, path))  # Of a folder given away.
     if not path or "://" in path or os.path.exists(path):
       return path
     there = os.path.normpath(os.path.join(new, os.path.relpath(path, old)))

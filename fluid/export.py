@@ -1,0 +1,67 @@
+"""A run to give away: `python -m fluid.export --workdir RUN --out DIR`.
+
+DIR gets config.json, model.json, the text encoder's file, and the weights as one
+safetensors file without the optimizer. fluid.load, fluid.sample and fluid.evaluate
+take it as they take a run, and `init.workdir` starts another from it. Its tokenizer
+stays where it is, named by the way from DIR to it and by its hash.
+"""
+
+import os
+import pathlib
+
+from absl import flags
+
+from fluid import api, config, files, text
+from fluid.console import cli
+from fluid.durable import exported
+
+
+def export(workdir, out, *, weights: str = "ema", step: int | None = None) -> None:
+  """Writes the folder `out`.
+
+  Args:
+    workdir: folder of a run.
+    out: made if it is missing; a run is not overwritten.
+    weights: 'ema' or 'raw'.
+    step: a saved step (None: the newest).
+
+  Raises:
+    ConfigError: what fluid.load refuses, or a folder that holds a run.
+  """
+  out = pathlib.Path(out)
+  if (out / "checkpoints").exists():
+    raise config.ConfigError(f"{out} holds a run: name another folder in --out")
+  loaded, described = api.load(workdir, weights, step), api.read_model(workdir)
+  run = loaded.config
+  origin = pathlib.Path(workdir) / run.text.FILE
+  if not origin.is_file():
+    origin = pathlib.Path(run.text.path or pathlib.Path(run.data.cache) / run.text.FILE)
+  out.mkdir(parents=True, exist_ok=True)
+  text.copy(run.text, origin, out)
+  described |= {"step": loaded.step, "weights": weights, "workdir": ""}
+  sha256 = exported.write(out, loaded.params, weights=weights, step=loaded.step)
+  files.write_json(out / "model.json", described | {"weights_sha256": sha256})
+  relative = os.path.relpath(run.tokenizer.path, out)
+  changes = {"tokenizer.path": relative, "data.cache": "", "text.path": ""}
+  content = config.to_dict(config.replaced(run, changes))
+  content["init"] = config.to_dict(config.Init())
+  files.write_json(out / "config.json", content)
+
+
+def main(argv) -> None:
+  """Entry point."""
+  del argv
+  args = flags.FLAGS
+  out = args.out
+  if not out:
+    raise cli.UserError("missing flag --out; see --help")
+  export(cli.require(WORKDIR), out, weights=args.weights, step=args.step)
+  print(f"{out}: {os.path.getsize(os.path.join(out, exported.FILE)) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+  WORKDIR = cli.workdir_flag()
+  flags.DEFINE_string("out", None, "Folder to write.")
+  flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
+  flags.DEFINE_integer("step", None, "Checkpoint (default: the newest).")
+  cli.run(main)

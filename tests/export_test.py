@@ -1,0 +1,68 @@
+"""A run given away draws and scores what the run does, from any place."""
+
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import fluid
+from fluid import api, config, evaluate, export, models
+from fluid.durable import checkpoint
+from fluid.evals import features
+from tests.evals_test import FakeFeatures, workdir  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def given(workdir, tmp_path_factory):  # noqa: F811
+  """A copy of the exported folder and its tokenizer, away from where both were made."""
+  home = tmp_path_factory.mktemp("given")
+  tokenizer = api.read_config(workdir).tokenizer.path
+  shutil.copytree(tokenizer, home / "first" / "tokenizer")
+  run = api.read_config(workdir)
+  moved = config.replaced(run, {"tokenizer.path": str(home / "first" / "tokenizer")})
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(api, "read_config", lambda _: moved)
+    export.export(workdir, home / "first" / "model")
+  os.rename(home / "first", home / "second")
+  return home / "second" / "model"
+
+
+def test_it_draws_and_scores_what_the_run_does(workdir, given, monkeypatch):  # noqa: F811
+  names = {p.name for p in given.iterdir()}
+  assert {"config.json", "model.json", "weights.safetensors"} <= names
+  assert not names & {"checkpoints", "metrics.jsonl"}
+  prompts = ["a red circle", "two stars"]
+  one, other = fluid.load(workdir), fluid.load(given)
+  assert one.step == other.step and other.weights == "ema"
+  np.testing.assert_array_equal(
+    one.sample(prompts, key=3), other.sample(prompts, key=3)
+  )
+  monkeypatch.setitem(features.FEATURES, "Fake", FakeFeatures)
+  wanted = evaluate.evaluate(workdir, names=["loss", "geneval"])
+  got = evaluate.evaluate(given, names=["loss", "geneval"])  # It makes its own cache.
+  for name in ("val/loss", "val/loss_count", "geneval/overall", "geneval/chance"):
+    assert got[name] == pytest.approx(wanted[name], rel=1e-5), name
+
+
+def test_training_starts_from_it(workdir, given):  # noqa: F811
+  net = fluid.load(given).net
+  params = models.Net.init(net, jax.random.key(9))
+  for folder in (workdir, given):
+    new = checkpoint.graft(params, config.Init(workdir=str(folder), match="trunk/.*"))
+    want = fluid.load(given).params
+    jax.tree.map(np.testing.assert_array_equal, new["trunk"], want["trunk"])
+    jax.tree.map(np.testing.assert_array_equal, new["head"], params["head"])
+
+
+def test_what_it_has_not_is_one_line(given, tmp_path):
+  with pytest.raises(config.ConfigError, match="has weights ema alone, not raw"):
+    fluid.load(given, "raw")
+  with pytest.raises(config.ConfigError, match="has step 2 alone, not 7"):
+    fluid.load(given, step=7)
+  shutil.copytree(given, tmp_path / "cut")
+  file = tmp_path / "cut" / "weights.safetensors"
+  file.write_bytes(file.read_bytes()[:-4])
+  with pytest.raises(config.ConfigError, match="safetensors cannot be read .its SHA"):
+    fluid.load(tmp_path / "cut")
