@@ -42,13 +42,17 @@ TOKENIZERS = {
   ),
   "discrete": VQConfig(
     stem=4,
-    width=64,
-    multipliers=(1, 2),
+    width=48,
+    multipliers=(1, 1),
+    attention="mid",
     channels=16,
     vocab=1024,
-    steps=3000,
+    codebook_decay=0.99,
+    # Absolute error alone leaves small objects out; the square asks for their colours.
+    l2_weight=16.0,
+    steps=12_000,
     batch=16,
-    lr=3e-3,
+    lr=5e-3,
   ),
 }
 # Trained by `python -m fluid.tokenizers.train --config=configs/toy.py:tokens=continuous

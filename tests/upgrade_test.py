@@ -14,6 +14,7 @@ from fluid import config, files, tokenizers
 from fluid.config import upgrade
 from fluid.durable import workdir
 from fluid.tokenizers import store
+from fluid.tokenizers.vq import VQConfig
 from launch.plan import resolve
 from tests.conftest import ROOT
 
@@ -34,6 +35,15 @@ RECIPE = {
   "eval_every": 1500,
   "checkpoint_every": 1500,
 }
+VQ = {
+  "width": 64,
+  "multipliers": (1, 2),
+  "attention": "none",
+  "codebook_decay": VQConfig().codebook_decay,
+  "l2_weight": VQConfig().l2_weight,
+  "steps": 3000,
+  "lr": 3e-3,
+}
 
 
 def wanted_of(name: str) -> config.Run:
@@ -48,6 +58,8 @@ def wanted_of(name: str) -> config.Run:
   if run.model.head.kind == "diffusion":
     changes["model.head.batch_mul"] = 4
     changes["tokenizer.steps"] = 1000
+  else:
+    changes |= {f"tokenizer.{k}": v for k, v in VQ.items()}
   changes["sample.guidance"] = 3.0
   evals = {k: v for k, v in run.evals.items() if k != "likelihood"}
   return config.replaced(run, changes | {"evals": evals})
