@@ -7,7 +7,7 @@ to three times as long.
 from configs import toy
 
 SHORT = {
-  "data.num_train": 48_000,
+  "data.num_train": 24_000,
   "data.num_val": 512,
   "steps": 1000,
   "eval_every": 250,

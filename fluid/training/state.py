@@ -22,6 +22,13 @@ class TrainState:
   opt_state: optax.OptState
 
 
+# What is run once is not worth optimising: LLVM takes many times as long as the run.
+_ONCE = {
+  "xla_backend_optimization_level": 0,
+  "xla_llvm_disable_expensive_passes": True,
+}
+
+
 def _init(net, run: config.Run, key) -> TrainState:
   params = net.init(key)
   opt, _ = optim.of(run, net)
@@ -31,8 +38,12 @@ def _init(net, run: config.Run, key) -> TrainState:
 
 def init_state(net, run: config.Run, mesh: jax.sharding.Mesh) -> TrainState:
   """Step 0, sharded over `mesh`; the same numbers on every mesh."""
+  cpu = mesh.devices.flat[0].platform == "cpu"
   with jax.set_mesh(mesh):
-    return jax.jit(lambda key: _init(net, run, key))(rng.stream(run.seed, "init"))
+    init = jax.jit(
+      lambda key: _init(net, run, key), compiler_options=_ONCE if cpu else None
+    )
+    return init(rng.stream(run.seed, "init"))
 
 
 def abstract_state(net, run: config.Run, mesh: jax.sharding.Mesh) -> TrainState:
