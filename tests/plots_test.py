@@ -35,17 +35,35 @@ def test_all_figures_of_a_study(drawn):
   assert set(drawn) == {
     "val_loss_vs_size", "val_loss_vs_compute", "val_loss_curves", "metrics_vs_size",
     "metrics_vs_steps", "metrics_vs_compute", "metrics_vs_loss", "geneval_tags",
-    "published", "seconds_per_image", "samples",
+    "published", "seconds_per_image", "samples", "nats_vs_size", "loss_known",
   }  # fmt: skip
 
 
 def test_token_types_never_share_a_loss_axis(drawn):
-  for name in ("val_loss_vs_size", "metrics_vs_loss"):
+  for name in ("val_loss_vs_size", "metrics_vs_loss", "loss_known"):
     for ax in drawn[name].figure.axes:
       names = [t.split("-")[0] for t in ax.get_legend_handles_labels()[1]]
       assert len(set(names)) == 1
   labels = [ax.get_ylabel() for ax in drawn["val_loss_vs_size"].figure.axes]
   assert "diffusion loss" in labels[0] and "nats per token" in labels[1]
+
+
+def test_likelihood_of_both_orders_is_on_one_axis(drawn):
+  (ax,) = drawn["nats_vs_size"].figure.axes
+  names = ax.get_legend_handles_labels()[1]
+  assert names == ["discrete-random", "discrete-raster"]
+  assert "exact" in drawn["nats_vs_size"].caption
+  data = drawn["nats_vs_size"].data
+  assert set(data["cell"]) == set(names) and data["val/nats_sem"].notna().all()
+
+
+def test_loss_by_what_is_known_is_of_the_largest_runs(drawn):
+  panels = drawn["loss_known"].figure.axes
+  assert [ax.get_title() for ax in panels] == ["continuous tokens", "discrete tokens"]
+  data = drawn["loss_known"].data
+  assert set(data["size"]) == {"xl"} and len(data) == 4 * 10
+  row = data[(data.cell == "discrete-raster") & (data.known == 0.05)].iloc[0]
+  assert row.loss == pytest.approx(1.45 * synthetic.loss("discrete", 2e6), rel=1e-6)
 
 
 def test_fit_is_of_finished_runs_and_said_in_the_caption(drawn):

@@ -77,13 +77,20 @@ def write_run(folder, tokens, order, size, *, geneval=True, done=True, steps=100
     values = {"val/loss": loss(tokens, n) * late, "val/loss_sem": 1e-3}
     kid = 0.05 - 0.005 * rank + 0.02 * (tokens == "discrete")
     values |= {"kid": kid * late, "kid_lo": kid * late - 2e-3, "kid_hi": kid * late}
-    values |= {"fd": 300 * kid, "features": "EffNet"}
+    values |= {"fd": 300 * kid, "features": "EffNet", "kid_images": 100}
+    # Random order has the higher loss, and it falls as less is unknown.
+    even = values["val/loss"] * (1.1 if order == "random" else 1.0)
+    known = {f"val/loss_known{i}": even * (1.45 - i / 10) for i in range(10)}
+    values |= known
+    if tokens == "discrete":
+      values |= {"val/nats": 64 * even, "val/nats_sem": 0.05, "val/nats_count": 512}
     if geneval:
       gain = 0.1 if order == "random" else 0.0
       tags = {t: 0.3 + 0.05 * rank + gain * (t != "single_object") for t in TAGS}
       values |= {f"geneval/{t}": v / late for t, v in tags.items()}
       values["geneval/overall"] = float(np.mean(list(tags.values()))) / late
       values["geneval/overall_lo"] = values["geneval/overall"] - 0.02
+      values["geneval/overall_hi"] = values["geneval/overall"] + 0.02
       values |= {"geneval/chance": 0.04, "geneval/tokenizer": 0.9}
     loss_values = {k: values.pop(k) for k in list(values) if k.startswith("val/")}
     named = {"loss": loss_values, "distribution": values}  # A line an evaluator.

@@ -38,7 +38,7 @@ def _open(workdir: str | Path, out: str | Path | None) -> tuple[Study, Path]:
   return study, Path(out) if out else Path(workdir) / "report"
 
 
-def save(study: Study, found: list[Finding], workdir: str, out: Path) -> Path:
+def save(study: Study, found: dict[str, Finding], workdir: str, out: Path) -> Path:
   """Writes the report of a study and its findings.
 
   Args:
@@ -80,7 +80,7 @@ def status_lines(runs: pd.DataFrame) -> list[str]:
   return lines
 
 
-def _body(runs, shown, images, found: list[Finding], workdir: str) -> list[str]:
+def _body(runs, shown, images, found: dict[str, Finding], workdir: str) -> list[str]:
   def figures(*names):
     for plot, png in (images[n] for n in names if n in images):
       yield page.figure(png, plot.title, plot.caption, _again(plot.name, workdir))
@@ -90,7 +90,7 @@ def _body(runs, shown, images, found: list[Finding], workdir: str) -> list[str]:
   body += [page.paragraph(first)] + [page.paragraph(line, "bad") for line in rest]
   body += [page.table(shown["results"])]
   body += [page.section("What appears of the paper's findings at this scale")]
-  body += [_finding(f) for f in found]
+  body += [_finding(f) for f in found.values()]
   body += [page.section("Samples"), *figures("samples")]
   if "samples" not in images:
     body += [page.paragraph("No run has written samples here.", "soft")]
@@ -98,6 +98,7 @@ def _body(runs, shown, images, found: list[Finding], workdir: str) -> list[str]:
   if len(shown["fits"]):
     body += figures("val_loss_vs_size", "val_loss_vs_compute", "val_loss_curves")
     body += _fits(shown["fits"]) + list(figures("frontier"))
+  body += figures("nats_vs_size", "loss_known")
   body += [page.section("Metrics")]
   body += figures("metrics_vs_size", "geneval_tags", "metrics_vs_loss")
   if len(shown["correlations"]):
@@ -141,10 +142,12 @@ def _again(name: str, workdir: str) -> str:
 
 def _finding(f: Finding) -> str:
   kind = {APPEARS: "appears", PARTLY: "part", OPEN: ""}.get(f.verdict, "absent")
-  claim = page.paragraph(f"{f.claim}: {f.verdict}.")
-  return (
-    f'<div class="finding {kind}">{claim}{page.paragraph(f.evidence, "soft")}</div>'
-  )
+  body = page.paragraph(f"{f.claim}: {f.verdict}.")
+  body += page.paragraph("; ".join(f.evidence), "soft")
+  body += page.folded("How it is judged", [f.test])
+  if f.needs:
+    body += page.folded("What it would take", list(f.needs))
+  return f'<div class="finding {kind}">{body}</div>'
 
 
 def _title(runs: pd.DataFrame) -> str:
@@ -188,6 +191,6 @@ def main() -> None:
   show(tables.results(study.runs))
   for line in status_lines(study.runs):
     print(line)
-  for f in found:
+  for f in found.values():
     print(f"{f.claim}: {f.verdict}")
   print(f"report: {index.resolve()}")

@@ -21,6 +21,9 @@ CHANCE = {"geneval/overall": "geneval/chance"}
 CEILING = {"geneval/overall": "geneval/tokenizer", "kid": "kid_tokenizer"}
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 KEYS = ["run", "cell", "size", "status", "step", "N", "compute"]
+# What both orders of a token type share a scale in (Study.compared), and how many
+# tenths of tokens known the evaluation of likelihood tells apart.
+ORDER_LOSS, TENTHS = "val/order_loss", 10
 PAPER = "Fluid, published"  # beside the cells: the rows that the paper printed
 
 
@@ -52,6 +55,29 @@ class Study:
     return finished(self.runs)
 
   @functools.cached_property
+  def compared(self) -> pd.DataFrame:
+    """The finished runs with ORDER_LOSS and ORDER_LOSS_sem.
+
+    Discrete: val/nats. Continuous: the mean of val/loss_known, so that no distribution
+    of masks weighs one share of known tokens more than another, or else val/loss.
+    """
+    runs = self.ended
+    if "tokens" not in runs:
+      columns = dict.fromkeys([*runs, "tokens", "order", "cell", ORDER_LOSS])
+      return runs.reindex(columns=[*columns])
+    blank = pd.Series(np.nan, runs.index)
+    discrete = runs["tokens"] == "discrete"
+    known = [c for c in loss_known() if c in runs]
+    even = runs[known].mean(axis=1) if known else blank
+    loss, nats = (
+      {end: runs.get(f"val/{name}{end}", blank) for end in ("", "_sem")}
+      for name in ("loss", "nats")
+    )
+    loss[""] = even.fillna(loss[""])
+    added = {f"{ORDER_LOSS}{e}": nats[e].where(discrete, loss[e]) for e in loss}
+    return runs.assign(**added)
+
+  @functools.cached_property
   def curves(self) -> pd.DataFrame:
     """The evaluated steps, without what an untrained model scores."""
     rows = having(self.evals, "compute", "val/loss")
@@ -62,11 +88,12 @@ class Study:
     if who == PAPER:
       table = published.fluid()
     else:
-      table = self.ended if rows == "run" else self.curves
+      table = self.compared if rows == "run" else self.curves
       table = table[table["cell"] == who]
-    if "N" not in table:
-      return table
-    return table.assign(**{"log10 N": np.log10(table["N"].astype(float))})
+    logs = {f"log10 {c}": c for c in ("N", "compute") if c in table}
+    return table.assign(
+      **{k: np.log10(table[c].astype(float)) for k, c in logs.items()}
+    )
 
   def fit(
     self, who: str, *, form: str = "power", x: str | None = None, y: str | None = None
@@ -76,3 +103,13 @@ class Study:
     if key not in self._fits:
       self._fits[key] = fit(self.of(who, FORMS[form].rows), form=form, x=x, y=y)
     return self._fits[key]
+
+
+def loss_known() -> list[str]:
+  """Columns of the loss by tenths of tokens known."""
+  return [f"val/loss_known{i}" for i in range(TENTHS)]
+
+
+def lower_metric(runs: pd.DataFrame) -> tuple[str, str]:
+  """The distance of images that the runs have, lower is better: column and name."""
+  return ("kid", "KID") if len(having(runs, "kid")) else ("fd", "FD")

@@ -27,6 +27,7 @@ LABELS = {
   "compute": "training compute (FLOPs)",
   "step": "training step",
   "val/loss": "validation loss",
+  "val/nats": "nats per image (lower is better)",
   "geneval/overall": "GenEval overall (higher is better)",
   "fid": "FID (lower is better)",
   "fid_30k": "FID-30K (lower is better)",

@@ -18,6 +18,7 @@ RESULT = {
   "N": "N",
   "status": "status",
   "val/loss": "val loss",
+  "val/nats": "nats/image",
   "geneval/overall": "GenEval",
   "fid": "FID",
   "kid": "KID",

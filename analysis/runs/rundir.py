@@ -17,6 +17,7 @@ _VARIED = {
   "heads": ("model.trunk.heads", "model.heads"),
   "aligner_layers": ("model.condition.layers", "model.aligner_layers"),
   "warmup": ("optim.warmup",),
+  "masks": ("model.order.masks",),
   "guidance": ("sample.guidance",),
   "temperature": ("sample.temperature",),
 }

@@ -5,7 +5,14 @@ Each takes a `Study` and returns a Plot, or None where the study has no numbers 
 
 from collections.abc import Callable
 
-from analysis.report.figures import frontier, loss, metrics, published, samples
+from analysis.report.figures import (
+  frontier,
+  likelihood,
+  loss,
+  metrics,
+  published,
+  samples,
+)
 from analysis.report.study import Study
 from analysis.report.style import Plot
 
@@ -14,6 +21,8 @@ FIGURES: dict[str, Callable[[Study], Plot | None]] = {
   "val_loss_vs_size": loss.against_size,  # Fig. 5
   "val_loss_vs_compute": loss.against_compute,
   "val_loss_curves": loss.curves,  # Fig. 7
+  "nats_vs_size": likelihood.against_size,
+  "loss_known": likelihood.by_known,
   "frontier": frontier.allocation,
   "metrics_vs_size": metrics.against_size,  # Fig. 6
   "metrics_vs_steps": metrics.against_steps,  # Fig. 7
