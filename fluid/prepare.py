@@ -3,23 +3,26 @@
   python -m fluid.prepare --config=configs/toy.py:tokens=continuous \
     --config.data.cache=DIR --config.tokenizer.path=DIR2
 
-Images are encoded once; records hold tokens, captions, text ids and the source's meta,
-never pixels, which sources make again by index. Started again, it goes on at the first
-missing shard, and ends at once where nothing is missing. An example that cannot be used
-keeps its place in the records, says what is wrong, and is skipped in training; more of
-them than data.max_bad end the work.
+Images are encoded once; records hold tokens, captions, text ids, the features of a
+frozen text encoder and the source's meta, never pixels, which sources make again by
+index. Started again, it goes on at the first missing shard, and ends at once where
+nothing is missing. An example that cannot be used keeps its place in the records, says
+what is wrong, and is skipped in training; more of them than data.max_bad end the work.
 
-B images per encoder call, S image side, L tokens, C channels.
+B images per encoder call, S image side, L tokens, C channels, T text tokens, E width
+of features.
 """
 
 import collections
 import functools
 import hashlib
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from fluid import config as config_lib
@@ -35,6 +38,7 @@ from fluid.data import (
   pipeline,
   records,
 )
+from fluid.parallel import sharding
 
 SPLITS = ("train", "val")
 VERSION = 1
@@ -91,6 +95,7 @@ def prepare(
     log(f"{cache} is complete: {_summary(metadata)}")
     return metadata
   vocabulary = _vocabulary(run, sources["train"], log)
+  width = run.text.feature_width
   metadata |= {
     "tokens": tokenizer.spec.to_dict(),
     "tokenizer": run.tokenizer.path,
@@ -98,6 +103,7 @@ def prepare(
       "kind": run.text.kind,
       "vocab_size": vocabulary.size,
       "length": run.text.length,
+      **({"features": width} if width else {}),
     },
   }
   for split in splits:
@@ -114,10 +120,8 @@ def prepare(
 
 def _identity(run, spec, digest: str, batch: int) -> dict[str, Any]:
   """What has to be equal for a cache to be continued or taken as done."""
-  if run.text.path:
-    text.load(run.text)  # Refuses a file that is missing or no vocabulary.
   sections = {
-    "text": {"file": _digest(pathlib.Path(run.text.path)) if run.text.path else ""},
+    "text": {"file": run.text.digest()},
     "tokenizer": spec.to_dict() | {"weights": digest},
     "records": {"version": VERSION, "batch": batch, "shard": batch * BATCHES_PER_SHARD},
   }
@@ -151,14 +155,12 @@ def _begin(cache: pathlib.Path, made_from: dict[str, Any]) -> dict[str, Any]:
 
 
 def _vocabulary(run: config_lib.Run, source: Source, log) -> Any:
-  """The text encoder of the cache: copied from text.path, made, or already there."""
-  path = pathlib.Path(run.data.cache) / run.text.FILE
-  if run.text.path:
-    text.copy(run.text, pathlib.Path(run.text.path), run.data.cache)
-  elif not path.is_file():
+  """The text encoder of the cache: given by text.path, made, or already there."""
+  cache = pathlib.Path(run.data.cache)
+  if not run.text.install(cache):
     total = count(run.data, "train", source)
     log(f"prepare text: {run.text.kind} from {total} captions")
-    run.text.fit(source, total, path)
+    run.text.fit(source, total, cache / run.text.FILE)
   return text.load(run.text, run.data.cache)
 
 
@@ -247,10 +249,10 @@ def _encode(examples, tokenizer, vocabulary, length: int, batch: int) -> list[di
     arrays = {"tokens": tokenizer.encode(images)}
     dtype = np.uint16 if tokenizer.spec.vocab <= 2**16 else np.int32
   arrays = {name: np.asarray(a).astype(dtype) for name, a in arrays.items()}
-  prompts = [e.get("prompt") for e in examples]
-  ids, mask = vocabulary.encode(
-    [p or "" for p in prompts], length, on_unknown="keep", on_long="cut"
-  )
+  prompts = [e.get("prompt") or "" for e in examples]
+  prompts += [""] * (batch - len(prompts))
+  ids, mask = vocabulary.encode(prompts, length, on_unknown="keep", on_long="cut")
+  features = _features(vocabulary, ids, mask)
   out = []
   for row, example in enumerate(examples):
     if "bad" in example:
@@ -263,10 +265,23 @@ def _encode(examples, tokenizer, vocabulary, length: int, batch: int) -> list[di
       continue
     record = {k: example[k] for k in ("id", "caption", "meta")} | own
     record["text_ids"] = ids[row, mask[row]].tolist()
+    if features is not None:
+      record["features"] = features[row, mask[row]]
     if mask[row].all() and vocabulary.count(prompts[row]) > length:
       record["cut"] = True
     out.append(record)
   return out
+
+
+def _features(vocabulary, ids, mask) -> np.ndarray | None:
+  """[B, T, E] of a frozen text encoder, over all devices of this process."""
+  if not hasattr(vocabulary, "features"):
+    return None
+  devices = jax.local_devices()
+  shards = math.gcd(len(devices), vocabulary.network.width)
+  mesh = sharding.make_mesh(config_lib.Mesh(fsdp=shards), devices)
+  with jax.set_mesh(mesh):
+    return vocabulary.features(ids, mask)
 
 
 def _describe(paths: list[pathlib.Path]) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 A record is a msgpack map: id, caption, text_ids (unpadded, with EOS), meta (as JSON,
 decoded only when asked for), and arrays as [dtype, shape, bytes]: `tokens` for discrete
-tokens, `mean` and `std` for continuous ones. An example that could not be prepared has
-a record as well, so that every other keeps its place: id, `bad` (a kind) and `why`.
+tokens, `mean` and `std` for continuous ones; with a frozen text encoder its `features`
+[T, E] too, as bfloat16 and without padding. An example that could not be prepared has a
+record as well, so that every other keeps its place: id, `bad` (a kind) and `why`.
 
-N records, L tokens, C channels, T text tokens.
+N records, L tokens, C channels, T text tokens, E width of features.
 """
 
 import functools
@@ -16,6 +17,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import ml_dtypes
 import msgpack
 import numpy as np
 from array_record.python import array_record_module
@@ -25,6 +27,7 @@ from fluid.config import ConfigError
 
 METADATA = "metadata.json"
 ARRAYS = ("tokens", "mean", "std")
+FEATURES = np.dtype(ml_dtypes.bfloat16)
 # Kinds of damage. The first three fluid.prepare finds, the others show in a record.
 BAD = (
   "image",
@@ -52,17 +55,19 @@ def shard_path(cache: str | os.PathLike, split: str, index: int) -> pathlib.Path
 def pack(example: dict[str, Any]) -> bytes:
   """Example -> record."""
   record = dict(example, meta=json.dumps(example["meta"], sort_keys=True))
-  for name in ARRAYS:
+  for name in (*ARRAYS, "features"):
     if name in record:
       array = np.ascontiguousarray(record[name])
-      record[name] = (array.dtype.str, array.shape, array.tobytes())
+      # Of numpy's own types; bfloat16 has none but its name.
+      dtype = array.dtype.name if array.dtype == FEATURES else array.dtype.str
+      record[name] = (dtype, array.shape, array.tobytes())
   return msgpack.packb(record)
 
 
 def unpack(record: bytes) -> dict[str, Any]:
   """Record -> example; arrays are read-only views, meta stays JSON."""
   example = msgpack.unpackb(record)
-  for name in ARRAYS:
+  for name in (*ARRAYS, "features"):
     if name in example:
       dtype, shape, data = example[name]
       example[name] = np.frombuffer(data, dtype).reshape(shape)
@@ -128,6 +133,7 @@ class Records:
   Attributes:
     metadata: content of metadata.json.
     text_length: T of the cache, the longest a text can be.
+    features: E of its features; 0 where it has none.
   """
 
   def __init__(self, cache: str | os.PathLike, split: str, *, memory: int = 1 << 30):
@@ -141,6 +147,7 @@ class Records:
         f"fluid.prepare --config.data.cache={cache}"
       )
     self.text_length: int = self.metadata["text"]["length"]
+    self.features: int = self.metadata["text"].get("features", 0)
     self.shards: list[dict[str, Any]] = splits[split]["shards"]
     self._starts = np.cumsum([0] + [s["records"] for s in self.shards])
     self._readers: dict[int, Any] = {}
@@ -173,7 +180,7 @@ class Records:
       [N, L] or mean and std [N, L, C] as they are stored, and bad [N] int8: 0, or 1 +
       the place in BAD of what is wrong with a row, which then holds zeros and id -1.
     """
-    if self._columns is None and sum(s["bytes"] for s in self.shards) <= self._memory:
+    if self._columns is None and self._size() <= self._memory:
       self._columns = self._stack(self._read(range(len(self))))
     if self._columns is not None:
       return {name: column[indices] for name, column in self._columns.items()}
@@ -193,6 +200,11 @@ class Records:
       f"id {example.get('id', 'unknown')}"
     )
 
+  def _size(self) -> int:
+    """Bytes, about: of files, or of padded features where these are more."""
+    padded = len(self) * self.text_length * self.features * FEATURES.itemsize
+    return max(padded, sum(s["bytes"] for s in self.shards))
+
   @functools.cached_property
   def _layout(self) -> dict[str, tuple] | None:
     """Kind and shape of every array, as metadata.json says (None: it does not)."""
@@ -207,8 +219,13 @@ class Records:
     """A kind of BAD that can be told from one record alone; '' for none."""
     if "bad" in example:
       return example["bad"] if example["bad"] in BAD else "corrupt"
-    if not 0 < len(example["text_ids"]) <= self.text_length:
+    length = len(example["text_ids"])
+    if not 0 < length <= self.text_length:
       return "text"
+    if self.features:
+      found = example.get("features", np.zeros(0))
+      if (found.dtype, found.shape) != (FEATURES, (length, self.features)):
+        return "text"
     if self._layout is None:
       return ""
     arrays = {name: example[name] for name in ARRAYS if name in example}
@@ -226,6 +243,8 @@ class Records:
     rows = {"id": np.full(n, -1, np.int32)}
     rows |= {"text": np.zeros((n, self.text_length), np.int32)}
     rows |= {"text_mask": np.zeros(rows["text"].shape, bool)}
+    if self.features:
+      rows["features"] = np.zeros((*rows["text"].shape, self.features), FEATURES)
     good = np.flatnonzero(bad == 0)
     like = {k: np.zeros(s, t) for k, (t, s) in (self._layout or {}).items()}
     like |= {
@@ -237,6 +256,8 @@ class Records:
       rows["id"][row] = example["id"]
       rows["text"][row, : len(example["text_ids"])] = example["text_ids"]
       rows["text_mask"][row, : len(example["text_ids"])] = True
+      if self.features:
+        rows["features"][row, : len(example["text_ids"])] = example["features"]
       for name in like:
         rows[name][row] = example[name]
     for kind, wrong in self._wrong_values(rows):
@@ -254,7 +275,7 @@ class Records:
     vocab = self.metadata.get("tokens", {}).get("vocab")
     if vocab and "tokens" in rows:
       yield "range", (rows["tokens"] < 0) | (rows["tokens"] >= vocab)
-    for name in ("mean", "std"):
+    for name in ("mean", "std", "features"):
       if name in rows:
         yield "nonfinite", ~np.isfinite(rows[name])
 

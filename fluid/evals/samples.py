@@ -34,7 +34,11 @@ class _Lenient:
   """A vocabulary that takes any caption of a data set, as the cached texts do."""
 
   def __init__(self, vocabulary):
+    self._vocabulary = vocabulary
     self.encode = functools.partial(vocabulary.encode, on_unknown="keep", on_long="cut")
+
+  def __getattr__(self, name):
+    return getattr(self._vocabulary, name)  # A frozen one's features.
 
 
 def check_prompts(context, prompts: Sequence[str]) -> None:

@@ -62,18 +62,16 @@ class Bert:
         row = Row((f"{source}.LayerNorm.{part}",), (e,), (None,), None, layers, True)
         rows[f"{name}_{part[0]}"] = row
 
-    for name, size in (("word", self.vocab), ("position", self.positions), ("type", 2)):
-      source = (
-        f"embeddings.{name}_embeddings"
-        if name != "type"
-        else ("embeddings.token_type_embeddings")
-      )
-      axes = ("vocab" if name == "word" else None, "embed")
-      rows[name] = Row((f"{source}.weight",), (size, e), axes)
+    for name, source, shape, axes in (
+      ("word", "word", (self.vocab, e), ("vocab", "embed")),
+      ("position", "position", (self.positions, e), (None, None)),
+      ("type", "token_type", (2, e), (None, None)),
+    ):
+      rows[name] = Row((f"embeddings.{source}_embeddings.weight",), shape, axes)
     norm("norm", "embeddings", 0)
     for name, source in (("q", "query"), ("k", "key"), ("v", "value")):
-      axes = ("embed", "heads", None)
-      linear(name, f"attention.self.{source}", (e, h, k), axes, 1)
+      into = ("embed", "heads", None)
+      linear(name, f"attention.self.{source}", (e, h, k), into, 1)
     linear("out", "attention.output.dense", (h, k, e), ("heads", None, "embed"), 2)
     norm("norm_self", "encoder.layer.{}.attention.output", n)
     linear("up", "intermediate.dense", (e, f), ("embed", "mlp"), 1)

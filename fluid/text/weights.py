@@ -89,7 +89,7 @@ def digest(rows: Rows, weights: Mapping[str, np.ndarray]) -> str:
     for name in row.names(weights):
       array = np.ascontiguousarray(weights[name])
       out.update(f"{row.sources[0]} {array.dtype} {array.shape}".encode())
-      out.update(array.reshape(-1).view(np.uint8))
+      out.update(array.reshape(-1).view(np.uint8).data)
   return out.hexdigest()
 
 
