@@ -61,7 +61,7 @@ def _others():
     yield cell._replace(condition=condition)
   for condition, part in CONDITIONS.items():
     for text in config.resolve_row(part).texts[1:]:
-      yield GRID[3]._replace(condition=condition, text=text)
+      yield GRID[1]._replace(condition=condition, text=text)
 
 
 CELLS = [*GRID, *_others()]
