@@ -68,7 +68,7 @@ def test_the_cache_has_what_the_encoder_gives(made):
   encoder = text.load(run.text, run.data.cache)
   metadata = records.read_metadata(run.data.cache)
   assert metadata["text"]["features"] == run.text.width
-  assert metadata["config"]["text.weights"] == encoder.digest()
+  assert metadata["config"]["text.file"] == encoder.digest()
   read = records.Records(run.data.cache, "train")
   for i in range(4):
     example = read[i]
@@ -145,7 +145,7 @@ def test_prepared_again_is_done_and_other_weights_are_refused(made, tmp_path):
   safetensors.numpy.save_file(tensors, other / "model.safetensors")
   changed = config.replaced(run, {"text.path": str(other)})
   differ = identity.differences(identity.of_text(run), identity.of_text(changed))
-  assert differ == ["text.weights"]
+  assert differ == ["text.file"]
   with pytest.raises(config.ConfigError, match="holds tokens of another config .text"):
     prepare.prepare(changed, batch=12, log=lambda line: None)
   # A copy elsewhere is the same encoder.

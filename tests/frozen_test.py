@@ -363,7 +363,7 @@ def test_a_folder_without_the_package_is_named(monkeypatch):
   monkeypatch.setattr(minilm, "PACKAGE", "no_such_package_of_weights")
   with pytest.raises(config.ConfigError, match="requirements-minilm.txt"):
     text.load(minilm.MiniLMConfig())
-  assert minilm.MiniLMConfig().vouched("text.") == {"text.weights": ""}
+  assert minilm.MiniLMConfig().vouched("text.") == {"text.file": ""}
 
 
 def test_minilm_finds_what_is_alike():

@@ -1,10 +1,6 @@
 """Cached tokens on disk: a folder of ArrayRecord shards and a metadata.json.
 
-A record is a msgpack map: id, caption, text_ids (unpadded, with EOS), meta (as JSON,
-decoded only when asked for), and arrays as [dtype, shape, bytes]: `tokens` for discrete
-tokens, `mean` and `std` for continuous ones; with a frozen text encoder its `features`
-[T, E] too, as bfloat16 and without padding. An example that could not be prepared has a
-record as well, so that every other keeps its place: id, `bad` (a kind) and `why`.
+fluid.data.packing says what a record is.
 
 N records, L tokens, C channels, T text tokens, E width of features.
 """
@@ -17,28 +13,18 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import ml_dtypes
-import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
 from fluid import files
 from fluid.config import ConfigError
+from fluid.data.packing import ARRAYS, FEATURES, corrupt, decode
+from fluid.data.packing import pack as pack  # For whoever reads or writes records.
+from fluid.data.packing import unpack as unpack
 
 METADATA = "metadata.json"
-ARRAYS = ("tokens", "mean", "std")
-FEATURES = np.dtype(ml_dtypes.bfloat16)
 # Kinds of damage. The first three fluid.prepare finds, the others show in a record.
-BAD = (
-  "image",
-  "caption",
-  "tokenizer",
-  "corrupt",
-  "shape",
-  "nonfinite",
-  "range",
-  "text",
-)
+BAD = tuple("image caption tokenizer corrupt shape nonfinite range text".split())
 # Random access wants every record in a chunk of its own.
 _WRITER = "group_size:1"
 _READER = "readahead_buffer_size:0"
@@ -50,28 +36,6 @@ class RecordError(ConfigError):
 
 def shard_path(cache: str | os.PathLike, split: str, index: int) -> pathlib.Path:
   return pathlib.Path(cache) / f"{split}-{index:05d}.array_record"
-
-
-def pack(example: dict[str, Any]) -> bytes:
-  """Example -> record."""
-  record = dict(example, meta=json.dumps(example["meta"], sort_keys=True))
-  for name in (*ARRAYS, "features"):
-    if name in record:
-      array = np.ascontiguousarray(record[name])
-      # Of numpy's own types; bfloat16 has none but its name.
-      dtype = array.dtype.name if array.dtype == FEATURES else array.dtype.str
-      record[name] = (dtype, array.shape, array.tobytes())
-  return msgpack.packb(record)
-
-
-def unpack(record: bytes) -> dict[str, Any]:
-  """Record -> example; arrays are read-only views, meta stays JSON."""
-  example = msgpack.unpackb(record)
-  for name in (*ARRAYS, "features"):
-    if name in example:
-      dtype, shape, data = example[name]
-      example[name] = np.frombuffer(data, dtype).reshape(shape)
-  return example
 
 
 def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> None:
@@ -229,11 +193,9 @@ class Records:
     if self._layout is None:
       return ""
     arrays = {name: example[name] for name in ARRAYS if name in example}
-    kinds = {"u": "i"}  # Signed or not is a matter of space.
-    found = {
-      name: (kinds.get(a.dtype.kind, a.dtype.kind), a.shape)
-      for name, a in arrays.items()
-    }
+    # Signed or not is a matter of space.
+    kind = lambda a: "i" if a.dtype.kind == "u" else a.dtype.kind
+    found = {name: (kind(a), a.shape) for name, a in arrays.items()}
     return "" if found == self._layout else "shape"
 
   def _stack(self, examples: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -253,11 +215,12 @@ class Records:
     rows |= {k: np.zeros((n, *a.shape), a.dtype) for k, a in like.items()}
     for row in good.tolist():
       example = examples[row]
+      length = len(example["text_ids"])
       rows["id"][row] = example["id"]
-      rows["text"][row, : len(example["text_ids"])] = example["text_ids"]
-      rows["text_mask"][row, : len(example["text_ids"])] = True
+      rows["text"][row, :length] = example["text_ids"]
+      rows["text_mask"][row, :length] = True
       if self.features:
-        rows["features"][row, : len(example["text_ids"])] = example["features"]
+        rows["features"][row, :length] = example["features"]
       for name in like:
         rows[name][row] = example[name]
     for kind, wrong in self._wrong_values(rows):
@@ -296,7 +259,7 @@ class Records:
       except (RuntimeError, IndexError):
         found = [_read_one(reader, i) for i in positions]  # One of them is damaged.
       for row, record in zip(rows, found):
-        out[row] = record if isinstance(record, dict) else _decode(record)
+        out[row] = record if isinstance(record, dict) else decode(record)
     return out
 
   def _reader(self, shard: int):
@@ -321,25 +284,7 @@ def _read_one(reader, position: int) -> bytes | dict:
   try:
     return reader.read([position])[0]
   except (RuntimeError, IndexError) as e:
-    return _corrupt(e)
-
-
-def _decode(record: bytes) -> dict[str, Any]:
-  try:
-    example = unpack(record)
-    needed = ("id", "bad") if "bad" in example else ("id", "caption", "meta")
-    for name in needed:
-      example[name]
-    if "bad" not in example and not isinstance(example["text_ids"], list):
-      raise TypeError("text_ids is not a list")
-    return example
-  # msgpack raises ValueErrors of its own; the rest is what strange content does.
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
-    return _corrupt(e)
-
-
-def _corrupt(error: Exception) -> dict[str, Any]:
-  return {"bad": "corrupt", "why": str(error).split(";")[0][:100]}
+    return corrupt(e)
 
 
 def _damaged(path: pathlib.Path, reason: Exception | str) -> RecordError:

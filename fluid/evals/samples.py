@@ -34,18 +34,15 @@ class _Lenient:
   """A vocabulary that takes any caption of a data set, as the cached texts do."""
 
   def __init__(self, vocabulary):
-    self._vocabulary = vocabulary
     self.encode = functools.partial(vocabulary.encode, on_unknown="keep", on_long="cut")
-
-  def __getattr__(self, name):
-    return getattr(self._vocabulary, name)  # A frozen one's features.
+    if hasattr(vocabulary, "features"):
+      self.features = vocabulary.features
 
 
 def check_prompts(context, prompts: Sequence[str]) -> None:
   """Raises PromptError now, not after hours, for prompts that the model cannot take."""
   if context.vocabulary is not None:
-    length = context.run.text.length
-    _Lenient(context.vocabulary).encode(list(prompts), length)
+    _Lenient(context.vocabulary).encode(list(prompts), context.run.text.length)
 
 
 def draw(

@@ -152,9 +152,9 @@ class FrozenConfig(TextConfig):
   def vouched(self, prefix):
     """The hash of the weights; '' on a machine that only plans and has none."""
     try:
-      return {f"{prefix}weights": self.digest() if self.where().exists() else ""}
+      return {f"{prefix}file": self.digest() if self.where().exists() else ""}
     except ConfigError:
-      return {f"{prefix}weights": ""}
+      return {f"{prefix}file": ""}
 
   def shipped(self, folder):
     return os.path.relpath(self.where(), folder)
