@@ -13,6 +13,7 @@ from fluid.models import heads
 from fluid.models.conditions.text import TextConfig
 from fluid.models.trunks.fluid import FluidConfig
 from fluid.text.learned import LearnedConfig
+from fluid.text.t5 import T5Config
 from fluid.tokenizers.vae import VAEConfig
 from fluid.tokenizers.vq import VQConfig
 
@@ -38,16 +39,22 @@ TOKENIZERS = {
     vocab=8192,
   ),
 }
+# The paper's is T5-XXL, whose folder goes into config key 'text.path'.
+TEXTS = {
+  "learned": LearnedConfig(length=128, vocab_size=32_000),
+  "t5": T5Config(length=128),
+}
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """Arguments: tokens, order, size, source (see the module docstring)."""
+  """Arguments: tokens, order, size, source, text (see the module docstring)."""
   a = arguments.parse(
     arg,
     tokens=tuple(HEADS),
     order=("random", "raster"),
     size=tuple(sizes.PAPER),
     source="folder",
+    text=tuple(TEXTS),
   )
   layers, width, num_heads = sizes.PAPER[a.size]
   guidance, temperature = SAMPLING[a.tokens, a.order]
@@ -60,7 +67,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   )
   run = config.Run(
     model=model,
-    text=LearnedConfig(length=128, vocab_size=32_000),
+    text=TEXTS[a.text],
     data=config.Data(source=config.resolve("source", a.source)(), image_size=256),
     tokenizer=TOKENIZERS[a.tokens],
     mesh=config.Mesh(data=1, fsdp=-1),

@@ -24,6 +24,7 @@ from fluid.models.orders.raster import Raster
 from fluid.models.trunks.fluid import FluidConfig
 from fluid.text.classes import ClassesConfig
 from fluid.text.learned import LearnedConfig
+from fluid.text.minilm import MiniLMConfig
 from fluid.tokenizers.vae import VAEConfig
 from fluid.tokenizers.vq import VQConfig
 
@@ -83,7 +84,10 @@ SOLVERS = {"random": ("ancestral", 25), "raster": ("dpmpp", 12)}
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """Arguments: tokens, order, size (a toy size), data, condition (text or class)."""
+  """Arguments: tokens, order, size (a toy size), data, condition (text or class), text.
+
+  text=minilm takes features of a frozen encoder (requirements-minilm.txt).
+  """
   a = arguments.parse(
     arg,
     tokens=tuple(HEADS),
@@ -91,6 +95,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     size=tuple(sizes.TOY),
     data=("shapes", "emoji"),
     condition=("text", "class"),
+    text=("learned", "minilm"),
   )
   layers, width, num_heads = sizes.TOY[a.size]
   guidance, temperature = SAMPLING[a.tokens, a.order]
@@ -121,9 +126,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     evals["distribution"] = DistributionConfig(every=0, examples=384 if shapes else 182)
   run = config.Run(
     model=model,
-    text=LearnedConfig(length=16 if shapes else 24, vocab_size=256 if shapes else 1024)
-    if by_text
-    else ClassesConfig(),
+    text=_text(a.text, shapes) if by_text else ClassesConfig(),
     data=config.Data(
       # Backgrounds and textures are most of the nats, and no caption tells of them:
       # models of this size would spend their training on these.
@@ -188,3 +191,9 @@ def cells(
       | (overrides or {})
       | (of_order or {}).get(order, {}),
     )
+
+
+def _text(kind: str, shapes: bool):
+  if kind == "minilm":  # Two ends, and some words in pieces.
+    return MiniLMConfig(length=24)
+  return LearnedConfig(length=16 if shapes else 24, vocab_size=256 if shapes else 1024)

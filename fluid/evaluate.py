@@ -79,7 +79,8 @@ def _cached(run: config.Run, split: str, workdir) -> config.Run:
   from fluid import prepare
 
   cache, vocabulary = pathlib.Path(workdir) / "eval" / "cache", pathlib.Path(workdir)
-  changes = {"data.cache": str(cache), "text.path": str(vocabulary / run.text.FILE)}
+  path = run.text.path or str(vocabulary / run.text.FILE)
+  changes = {"data.cache": str(cache), "text.path": path}
   run = config.replaced(run, changes)
 
   def make():

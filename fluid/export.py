@@ -3,7 +3,8 @@
 DIR gets config.json, model.json, the text encoder's file, and the weights as one
 safetensors file without the optimizer. fluid.load, fluid.sample and fluid.evaluate
 take it as they take a run, and `init.workdir` starts another from it. Its tokenizer
-stays where it is, named by the way from DIR to it and by its hash.
+and a frozen text encoder stay where they are, named by the way from DIR to them and by
+their hashes.
 """
 
 import os
@@ -42,7 +43,11 @@ def export(workdir, out, *, weights: str = "ema", step: int | None = None) -> No
   sha256 = exported.write(out, loaded.params, weights=weights, step=loaded.step)
   files.write_json(out / "model.json", described | {"weights_sha256": sha256})
   relative = os.path.relpath(run.tokenizer.path, out)
-  changes = {"tokenizer.path": relative, "data.cache": "", "text.path": ""}
+  changes = {
+    "tokenizer.path": relative,
+    "data.cache": "",
+    "text.path": run.text.shipped(out),
+  }
   content = config.to_dict(config.replaced(run, changes))
   content["init"] = config.to_dict(config.Init())
   files.write_json(out / "config.json", content)

@@ -21,6 +21,7 @@ from absl import flags
 
 from fluid import config, models, trees
 from fluid.console import cli
+from fluid.text import weights
 
 TRAINED = ("core", "aligner", "head", "embeddings")
 
@@ -105,7 +106,7 @@ def describe(net: models.Net, run: config.Run) -> dict[str, dict[str, int]]:
   """-> 'params' and 'forward_flops_per_image', each by component.
 
   The tokenizer's FLOPs are those of encoding an image; a cached data set pays them
-  once, so they are not in the total. A learned text encoder has nothing frozen.
+  once, so they are not in the total; the same holds for a frozen text encoder.
   """
   tokenizer = run.tokenizer.make(run.data.image_size)
   variables = jax.eval_shape(tokenizer.init, jax.random.key(0))
@@ -114,9 +115,25 @@ def describe(net: models.Net, run: config.Run) -> dict[str, dict[str, int]]:
     "params": sum(a.size for a in jax.tree.leaves(variables)),
     "forward_flops_per_image": traced(tokenizer.encode_with, variables, image),
   }
+  text = _text_encoder(run.text)
   trained = {"params": parameters(net), "forward_flops_per_image": forward(net)}
   return {
-    k: v | {"text_encoder": 0, "tokenizer": frozen[k]} for k, v in trained.items()
+    k: v | {"text_encoder": text[k], "tokenizer": frozen[k]} for k, v in trained.items()
+  }
+
+
+def _text_encoder(text) -> dict[str, int]:
+  """Of a frozen one, for one prompt; a learned one has nothing frozen."""
+  network = text.network()
+  if network is None:
+    return {"params": 0, "forward_flops_per_image": 0}
+  params = weights.abstract(network.rows(), text.dtype)
+  ids = jax.ShapeDtypeStruct((1, text.length), jnp.int32)
+  mask = jax.ShapeDtypeStruct(ids.shape, bool)
+  run = lambda *args: network(*args, jnp.dtype(text.dtype))
+  return {
+    "params": sum(a.size for a in jax.tree.leaves(params)),
+    "forward_flops_per_image": traced(run, params, ids, mask),
   }
 
 

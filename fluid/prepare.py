@@ -3,38 +3,25 @@
   python -m fluid.prepare --config=configs/toy.py:tokens=continuous \
     --config.data.cache=DIR --config.tokenizer.path=DIR2
 
-Images are encoded once; records hold tokens, captions, text ids and the source's meta,
-never pixels, which sources make again by index. Started again, it goes on at the first
-missing shard, and ends at once where nothing is missing. An example that cannot be used
-keeps its place in the records, says what is wrong, and is skipped in training; more of
-them than data.max_bad end the work.
-
-B images per encoder call, S image side, L tokens, C channels.
+Images are encoded once; records hold tokens, captions, text ids, the features of a
+frozen text encoder and the source's meta, never pixels, which sources make again by
+index. Started again, it goes on at the first missing shard, and ends at once where
+nothing is missing. An example that cannot be used keeps its place in the records, says
+what is wrong, and is skipped in training; more of them than data.max_bad end the work.
 """
 
 import collections
-import functools
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import grain
-import numpy as np
 
 from fluid import config as config_lib
 from fluid import text, tokenizers
 from fluid.config import identity
 from fluid.console import cli
 from fluid.console.progress import Progress
-from fluid.data import (
-  BadExample,
-  Source,
-  count,
-  make_source,
-  pipeline,
-  records,
-)
+from fluid.data import Source, count, examples, make_source, records
 
 SPLITS = ("train", "val")
 VERSION = 1
@@ -91,6 +78,7 @@ def prepare(
     log(f"{cache} is complete: {_summary(metadata)}")
     return metadata
   vocabulary = _vocabulary(run, sources["train"], log)
+  width = run.text.feature_width
   metadata |= {
     "tokens": tokenizer.spec.to_dict(),
     "tokenizer": run.tokenizer.path,
@@ -98,6 +86,7 @@ def prepare(
       "kind": run.text.kind,
       "vocab_size": vocabulary.size,
       "length": run.text.length,
+      **({"features": width} if width else {}),
     },
   }
   for split in splits:
@@ -114,10 +103,8 @@ def prepare(
 
 def _identity(run, spec, digest: str, batch: int) -> dict[str, Any]:
   """What has to be equal for a cache to be continued or taken as done."""
-  if run.text.path:
-    text.load(run.text)  # Refuses a file that is missing or no vocabulary.
   sections = {
-    "text": {"file": _digest(pathlib.Path(run.text.path)) if run.text.path else ""},
+    "text": {"file": run.text.digest()},
     "tokenizer": spec.to_dict() | {"weights": digest},
     "records": {"version": VERSION, "batch": batch, "shard": batch * BATCHES_PER_SHARD},
   }
@@ -151,14 +138,12 @@ def _begin(cache: pathlib.Path, made_from: dict[str, Any]) -> dict[str, Any]:
 
 
 def _vocabulary(run: config_lib.Run, source: Source, log) -> Any:
-  """The text encoder of the cache: copied from text.path, made, or already there."""
-  path = pathlib.Path(run.data.cache) / run.text.FILE
-  if run.text.path:
-    text.copy(run.text, pathlib.Path(run.text.path), run.data.cache)
-  elif not path.is_file():
+  """The text encoder of the cache: given by text.path, made, or already there."""
+  cache = pathlib.Path(run.data.cache)
+  if not run.text.install(cache):
     total = count(run.data, "train", source)
     log(f"prepare text: {run.text.kind} from {total} captions")
-    run.text.fit(source, total, path)
+    run.text.fit(source, total, cache / run.text.FILE)
   return text.load(run.text, run.data.cache)
 
 
@@ -171,12 +156,12 @@ def _write_split(
   progress = Progress(f"prepare {split}", total, "examples", log)
   paths, bad = [], []
 
-  def pack(examples):
-    bad.extend(e for e in examples if "bad" in e)
+  def pack(content):
+    bad.extend(e for e in content if "bad" in e)
     if bad:
       last = f"; the last: id {bad[-1]['id']}, {bad[-1]['bad']}: {bad[-1]['why']}"
       _check_share(run, split, len(bad), total, last)
-    return [records.pack(e) for e in examples]
+    return [records.pack(e) for e in content]
 
   for start in range(0, total, size):
     stop = min(start + size, total)
@@ -187,11 +172,12 @@ def _write_split(
       continue
 
     def rows(start=start, stop=stop):
-      for examples in _read(source, run.text, start, stop, batch, run.data.workers):
+      workers = run.data.workers
+      for found in examples.read(source, run.text, start, stop, batch, workers):
         yield from pack(
-          _encode(examples, tokenizer, vocabulary, run.text.length, batch)
+          examples.encode(found, tokenizer, vocabulary, run.text.length, batch)
         )
-        progress.add(len(examples))
+        progress.add(len(found))
 
     records.write_shard(path, rows())
   return paths
@@ -205,82 +191,18 @@ def _check_share(run, split, bad: int, total: int, last: str) -> None:
     )
 
 
-def _read(
-  source: Source, prompts, start: int, stop: int, batch: int, workers: int
-) -> Iterator[list[dict[str, Any]]]:
-  """Lists of up to `batch` examples, read ahead of the encoder."""
-  dataset = grain.MapDataset.range(start, stop).map(
-    functools.partial(_get, source, prompts)
-  )
-  dataset = dataset.batch(batch, batch_fn=list).to_iter_dataset(
-    grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-  )
-  return iter(pipeline.in_processes(dataset, workers))
-
-
-def _get(source: Source, prompts, index: int) -> dict[str, Any]:
-  """An example with its 'prompt', or what is wrong with it: {'id', 'bad', 'why'}."""
-  try:
-    example = source[index]
-    example = example | {"prompt": prompts.prompt(source, index, example)}
-  except BadExample as e:
-    return _bad(-1, e.kind, config_lib.one_line(e))  # Its id is not known.
-  if not example["prompt"].strip():
-    return _bad(example["id"], "caption", "the caption is empty")
-  return example
-
-
-def _bad(id_: int, kind: str, why: str) -> dict[str, Any]:
-  return {"id": id_, "bad": kind, "why": why, "meta": {}}
-
-
-def _encode(examples, tokenizer, vocabulary, length: int, batch: int) -> list[dict]:
-  """Examples -> content of records; images are filled up to the one compiled shape."""
-  blank = np.zeros((tokenizer.image_size, tokenizer.image_size, 3), np.uint8)
-  images = np.stack([e.get("image", blank) for e in examples])  # [B, S, S, 3]
-  images = np.pad(images, [(0, batch - len(images))] + [(0, 0)] * 3)
-  images = images.astype(np.float32) / 127.5 - 1
-  if tokenizer.spec.kind == "continuous":
-    arrays = dict(zip(("mean", "std"), tokenizer.moments(images)))
-    dtype: type[np.generic] = np.float16
-  else:
-    arrays = {"tokens": tokenizer.encode(images)}
-    dtype = np.uint16 if tokenizer.spec.vocab <= 2**16 else np.int32
-  arrays = {name: np.asarray(a).astype(dtype) for name, a in arrays.items()}
-  prompts = [e.get("prompt") for e in examples]
-  ids, mask = vocabulary.encode(
-    [p or "" for p in prompts], length, on_unknown="keep", on_long="cut"
-  )
-  out = []
-  for row, example in enumerate(examples):
-    if "bad" in example:
-      out.append(example)
-      continue
-    own = {name: a[row] for name, a in arrays.items()}
-    if not all(np.isfinite(a).all() for a in own.values()):
-      why = "the tokenizer gives tokens that are not finite: train it again"
-      out.append(_bad(example["id"], "tokenizer", why))
-      continue
-    record = {k: example[k] for k in ("id", "caption", "meta")} | own
-    record["text_ids"] = ids[row, mask[row]].tolist()
-    if mask[row].all() and vocabulary.count(prompts[row]) > length:
-      record["cut"] = True
-    out.append(record)
-  return out
-
-
 def _describe(paths: list[pathlib.Path]) -> dict[str, Any]:
   """What metadata.json says of a split; reading every record verifies the files."""
   shards, cut = [], 0
   skipped: collections.Counter[str] = collections.Counter()
   for path in paths:
-    examples = [records.unpack(r) for r in records.read_shard(path)]
-    cut += sum("cut" in e for e in examples)
-    skipped.update(e["bad"] for e in examples if "bad" in e)
+    content = [records.unpack(r) for r in records.read_shard(path)]
+    cut += sum("cut" in e for e in content)
+    skipped.update(e["bad"] for e in content if "bad" in e)
     shards.append(
       {
         "name": path.name,
-        "records": len(examples),
+        "records": len(content),
         "bytes": path.stat().st_size,
         "sha256": _digest(path),
       }

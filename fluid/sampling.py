@@ -1,6 +1,7 @@
 """Sampling: prompts -> tokens -> images, one compiled program for any of them.
 
-B batch, L image tokens, T text tokens, M tokens of one step, D width, C channels.
+B batch, L image tokens, T text tokens, E width of frozen features, M tokens of one
+step, D width, C channels.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluid import config
+from fluid import config, text
 from fluid.console import progress
 from fluid.models import Cond, Net
 from fluid.parallel.sharding import batch_spec, to_host
@@ -89,7 +90,7 @@ def generate(net: Net, params, text, text_mask, keys, cfg: config.Sample) -> jax
 
   Args:
     net, params: the model.
-    text, text_mask: [B, T].
+    text, text_mask: ids [B, T] (or frozen features [B, T, E]), [B, T].
     keys: [B]; an example's tokens depend on its own key and text alone.
     cfg: static.
 
@@ -115,7 +116,8 @@ class Sampler:
   Args:
     net: the model.
     tokenizer: decodes tokens to images.
-    vocabulary: encodes prompts; refuses unknown words and prompts too long.
+    vocabulary: encodes prompts, a frozen one to features; refuses unknown words and
+      prompts too long.
     cfg: defaults of what `__call__` can override.
     track: (batches, name, how many) -> the same batches, see progress.track.
   """
@@ -146,9 +148,9 @@ class Sampler:
     for i in self.track(starts, "sampling", len(starts)):
       rows = slice(i, i + b)
       keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(number[rows])
-      out.append(
-        to_host(_generate(params, ids[rows], mask[rows], keys, net=self.net, cfg=cfg))
-      )
+      given = text.inputs(self.vocabulary, ids[rows], mask[rows])
+      drawn = _generate(params, given, mask[rows], keys, net=self.net, cfg=cfg)
+      out.append(to_host(drawn))
     return np.concatenate(out)[:n]
 
   def __call__(self, params, prompts: list[str], *, key, **overrides) -> np.ndarray:

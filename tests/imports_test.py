@@ -24,6 +24,8 @@ ANALYSIS = (
 
 FLUID = (
   ("fluid.errors", "fluid.files", "fluid.rng", "fluid.trees"),
+  "fluid.convert.pickles",
+  "fluid.convert.containers",
   "fluid.config",
   "fluid.console",
   "fluid.parallel",
@@ -36,7 +38,7 @@ FLUID = (
   ("fluid.sampling", "fluid.flops"),
   "fluid.evals",
   ("fluid.api", "fluid.prepare", "fluid.train"),
-  ("fluid.evaluate", "fluid.sample"),
+  ("fluid.evaluate", "fluid.sample", "fluid.convert"),
   "fluid",
 )
 LAUNCH = (

@@ -23,19 +23,23 @@ SMALL = {
   "diffusion": {"layers": 2},
   "fluid": {"layers": 2, "heads": 2, "remat": "none"},
   "text": {"layers": 1, "width": 12},
+  "learned": {"length": T},
+  "t5": {"length": T, "width": 12},
+  "minilm": {"length": T, "width": 12},
 }
 
 
 class Cell(NamedTuple):
-  """Kinds of the parts of a model."""
+  """Kinds of the parts of a model; of the text encoder '': the condition's first."""
 
   head: str
   order: str
   trunk: str = "fluid"
   condition: str = "text"
+  text: str = ""
 
   def __str__(self):
-    return "-".join(self)
+    return "-".join(filter(None, self))
 
 
 # The paper's four cells, and every other entry of a registry in one or two of them.
@@ -55,6 +59,9 @@ def _others():
     yield cell._replace(trunk=trunk)
   for cell, condition in itertools.product(two, list(CONDITIONS)[1:]):
     yield cell._replace(condition=condition)
+  for condition, part in CONDITIONS.items():
+    for text in config.resolve_row(part).texts[1:]:
+      yield GRID[1]._replace(condition=condition, text=text)
 
 
 CELLS = [*GRID, *_others()]
@@ -81,8 +88,7 @@ def tiny(cell, **changes):
   """The net of a cell (or of a pair of head and order)."""
   cell = Cell(*cell)
   model = model_of(cell, **changes)
-  kind = model.condition.texts[0]
-  text = part("text", kind, **({"length": T} if kind == "learned" else {}))
+  text = part("text", cell.text or model.condition.texts[0])
   return build(model, SPECS[model.head.tokens], text, 20)
 
 
@@ -110,7 +116,10 @@ def batch_of(net, b=B, seed=0):
     batch["tokens"] = r.integers(0, net.tokens.vocab, batch["tokens"].shape)
   else:
     batch["tokens"] = r.normal(size=batch["tokens"].shape).astype(np.float32)
-  batch["text"] = r.integers(0, net.vocab, batch["text"].shape)
+  if net.text.feature_width:  # Of a frozen encoder.
+    batch["text"] = r.normal(size=batch["text"].shape).astype(batch["text"].dtype)
+  else:
+    batch["text"] = r.integers(0, net.vocab, batch["text"].shape)
   lengths = r.integers(1, T + 1, b)
   batch["text_mask"] = np.arange(net.text.length) < lengths[:, None]
   batch["id"] = np.arange(b, dtype=np.int32)

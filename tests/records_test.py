@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluid import config
-from fluid.data import records
+from fluid.data import packing, records
 
 
 def make_cache(path, n=20, per_shard=8, *, split="train", continuous=True, length=6):
@@ -198,7 +198,7 @@ def test_damaged_records_are_empty_rows_with_a_kind(tmp_path, memory):
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_record_or_corrupt(content):
-  example = records._decode(content)
+  example = packing.decode(content)
   assert example.get("bad") or {"id", "text_ids"} <= example.keys()
 
 
@@ -207,7 +207,7 @@ def test_any_bytes_are_a_record_or_corrupt(content):
 def test_any_damage_to_a_record_is_a_record_or_corrupt(place, byte):
   content = bytearray(records.pack(make_example(3)))
   content[place % len(content)] = byte
-  example = records._decode(bytes(content))
+  example = packing.decode(bytes(content))
   assert example.get("bad") or {"id", "text_ids"} <= example.keys()
 
 

@@ -46,8 +46,8 @@ def of_tokenizer(run: Run) -> dict[str, Any]:
 
 
 def of_text(run: Run) -> dict[str, Any]:
-  """What ids of a prompt depend on, beside the vocabulary itself."""
-  return identity(run.text, "text.")
+  """What ids or features of a prompt depend on, beside a vocabulary that is made."""
+  return identity(run.text, "text.") | run.text.vouched("text.")
 
 
 def of_cache(run: Run) -> dict[str, Any]:

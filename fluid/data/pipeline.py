@@ -4,7 +4,7 @@ The unit of work is a whole batch: which examples it holds follows from its numb
 alone, so the iterator's state is one integer, the same on every process and for any
 number of them.
 
-B global batch, L tokens, C channels, T text tokens.
+B global batch, L tokens, C channels, T text tokens, E width of features.
 """
 
 import os
@@ -77,7 +77,8 @@ class Batches:
       if self.sample:
         noise = self._noise(number * self.batch + self.rows, mean[0].size)
         out["tokens"] += std * noise.reshape(mean.shape)
-    out["text"] = _fit(out["text"], self.text_length)
+    # Of a frozen encoder the net reads features alone.
+    out["text"] = _fit(out.pop("features", out["text"]), self.text_length)
     out["text_mask"] = _fit(out["text_mask"], self.text_length)
     out["mask"] = real & (out["bad"] == 0)
     return out
@@ -160,9 +161,9 @@ class Loader:
   """Iterates over batches; the only state is the number of the next one.
 
   Yields:
-    tokens ([b, L] int32 or [b, L, C] float32), text [b, T] int32, text_mask [b, T]
-    bool, id [b] int32, bad [b] int8 (records.BAD), mask [b] bool (False: a damaged
-    record or a filler).
+    tokens ([b, L] int32 or [b, L, C] float32), text ([b, T] int32, or [b, T, E]
+    bfloat16 of a frozen encoder), text_mask [b, T] bool, id [b] int32, bad [b] int8
+    (records.BAD), mask [b] bool (False: a damaged record or a filler).
 
   Attributes:
     batches: the source itself.
@@ -214,4 +215,5 @@ def normal(seed: int, first: int, rows: int, size: int) -> np.ndarray:
 
 
 def _fit(text: np.ndarray, length: int) -> np.ndarray:
-  return np.pad(text, [(0, 0), (0, length - text.shape[1])])
+  rest = [(0, 0)] * (text.ndim - 2)
+  return np.pad(text, [(0, 0), (0, length - text.shape[1]), *rest])

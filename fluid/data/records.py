@@ -1,11 +1,8 @@
 """Cached tokens on disk: a folder of ArrayRecord shards and a metadata.json.
 
-A record is a msgpack map: id, caption, text_ids (unpadded, with EOS), meta (as JSON,
-decoded only when asked for), and arrays as [dtype, shape, bytes]: `tokens` for discrete
-tokens, `mean` and `std` for continuous ones. An example that could not be prepared has
-a record as well, so that every other keeps its place: id, `bad` (a kind) and `why`.
+fluid.data.packing says what a record is.
 
-N records, L tokens, C channels, T text tokens.
+N records, L tokens, C channels, T text tokens, E width of features.
 """
 
 import functools
@@ -16,26 +13,18 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
 from fluid import files
 from fluid.config import ConfigError
+from fluid.data.packing import ARRAYS, FEATURES, corrupt, decode
+from fluid.data.packing import pack as pack  # For whoever reads or writes records.
+from fluid.data.packing import unpack as unpack
 
 METADATA = "metadata.json"
-ARRAYS = ("tokens", "mean", "std")
 # Kinds of damage. The first three fluid.prepare finds, the others show in a record.
-BAD = (
-  "image",
-  "caption",
-  "tokenizer",
-  "corrupt",
-  "shape",
-  "nonfinite",
-  "range",
-  "text",
-)
+BAD = tuple("image caption tokenizer corrupt shape nonfinite range text".split())
 # Random access wants every record in a chunk of its own.
 _WRITER = "group_size:1"
 _READER = "readahead_buffer_size:0"
@@ -47,26 +36,6 @@ class RecordError(ConfigError):
 
 def shard_path(cache: str | os.PathLike, split: str, index: int) -> pathlib.Path:
   return pathlib.Path(cache) / f"{split}-{index:05d}.array_record"
-
-
-def pack(example: dict[str, Any]) -> bytes:
-  """Example -> record."""
-  record = dict(example, meta=json.dumps(example["meta"], sort_keys=True))
-  for name in ARRAYS:
-    if name in record:
-      array = np.ascontiguousarray(record[name])
-      record[name] = (array.dtype.str, array.shape, array.tobytes())
-  return msgpack.packb(record)
-
-
-def unpack(record: bytes) -> dict[str, Any]:
-  """Record -> example; arrays are read-only views, meta stays JSON."""
-  example = msgpack.unpackb(record)
-  for name in ARRAYS:
-    if name in example:
-      dtype, shape, data = example[name]
-      example[name] = np.frombuffer(data, dtype).reshape(shape)
-  return example
 
 
 def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> None:
@@ -128,6 +97,7 @@ class Records:
   Attributes:
     metadata: content of metadata.json.
     text_length: T of the cache, the longest a text can be.
+    features: E of its features; 0 where it has none.
   """
 
   def __init__(self, cache: str | os.PathLike, split: str, *, memory: int = 1 << 30):
@@ -141,6 +111,7 @@ class Records:
         f"fluid.prepare --config.data.cache={cache}"
       )
     self.text_length: int = self.metadata["text"]["length"]
+    self.features: int = self.metadata["text"].get("features", 0)
     self.shards: list[dict[str, Any]] = splits[split]["shards"]
     self._starts = np.cumsum([0] + [s["records"] for s in self.shards])
     self._readers: dict[int, Any] = {}
@@ -173,7 +144,7 @@ class Records:
       [N, L] or mean and std [N, L, C] as they are stored, and bad [N] int8: 0, or 1 +
       the place in BAD of what is wrong with a row, which then holds zeros and id -1.
     """
-    if self._columns is None and sum(s["bytes"] for s in self.shards) <= self._memory:
+    if self._columns is None and self._size() <= self._memory:
       self._columns = self._stack(self._read(range(len(self))))
     if self._columns is not None:
       return {name: column[indices] for name, column in self._columns.items()}
@@ -193,6 +164,11 @@ class Records:
       f"id {example.get('id', 'unknown')}"
     )
 
+  def _size(self) -> int:
+    """Bytes, about: of files, or of padded features where these are more."""
+    padded = len(self) * self.text_length * self.features * FEATURES.itemsize
+    return max(padded, sum(s["bytes"] for s in self.shards))
+
   @functools.cached_property
   def _layout(self) -> dict[str, tuple] | None:
     """Kind and shape of every array, as metadata.json says (None: it does not)."""
@@ -207,16 +183,19 @@ class Records:
     """A kind of BAD that can be told from one record alone; '' for none."""
     if "bad" in example:
       return example["bad"] if example["bad"] in BAD else "corrupt"
-    if not 0 < len(example["text_ids"]) <= self.text_length:
+    length = len(example["text_ids"])
+    if not 0 < length <= self.text_length:
       return "text"
+    if self.features:
+      found = example.get("features", np.zeros(0))
+      if (found.dtype, found.shape) != (FEATURES, (length, self.features)):
+        return "text"
     if self._layout is None:
       return ""
     arrays = {name: example[name] for name in ARRAYS if name in example}
-    kinds = {"u": "i"}  # Signed or not is a matter of space.
-    found = {
-      name: (kinds.get(a.dtype.kind, a.dtype.kind), a.shape)
-      for name, a in arrays.items()
-    }
+    # Signed or not is a matter of space.
+    kind = lambda a: "i" if a.dtype.kind == "u" else a.dtype.kind
+    found = {name: (kind(a), a.shape) for name, a in arrays.items()}
     return "" if found == self._layout else "shape"
 
   def _stack(self, examples: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -226,6 +205,8 @@ class Records:
     rows = {"id": np.full(n, -1, np.int32)}
     rows |= {"text": np.zeros((n, self.text_length), np.int32)}
     rows |= {"text_mask": np.zeros(rows["text"].shape, bool)}
+    if self.features:
+      rows["features"] = np.zeros((*rows["text"].shape, self.features), FEATURES)
     good = np.flatnonzero(bad == 0)
     like = {k: np.zeros(s, t) for k, (t, s) in (self._layout or {}).items()}
     like |= {
@@ -234,9 +215,12 @@ class Records:
     rows |= {k: np.zeros((n, *a.shape), a.dtype) for k, a in like.items()}
     for row in good.tolist():
       example = examples[row]
+      length = len(example["text_ids"])
       rows["id"][row] = example["id"]
-      rows["text"][row, : len(example["text_ids"])] = example["text_ids"]
-      rows["text_mask"][row, : len(example["text_ids"])] = True
+      rows["text"][row, :length] = example["text_ids"]
+      rows["text_mask"][row, :length] = True
+      if self.features:
+        rows["features"][row, :length] = example["features"]
       for name in like:
         rows[name][row] = example[name]
     for kind, wrong in self._wrong_values(rows):
@@ -254,7 +238,7 @@ class Records:
     vocab = self.metadata.get("tokens", {}).get("vocab")
     if vocab and "tokens" in rows:
       yield "range", (rows["tokens"] < 0) | (rows["tokens"] >= vocab)
-    for name in ("mean", "std"):
+    for name in ("mean", "std", "features"):
       if name in rows:
         yield "nonfinite", ~np.isfinite(rows[name])
 
@@ -275,7 +259,7 @@ class Records:
       except (RuntimeError, IndexError):
         found = [_read_one(reader, i) for i in positions]  # One of them is damaged.
       for row, record in zip(rows, found):
-        out[row] = record if isinstance(record, dict) else _decode(record)
+        out[row] = record if isinstance(record, dict) else decode(record)
     return out
 
   def _reader(self, shard: int):
@@ -300,25 +284,7 @@ def _read_one(reader, position: int) -> bytes | dict:
   try:
     return reader.read([position])[0]
   except (RuntimeError, IndexError) as e:
-    return _corrupt(e)
-
-
-def _decode(record: bytes) -> dict[str, Any]:
-  try:
-    example = unpack(record)
-    needed = ("id", "bad") if "bad" in example else ("id", "caption", "meta")
-    for name in needed:
-      example[name]
-    if "bad" not in example and not isinstance(example["text_ids"], list):
-      raise TypeError("text_ids is not a list")
-    return example
-  # msgpack raises ValueErrors of its own; the rest is what strange content does.
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
-    return _corrupt(e)
-
-
-def _corrupt(error: Exception) -> dict[str, Any]:
-  return {"bad": "corrupt", "why": str(error).split(";")[0][:100]}
+    return corrupt(e)
 
 
 def _damaged(path: pathlib.Path, reason: Exception | str) -> RecordError:

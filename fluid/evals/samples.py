@@ -35,13 +35,14 @@ class _Lenient:
 
   def __init__(self, vocabulary):
     self.encode = functools.partial(vocabulary.encode, on_unknown="keep", on_long="cut")
+    if hasattr(vocabulary, "features"):
+      self.features = vocabulary.features
 
 
 def check_prompts(context, prompts: Sequence[str]) -> None:
   """Raises PromptError now, not after hours, for prompts that the model cannot take."""
   if context.vocabulary is not None:
-    length = context.run.text.length
-    _Lenient(context.vocabulary).encode(list(prompts), length)
+    _Lenient(context.vocabulary).encode(list(prompts), context.run.text.length)
 
 
 def draw(

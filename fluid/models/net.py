@@ -27,7 +27,7 @@ class _Module(nn.Module):
 
   model: config.Model
   spec: TokenSpec
-  text: config.Part
+  text: Any
   vocab: int
 
   def setup(self):
@@ -143,9 +143,12 @@ class Net:
       if t.kind == "discrete"
       else jnp.zeros((batch, n, t.channels), jnp.float32)
     )
+    text = jnp.zeros((batch, self.text.length), jnp.int32)
+    if width := self.text.feature_width:
+      text = jnp.zeros((*text.shape, width), jnp.bfloat16)
     return {
       "tokens": tokens,
-      "text": jnp.zeros((batch, self.text.length), jnp.int32),
+      "text": text,
       "text_mask": jnp.ones((batch, self.text.length), bool),
       "id": jnp.zeros((batch,), jnp.int32),
       "mask": jnp.ones((batch,), bool),

@@ -12,7 +12,7 @@ import numpy as np
 from fluid import files
 from fluid.config import ConfigError
 from fluid.text.base import TextConfig
-from fluid.text.tokenization import PromptError
+from fluid.text.pieces import PromptError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,28 +12,17 @@ B prompts, T text tokens.
 import io
 import os
 import pathlib
-import re
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-import numpy as np
 import sentencepiece
 
 from fluid import files
 from fluid.config import ConfigError
+from fluid.text.pieces import PAD, Pieces, words
 
-PAD, EOS, UNK = 0, 1, 2
+EOS, UNK = 1, 2
 # Sentences the model is fitted to; the list of known words uses all of them.
 MAX_SENTENCES = 100_000
-
-
-class PromptError(ConfigError):
-  """A prompt that the vocabulary cannot take; the message names prompt and reason."""
-
-
-def words(text: str) -> list[str]:
-  """Lower-case words of a text: runs of letters and digits."""
-  return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
 
 
 def words_path(path: str | os.PathLike) -> pathlib.Path:
@@ -41,103 +30,41 @@ def words_path(path: str | os.PathLike) -> pathlib.Path:
   return pathlib.Path(path).with_suffix(".words.txt")
 
 
-class Vocabulary:
-  """Ids of a SentencePiece model file.
+class Vocabulary(Pieces):
+  """Ids of a SentencePiece model file; `known` are words of the captions it is of."""
 
-  Attributes:
-    size: number of ids.
-    known: words of the captions it was trained on (None: any word will do). A small
-      vocabulary can spell 'zebra' letter by letter, so pieces alone cannot tell that
-      no caption ever had one.
-  """
+  LAST, UNKNOWN = (EOS,), UNK
+  MISSING = "run python -m fluid.prepare, or set config key 'text.path'"
+  REMEDY = "remove it and run python -m fluid.prepare again"
 
   def __init__(self, path: str | os.PathLike):
     self.path = pathlib.Path(path)
     if not self.path.is_file():
-      raise ConfigError(
-        f"no text vocabulary {self.path}: run python -m fluid.prepare, or set "
-        "config key 'text.path'"
-      )
+      raise ConfigError(f"no text vocabulary {self.path}: {self.MISSING}")
     try:
       self._model = sentencepiece.SentencePieceProcessor(model_file=str(self.path))
     except (RuntimeError, OSError) as e:
-      raise ConfigError(
-        f"text vocabulary {self.path} is damaged: remove it and run "
-        "python -m fluid.prepare again"
-      ) from e
+      raise ConfigError(f"text vocabulary {self.path} is damaged: {self.REMEDY}") from e
     found = (self._model.pad_id(), self._model.eos_id(), self._model.unk_id())
     if found != (PAD, EOS, UNK) or self._model.bos_id() >= 0:
       raise ConfigError(
         f"text vocabulary {self.path} has pad, eos, unk = {found} and bos = "
-        f"{self._model.bos_id()}; T5's order 0, 1, 2 without bos is needed"
+        f"{self._model.bos_id()}; T5's order 0, 1, 2 without bos is needed (an extra "
+        "<s> shifts every id: take the file that T5's authors published)"
       )
-    self.size: int = self._model.vocab_size()
-    self.known: frozenset[str] | None = None
+    self.size = self._model.vocab_size()
     if words_path(path).is_file():
       self.known = frozenset(words_path(path).read_text("utf-8").split("\n"))
 
-  def encode(
-    self,
-    prompts: Sequence[str],
-    length: int,
-    *,
-    on_unknown: str = "error",
-    on_long: str = "error",
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts -> padded ids that end with EOS.
+  def pieces(self, prompt):
+    return self._model.encode(prompt)
 
-    Args:
-      prompts: B texts; an empty one is its EOS alone.
-      length: T, EOS included.
-      on_unknown: 'error', or 'keep' what the pieces make of words no caption has.
-      on_long: 'error', or 'cut' the end of the prompt (EOS stays).
+  def join(self, ids):
+    return self._model.decode(ids)
 
-    Returns:
-      Ids [B, T] int32 and mask [B, T] bool, True up to and with EOS.
-
-    Raises:
-      PromptError: naming the prompt and its length or its unknown words.
-    """
-    ids = np.full((len(prompts), length), PAD, np.int32)
-    mask = np.zeros((len(prompts), length), bool)
-    for row, prompt in enumerate(prompts):
-      pieces = self._model.encode(prompt)
-      if on_unknown == "error":
-        self._refuse_unknown(prompt, pieces)
-      if len(pieces) + 1 > length:
-        if on_long == "error":
-          raise PromptError(
-            f"prompt has {len(pieces) + 1} text tokens with its end, more than "
-            f"text.length = {length}: {prompt!r}"
-          )
-        pieces = pieces[: length - 1]
-      ids[row, : len(pieces) + 1] = [*pieces, EOS]
-      mask[row, : len(pieces) + 1] = True
-    return ids, mask
-
-  def count(self, prompt: str) -> int:
-    """Text tokens of a prompt, EOS included."""
-    return len(self._model.encode(prompt)) + 1
-
-  def decode(self, ids: np.ndarray) -> list[str]:
-    """Ids [B, T] -> normalised texts, each up to its EOS."""
-    texts = []
-    for row in np.asarray(ids).tolist():
-      row = row[: row.index(EOS)] if EOS in row else row
-      texts.append(self._model.decode([i for i in row if i != PAD]))
-    return texts
-
-  def _refuse_unknown(self, prompt: str, pieces: list[int]) -> None:
-    unknown = []
-    if self.known is not None:
-      unknown = [w for w in words(prompt) if w not in self.known]
-    if not unknown and UNK in pieces:
-      # Whichever words (or signs such as '%') hold the pieces nobody knows.
-      unknown = [w for w in prompt.split() if UNK in self._model.encode(w)]
-      unknown = unknown or [prompt]
-    if unknown:
-      names = ", ".join(repr(w) for w in dict.fromkeys(unknown))
-      raise PromptError(f"words outside the vocabulary: {names} in prompt {prompt!r}")
+  def has(self, piece: str) -> bool:
+    """Whether a piece has an id of its own."""
+    return self._model.piece_to_id(piece) != UNK
 
 
 def train_vocabulary(

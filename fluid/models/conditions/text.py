@@ -1,9 +1,10 @@
 """Text: embeddings or frozen features, null text, aligner.
 
-B batch, T text tokens, E text width, D model width.
+B batch, T text tokens, E width of embeddings or features, D model width.
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -22,11 +23,11 @@ class TextConfig(Condition):
 
   Attributes:
     layers: trainable transformer blocks over the text (0 to N; paper: 6).
-    width: of the (learned or frozen) text embeddings.
+    width: of learned text embeddings; features of a frozen encoder have their own.
   """
 
   kind = "text"
-  texts = ("learned",)
+  texts = ("learned", "t5", "minilm")
   PARAMETERS = (
     (f"aligner/stack/{WEIGHTS}", True, "aligner"),
     (f"aligner/stack/{OTHERS}", False, "aligner"),
@@ -54,19 +55,20 @@ class Aligner(nn.Module):
 
   cfg: TextConfig
   model: config.Model
-  text: config.Part
+  text: Any
   vocab: int
 
   def setup(self):
     c, d = self.cfg, self.model.trunk.width
-    self.table = layers.Table((self.vocab, c.width), ("vocab", "embed"))
-    self.null = layers.Table((c.width,), (None,))
-    self.proj = layers.Linear((c.width,), (d,), (None, "embed"))
+    e = self.text.feature_width or c.width
+    self.table = layers.Table((self.vocab, e), ("vocab", "embed"))
+    self.null = layers.Table((e,), (None,))
+    self.proj = layers.Linear((e,), (d,), (None, "embed"))
     self.pos = layers.Table((self.text.length, d), (None, None))
     self.stack = self.model.trunk.stack(c.layers)
 
   def __call__(self, text, mask, drop):
-    if text.ndim == 2:
+    if text.ndim == 2:  # Ids; features need no table, and get none.
       table = self.table()
       text = table.at[text].get(out_sharding=spec("batch", None, None))
     x = jnp.where(drop[..., None], self.null(), text).astype(self.model.dtype)

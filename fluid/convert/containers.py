@@ -1,0 +1,311 @@
+"""The files that published weights come in: name -> array, without torch.
+
+  weights = containers.read("model.safetensors")
+  weights = containers.read("checkpoint-last.pth", section=("model_ema", "model"))
+
+Knows safetensors (one file, an index with shards, a folder that holds either), torch's
+zips (read by a closed unpickler: nothing in the file is ever run) and flax's msgpack.
+Arrays are read when they are asked for, msgpack's apart; bfloat16 stays as ml_dtypes'.
+Nested dicts and lists are flattened, their keys joined by dots; what is not a tensor is
+left out.
+"""
+
+import functools
+import json
+import math
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from fluid.convert import pickles
+from fluid.errors import ConfigError, one_line
+
+# Newest first: a folder with several kinds of files gives the first kind it has.
+_IN_FOLDER = (
+  ("*.safetensors.index.json",),
+  ("*.safetensors",),
+  ("*.bin.index.json",),
+  ("*.bin", "*.pt", "*.pth", "*.ckpt"),
+  ("*.msgpack",),
+)
+_SAFETENSORS = {
+  "F64": np.dtype("<f8"),
+  "F32": np.dtype("<f4"),
+  "F16": np.dtype("<f2"),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+  "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+  "I64": np.dtype("<i8"),
+  "I32": np.dtype("<i4"),
+  "I16": np.dtype("<i2"),
+  "I8": np.dtype("i1"),
+  "U64": np.dtype("<u8"),
+  "U32": np.dtype("<u4"),
+  "U16": np.dtype("<u2"),
+  "U8": np.dtype("u1"),
+  "BOOL": np.dtype("?"),
+}
+_OLD_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+_AGAIN = "download it again"
+_DEPTH = 40  # Of dicts in dicts; a checkpoint has a handful.
+
+
+class FileError(ConfigError):
+  """A file that cannot be read: which one, what was found, what to do."""
+
+  def __init__(self, path, found: object, remedy: str):
+    super().__init__(f"{path}: {found}; {remedy}")
+
+
+class Weights(Mapping[str, np.ndarray]):
+  """Name -> array, each made when it is asked for."""
+
+  def __init__(self, make: Mapping[str, Callable[[], np.ndarray]]):
+    self._make = dict(make)
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    return self._make[name]()
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._make)
+
+  def __len__(self) -> int:
+    return len(self._make)
+
+  def under(self, section: str) -> "Weights":
+    """Those whose names begin with `section.`, without it ('': all)."""
+    head = f"{section}." if section else ""
+    found = self._make.items()
+    return Weights({k[len(head) :]: v for k, v in found if k.startswith(head)})
+
+
+def read(path, section: str | Sequence[str] = "") -> Weights:
+  """All arrays of a file, an index of shards or a folder.
+
+  Args:
+    path: of the file or folder.
+    section: part of a checkpoint ('model', 'model_ema', 'state_dict', 'module', also
+      'a.b'); of several the first that is there, where '' is always there.
+
+  Raises:
+    FileError: it is missing, damaged, of another kind, or has no such section.
+  """
+  path = pathlib.Path(path)
+  weights = _read(_inside(path) if path.is_dir() else path)
+  wanted = [section] if isinstance(section, str) else list(section)
+  for name in wanted:
+    if found := weights.under(name):
+      return found
+  tops = sorted({name.partition(".")[0] for name in weights})
+  listed = ", ".join(tops[:8]) + (", ..." if len(tops) > 8 else "")
+  missing = f"has no section {' or '.join(wanted)}" if any(wanted) else "has no tensors"
+  raise FileError(path, missing, f"it has {listed or 'nothing'}: name another")
+
+
+def _inside(folder: pathlib.Path) -> pathlib.Path:
+  """The one file of weights in a folder."""
+  for patterns in _IN_FOLDER:
+    found = sorted(file for p in patterns for file in folder.glob(p))
+    if len(found) > 1:
+      names = ", ".join(file.name for file in found[:6])
+      raise FileError(folder, f"holds several files of weights ({names})", "name one")
+    if found:
+      return found[0]
+  raise FileError(folder, "holds no file of weights", "name the file itself")
+
+
+def _read(path: pathlib.Path) -> Weights:
+  """Whichever container it is, told by its first bytes."""
+  try:
+    if path.suffix == ".json":
+      return _index(path)
+    with path.open("rb") as f:
+      head = f.read(16)
+    for fits, reader in _READERS:
+      if fits(head):
+        return reader(path)
+  except OSError as e:
+    raise FileError(path, f"cannot be read ({one_line(e)})", "check the path") from e
+  found = "is empty" if not head else f"is of no known kind (begins with {head[:8]!r})"
+  raise FileError(path, found, "use safetensors, a torch zip or flax msgpack")
+
+
+def _index(path: pathlib.Path) -> Weights:
+  """{'weight_map': {name: file}}: the files lie beside the index."""
+  try:
+    places = dict(json.loads(path.read_text())["weight_map"])
+  except (ValueError, KeyError, TypeError) as e:
+    raise FileError(path, "is no index of shards (no weight_map)", _AGAIN) from e
+  shards: dict[str, Weights] = {}
+  for file in sorted(set(places.values())):
+    if pathlib.PurePath(file).name != file:
+      raise FileError(path, f"names a shard in another folder ({file})", _AGAIN)
+    if not (path.parent / file).is_file():
+      raise FileError(path, f"names {file}, which is missing", "download that too")
+    shards[file] = _read(path.parent / file)
+  for name, file in places.items():
+    if name not in shards[file]:
+      raise FileError(
+        path.parent / file, f"lacks {name}, which the index names", _AGAIN
+      )
+  return Weights({k: shards[file]._make[k] for k, file in places.items()})
+
+
+def _safetensors(path: pathlib.Path) -> Weights:
+  size = path.stat().st_size
+  with path.open("rb") as f:
+    length = int.from_bytes(f.read(8), "little")
+    if 8 + length > size:
+      raise FileError(path, "is cut short (safetensors, its header)", _AGAIN)
+    try:
+      header = json.loads(f.read(length))
+      header.pop("__metadata__", None)
+      entries = {
+        k: (_SAFETENSORS[v["dtype"]], tuple(v["shape"]), *v["data_offsets"])
+        for k, v in header.items()
+      }
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+      raise FileError(path, f"has a damaged header ({one_line(e)})", _AGAIN) from e
+  for name, (dtype, shape, start, end) in entries.items():
+    if end - start != dtype.itemsize * math.prod(shape) or start < 0:
+      raise FileError(path, f"gives {name} the wrong number of bytes", _AGAIN)
+    if 8 + length + end > size:
+      raise FileError(path, f"is cut short (before the end of {name})", _AGAIN)
+
+  def make(dtype, shape, start, end):
+    with path.open("rb") as f:
+      f.seek(8 + length + start)
+      # A bytearray, so that the array can be written to.
+      content = bytearray(f.read(end - start))
+    return np.frombuffer(content, dtype).reshape(shape)
+
+  return Weights({k: functools.partial(make, *v) for k, v in entries.items()})
+
+
+def _torch_zip(path: pathlib.Path) -> Weights:
+  try:
+    with zipfile.ZipFile(path) as archive:
+      records = {info.filename: info for info in archive.infolist()}
+      programs = [n for n in records if n.count("/") == 1 and n.endswith("/data.pkl")]
+      if len(programs) != 1:
+        raise FileError(path, "is a zip, but not torch's (no data.pkl)", "name another")
+      root = programs[0].rpartition("/")[0]
+      if f"{root}/byteorder" in records and archive.read(f"{root}/byteorder") == b"big":
+        raise FileError(path, "has big-endian numbers", "save it on another machine")
+      with archive.open(programs[0]) as f:
+        tree = pickles.Unpickler(f).load()
+  except pickles.RunsCode as e:
+    raise FileError(path, f"would run code if it could ({e})", "do not use it") from e
+  except zipfile.BadZipFile as e:
+    raise FileError(path, "is cut short or damaged (a torch zip)", _AGAIN) from e
+  except FileError:
+    raise
+  except Exception as e:  # A damaged pickle may raise anything.
+    raise FileError(path, f"has a damaged data.pkl ({one_line(e)})", _AGAIN) from e
+  tensors = dict(_leaves(tree, pickles.Tensor, path))
+  for name, tensor in tensors.items():
+    _check_storage(path, name, tensor, records.get(f"{root}/data/{tensor.storage.key}"))
+
+  def make(tensor):
+    storage = tensor.storage
+    info = records[f"{root}/data/{storage.key}"]
+    return tensor.of(_record(path, info, storage.dtype)[: storage.size])
+
+  return Weights({k: functools.partial(make, v) for k, v in tensors.items()})
+
+
+def _check_storage(path, name: str, tensor: pickles.Tensor, info) -> None:
+  storage = tensor.storage
+  if info is None:
+    raise FileError(path, f"lacks the storage {storage.key} of {name}", _AGAIN)
+  there, needed = info.file_size // storage.dtype.itemsize, storage.size
+  if there < needed or tensor.end > needed:
+    needed = max(needed, tensor.end)
+    found = f"has a storage too small for {name} ({min(there, storage.size)} numbers, "
+    raise FileError(path, f"{found}needs {needed})", _AGAIN)
+
+
+def _record(path: pathlib.Path, info: zipfile.ZipInfo, dtype: np.dtype) -> np.ndarray:
+  """The numbers of one record [size]; mapped, not read, where it is stored plainly."""
+  count = info.file_size // dtype.itemsize
+  if info.compress_type != zipfile.ZIP_STORED or not count:
+    with zipfile.ZipFile(path) as archive:
+      return np.frombuffer(archive.read(info), dtype, count)
+  with path.open("rb") as f:
+    # The local header says how long its own name and padding are.
+    f.seek(info.header_offset + 26)
+    lengths = f.read(4)
+  skip = int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+  start = info.header_offset + 30 + skip
+  return np.memmap(path, dtype, "r", start, (count,))
+
+
+def _msgpack(path: pathlib.Path) -> Weights:
+  from flax import serialization  # Slow to import, and needed here alone.
+
+  try:
+    tree = serialization.msgpack_restore(path.read_bytes())
+  except Exception as e:  # msgpack has errors of many kinds.
+    found = f"is cut short or no flax msgpack ({one_line(e)})"
+    raise FileError(path, found, _AGAIN) from e
+  arrays = _leaves(tree, np.ndarray, path)
+  return Weights({k: functools.partial(np.asarray, v) for k, v in arrays})
+
+
+def _leaves(tree: Any, kind: type, path, name: str = "", depth: int = 0) -> Iterator:
+  """(dotted name, leaf) of all leaves of a kind in dicts and lists."""
+  if isinstance(tree, kind):
+    yield name, tree
+  elif isinstance(tree, dict | list | tuple):
+    if depth > _DEPTH:
+      raise FileError(path, f"holds itself or is nested too deep at {name:.40}", _AGAIN)
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    seen = set()
+    for key, value in pairs:
+      if not isinstance(key, str | int):
+        continue
+      inner = f"{name}.{key}" if name else str(key)
+      for leaf in _leaves(value, kind, path, inner, depth + 1):
+        if leaf[0] in seen:
+          raise FileError(path, f"has two tensors of name {leaf[0]}", _AGAIN)
+        seen.add(leaf[0])
+        yield leaf
+
+
+def _refuse(found: str, remedy: str) -> Callable[[pathlib.Path], Weights]:
+  def refuse(path):
+    raise FileError(path, found, remedy)
+
+  return refuse
+
+
+# First bytes -> who reads them.
+_READERS: tuple[tuple[Callable[[bytes], bool], Callable], ...] = (
+  (lambda head: head[:4] == b"PK\x03\x04", _torch_zip),
+  (lambda head: head[5:9] == b"\0\0\0{", _safetensors),
+  (
+    lambda head: head[:14] == _OLD_TORCH,
+    _refuse(
+      "is in the format of torch before 1.6, which is not a zip",
+      "load and save it once with a newer torch",
+    ),
+  ),
+  (
+    lambda head: (
+      head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    ),
+    _refuse("is a bare pickle, which may run code", "ask for safetensors"),
+  ),
+  (
+    lambda head: head[:7] == b"version",
+    _refuse("is a pointer of Git LFS, not the file", "fetch it with git lfs pull"),
+  ),
+  (
+    lambda head: head[:1] in (b"\xde", b"\xdf") or 0x80 <= (head or b"\0")[0] <= 0x8F,
+    _msgpack,
+  ),
+)
