@@ -25,7 +25,7 @@ FULL |= {"z_channels": 6}
 SIZE = 16
 # Of published kinds and others, where they have the field.
 SHRUNK = SMALL | {"width": 8, "blocks": 1, "channels": 4, "groups": 4, "vocab": 32}
-SHRUNK |= {"z_channels": 0, "scales": (1, 3, 4)}
+SHRUNK |= {"z_channels": 0, "attention": "none", "scales": (1, 3, 4)}
 
 
 def shrunk(kind, **changes):

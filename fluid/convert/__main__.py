@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     raise cli.UserError(f"{folder} is not empty: name another folder")
   changes = dict(change.split("=", 1) for change in argv[4:])
   values = {key: _value(text) for key, text in changes.items()}
-  family.convert(FAMILIES[kind], source, folder, **values)
+  family.convert(FAMILIES[kind], source, folder, values)
   size = sum(file.stat().st_size for file in pathlib.Path(folder).iterdir())
   print(f"{folder}: {kind}, {size / 1e6:.1f} MB")
 

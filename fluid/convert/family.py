@@ -55,14 +55,17 @@ class Family:
     return dataclasses.replace(self, config=config, options=options)
 
 
-def convert(family: Family, source, path, **changes: Any) -> Any:
+_NONE: Mapping[str, Any] = {}
+
+
+def convert(family: Family, source, path, changes: Mapping[str, Any] = _NONE) -> Any:
   """Reads published weights and writes the folder `path`; returns the weights' tree.
 
   Args:
     family: of the file.
     source: file or folder; see containers.read.
     path: folder that is written.
-    **changes: fields of the config and options, where they are not the published ones.
+    changes: fields of the config and options, where they are not the published ones.
 
   Raises:
     ConfigError: the file cannot be read or does not fit, naming what does not.
