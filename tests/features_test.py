@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fluid import config
+from fluid.convert import pickles
 from fluid.evals import features
 from fluid.evals.features import efficientnet
 from fluid.parallel import sharding
@@ -88,7 +89,7 @@ def test_weight_file_cannot_run_code():
       return print, ("gotcha",)
 
   with pytest.raises(pickle.UnpicklingError, match="builtins.print"):
-    efficientnet._Unpickler(io.BytesIO(pickle.dumps(Evil()))).load()
+    pickles.Unpickler(io.BytesIO(pickle.dumps(Evil()))).load()
 
 
 def test_unknown_network_and_missing_weights_are_one_line(monkeypatch):

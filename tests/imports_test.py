@@ -24,7 +24,8 @@ ANALYSIS = (
 
 FLUID = (
   ("fluid.errors", "fluid.files", "fluid.rng", "fluid.trees"),
-  "fluid.convert.pickles",
+  ("fluid.convert.pickles", "fluid.convert.weights"),
+  "fluid.convert.torch_zip",
   "fluid.convert.containers",
   "fluid.config",
   "fluid.console",

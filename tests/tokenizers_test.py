@@ -23,6 +23,16 @@ TINY_VQ = VQConfig(**SMALL, **TRAINING, channels=8, vocab=32)
 FULL = {"width": 8, "multipliers": (1, 2), "stem": 2, "attention": "deep"}
 FULL |= {"z_channels": 6}
 SIZE = 16
+# Of published kinds and others, where they have the field.
+SHRUNK = SMALL | {"width": 8, "blocks": 1, "channels": 4, "groups": 4, "vocab": 32}
+SHRUNK |= {"z_channels": 0, "attention": "none", "scales": (1, 3, 4)}
+
+
+def shrunk(kind, **changes):
+  """The config of a kind, small."""
+  config = config_lib.resolve("tokenizer", kind)
+  fields = {field.name for field in dataclasses.fields(config)}
+  return config(**{k: v for k, v in SHRUNK.items() if k in fields} | changes)
 
 
 def pictures(count, seed=0):
@@ -124,7 +134,7 @@ def test_layers_of_published_width_match_the_original():
   assert encoder["down_1_block_0"]["nin_shortcut"]["kernel"].shape == (1, 1, 128, 256)
   assert encoder["conv_out"]["kernel"].shape == (3, 3, 256, 8)
   for channels in (128, 256, 512):
-    assert autoencoder._norm(channels, "norm").num_groups == 32
+    assert autoencoder.norm(channels, "norm").num_groups == 32
 
 
 def test_nearest_equals_brute_force():
@@ -210,7 +220,24 @@ def test_encoding_works_inside_jit_and_under_a_mesh(trained):
   np.testing.assert_allclose(inside, plain, atol=2e-5)
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
   with jax.set_mesh(mesh):
-    np.testing.assert_allclose(trained.encode(images), plain, atol=2e-5)
+    tokens = trained.encode(images)
+    np.testing.assert_allclose(tokens, plain, atol=2e-5)
+    assert tokens.is_fully_replicated
+    np.testing.assert_allclose(trained.encode(images[:3]), plain[:3], atol=2e-5)
+    np.testing.assert_allclose(
+      trained.decode(tokens), np.asarray(trained.decode(plain)), atol=2e-5
+    )
+  # A device holds the activations of its own image alone.
+  spec = jax.ShapeDtypeStruct(images.shape, images.dtype)
+  with jax.set_mesh(mesh):
+    one, whole = (
+      jax.jit(fn).lower(trained.variables, x).compile().memory_analysis()
+      for fn, x in (
+        (trained._jit("encode_with"), spec),
+        (trained.encode_with, spec),
+      )
+    )
+  assert one.temp_size_in_bytes < 0.5 * whole.temp_size_in_bytes
 
 
 def test_save_and_load_bitwise(trained, tmp_path):
@@ -317,7 +344,7 @@ def test_same_seed_same_weights():
 @pytest.mark.parametrize("kind", tokenizers.TOKENIZERS)
 def test_every_kind_round_trips_in_any_batch_and_is_stored(kind, tmp_path):
   known = {"vae": TINY, "vq": TINY_VQ}
-  config = known.get(kind) or config_lib.resolve("tokenizer", kind)()
+  config = known.get(kind) or shrunk(kind)
   tokenizer = bound(config)
   spec, images = tokenizer.spec, train.to_float(pictures(4))
   tokens = tokenizer.encode(images)
@@ -339,7 +366,7 @@ def test_every_kind_round_trips_in_any_batch_and_is_stored(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", tokenizers.TOKENIZERS)
 def test_every_kind_trains_a_step(kind):
-  config = config_lib.resolve("tokenizer", kind)(steps=2, batch=8, warmup=1)
+  config = shrunk(kind, steps=2, batch=8, warmup=1)
   found = []
   batches = train.Images(Pictures("train")).batches(8, 0)
   report = lambda step, metrics: found.append(float(metrics["loss"]))

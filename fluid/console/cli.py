@@ -78,10 +78,15 @@ def read(holder: flags.FlagHolder) -> config.Run:
   return config.from_config_dict(require(holder))
 
 
-def run(main, argv: list[str] | None = None) -> None:
+def run(main, argv: list[str] | None = None, *, words: bool = False) -> None:
   """absl's app.run(main), where user errors are one line and an exit code (2).
 
   On a CPU the command starts once more, with memory settings that make it faster.
+
+  Args:
+    main: called with the arguments that are not flags, after the program's name.
+    argv: (default: of this process).
+    words: whether there may be such arguments.
   """
   if argv is None:
     pages.settle()
@@ -104,7 +109,7 @@ def run(main, argv: list[str] | None = None) -> None:
       # logs of libraries.
       if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)
-      if len(rest) > 1:
+      if len(rest) > 1 and not words:
         raise UserError(f"argument '{rest[1]}' is not a flag; see --help")
       if "config" in flags.FLAGS and flags.FLAGS.config is not None:
         _readable(flags.FLAGS.config)

@@ -14,15 +14,14 @@ import functools
 import json
 import math
 import pathlib
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import ml_dtypes
 import numpy as np
 
-from fluid.convert import pickles
-from fluid.errors import ConfigError, one_line
+from fluid.convert import torch_zip
+from fluid.convert.weights import AGAIN, FileError, Weights, leaves
+from fluid.errors import one_line
 
 # Newest first: a folder with several kinds of files gives the first kind it has.
 _IN_FOLDER = (
@@ -50,37 +49,6 @@ _SAFETENSORS = {
   "BOOL": np.dtype("?"),
 }
 _OLD_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
-_AGAIN = "download it again"
-_DEPTH = 40  # Of dicts in dicts; a checkpoint has a handful.
-
-
-class FileError(ConfigError):
-  """A file that cannot be read: which one, what was found, what to do."""
-
-  def __init__(self, path, found: object, remedy: str):
-    super().__init__(f"{path}: {found}; {remedy}")
-
-
-class Weights(Mapping[str, np.ndarray]):
-  """Name -> array, each made when it is asked for."""
-
-  def __init__(self, make: Mapping[str, Callable[[], np.ndarray]]):
-    self._make = dict(make)
-
-  def __getitem__(self, name: str) -> np.ndarray:
-    return self._make[name]()
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._make)
-
-  def __len__(self) -> int:
-    return len(self._make)
-
-  def under(self, section: str) -> "Weights":
-    """Those whose names begin with `section.`, without it ('': all)."""
-    head = f"{section}." if section else ""
-    found = self._make.items()
-    return Weights({k[len(head) :]: v for k, v in found if k.startswith(head)})
 
 
 def read(path, section: str | Sequence[str] = "") -> Weights:
@@ -139,19 +107,17 @@ def _index(path: pathlib.Path) -> Weights:
   try:
     places = dict(json.loads(path.read_text())["weight_map"])
   except (ValueError, KeyError, TypeError) as e:
-    raise FileError(path, "is no index of shards (no weight_map)", _AGAIN) from e
+    raise FileError(path, "is no index of shards (no weight_map)", AGAIN) from e
   shards: dict[str, Weights] = {}
   for file in sorted(set(places.values())):
     if pathlib.PurePath(file).name != file:
-      raise FileError(path, f"names a shard in another folder ({file})", _AGAIN)
+      raise FileError(path, f"names a shard in another folder ({file})", AGAIN)
     if not (path.parent / file).is_file():
       raise FileError(path, f"names {file}, which is missing", "download that too")
     shards[file] = _read(path.parent / file)
   for name, file in places.items():
     if name not in shards[file]:
-      raise FileError(
-        path.parent / file, f"lacks {name}, which the index names", _AGAIN
-      )
+      raise FileError(path.parent / file, f"lacks {name}, which the index names", AGAIN)
   return Weights({k: shards[file]._make[k] for k, file in places.items()})
 
 
@@ -160,7 +126,7 @@ def _safetensors(path: pathlib.Path) -> Weights:
   with path.open("rb") as f:
     length = int.from_bytes(f.read(8), "little")
     if 8 + length > size:
-      raise FileError(path, "is cut short (safetensors, its header)", _AGAIN)
+      raise FileError(path, "is cut short (safetensors, its header)", AGAIN)
     try:
       header = json.loads(f.read(length))
       header.pop("__metadata__", None)
@@ -169,12 +135,12 @@ def _safetensors(path: pathlib.Path) -> Weights:
         for k, v in header.items()
       }
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-      raise FileError(path, f"has a damaged header ({one_line(e)})", _AGAIN) from e
+      raise FileError(path, f"has a damaged header ({one_line(e)})", AGAIN) from e
   for name, (dtype, shape, start, end) in entries.items():
     if end - start != dtype.itemsize * math.prod(shape) or start < 0:
-      raise FileError(path, f"gives {name} the wrong number of bytes", _AGAIN)
+      raise FileError(path, f"gives {name} the wrong number of bytes", AGAIN)
     if 8 + length + end > size:
-      raise FileError(path, f"is cut short (before the end of {name})", _AGAIN)
+      raise FileError(path, f"is cut short (before the end of {name})", AGAIN)
 
   def make(dtype, shape, start, end):
     with path.open("rb") as f:
@@ -186,64 +152,6 @@ def _safetensors(path: pathlib.Path) -> Weights:
   return Weights({k: functools.partial(make, *v) for k, v in entries.items()})
 
 
-def _torch_zip(path: pathlib.Path) -> Weights:
-  try:
-    with zipfile.ZipFile(path) as archive:
-      records = {info.filename: info for info in archive.infolist()}
-      programs = [n for n in records if n.count("/") == 1 and n.endswith("/data.pkl")]
-      if len(programs) != 1:
-        raise FileError(path, "is a zip, but not torch's (no data.pkl)", "name another")
-      root = programs[0].rpartition("/")[0]
-      if f"{root}/byteorder" in records and archive.read(f"{root}/byteorder") == b"big":
-        raise FileError(path, "has big-endian numbers", "save it on another machine")
-      with archive.open(programs[0]) as f:
-        tree = pickles.Unpickler(f).load()
-  except pickles.RunsCode as e:
-    raise FileError(path, f"would run code if it could ({e})", "do not use it") from e
-  except zipfile.BadZipFile as e:
-    raise FileError(path, "is cut short or damaged (a torch zip)", _AGAIN) from e
-  except FileError:
-    raise
-  except Exception as e:  # A damaged pickle may raise anything.
-    raise FileError(path, f"has a damaged data.pkl ({one_line(e)})", _AGAIN) from e
-  tensors = dict(_leaves(tree, pickles.Tensor, path))
-  for name, tensor in tensors.items():
-    _check_storage(path, name, tensor, records.get(f"{root}/data/{tensor.storage.key}"))
-
-  def make(tensor):
-    storage = tensor.storage
-    info = records[f"{root}/data/{storage.key}"]
-    return tensor.of(_record(path, info, storage.dtype)[: storage.size])
-
-  return Weights({k: functools.partial(make, v) for k, v in tensors.items()})
-
-
-def _check_storage(path, name: str, tensor: pickles.Tensor, info) -> None:
-  storage = tensor.storage
-  if info is None:
-    raise FileError(path, f"lacks the storage {storage.key} of {name}", _AGAIN)
-  there, needed = info.file_size // storage.dtype.itemsize, storage.size
-  if there < needed or tensor.end > needed:
-    needed = max(needed, tensor.end)
-    found = f"has a storage too small for {name} ({min(there, storage.size)} numbers, "
-    raise FileError(path, f"{found}needs {needed})", _AGAIN)
-
-
-def _record(path: pathlib.Path, info: zipfile.ZipInfo, dtype: np.dtype) -> np.ndarray:
-  """The numbers of one record [size]; mapped, not read, where it is stored plainly."""
-  count = info.file_size // dtype.itemsize
-  if info.compress_type != zipfile.ZIP_STORED or not count:
-    with zipfile.ZipFile(path) as archive:
-      return np.frombuffer(archive.read(info), dtype, count)
-  with path.open("rb") as f:
-    # The local header says how long its own name and padding are.
-    f.seek(info.header_offset + 26)
-    lengths = f.read(4)
-  skip = int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
-  start = info.header_offset + 30 + skip
-  return np.memmap(path, dtype, "r", start, (count,))
-
-
 def _msgpack(path: pathlib.Path) -> Weights:
   from flax import serialization  # Slow to import, and needed here alone.
 
@@ -251,29 +159,9 @@ def _msgpack(path: pathlib.Path) -> Weights:
     tree = serialization.msgpack_restore(path.read_bytes())
   except Exception as e:  # msgpack has errors of many kinds.
     found = f"is cut short or no flax msgpack ({one_line(e)})"
-    raise FileError(path, found, _AGAIN) from e
-  arrays = _leaves(tree, np.ndarray, path)
+    raise FileError(path, found, AGAIN) from e
+  arrays = leaves(tree, np.ndarray, path)
   return Weights({k: functools.partial(np.asarray, v) for k, v in arrays})
-
-
-def _leaves(tree: Any, kind: type, path, name: str = "", depth: int = 0) -> Iterator:
-  """(dotted name, leaf) of all leaves of a kind in dicts and lists."""
-  if isinstance(tree, kind):
-    yield name, tree
-  elif isinstance(tree, dict | list | tuple):
-    if depth > _DEPTH:
-      raise FileError(path, f"holds itself or is nested too deep at {name:.40}", _AGAIN)
-    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    seen = set()
-    for key, value in pairs:
-      if not isinstance(key, str | int):
-        continue
-      inner = f"{name}.{key}" if name else str(key)
-      for leaf in _leaves(value, kind, path, inner, depth + 1):
-        if leaf[0] in seen:
-          raise FileError(path, f"has two tensors of name {leaf[0]}", _AGAIN)
-        seen.add(leaf[0])
-        yield leaf
 
 
 def _refuse(found: str, remedy: str) -> Callable[[pathlib.Path], Weights]:
@@ -285,7 +173,7 @@ def _refuse(found: str, remedy: str) -> Callable[[pathlib.Path], Weights]:
 
 # First bytes -> who reads them.
 _READERS: tuple[tuple[Callable[[bytes], bool], Callable], ...] = (
-  (lambda head: head[:4] == b"PK\x03\x04", _torch_zip),
+  (lambda head: head[:4] == b"PK\x03\x04", torch_zip.read),
   (lambda head: head[5:9] == b"\0\0\0{", _safetensors),
   (
     lambda head: head[:14] == _OLD_TORCH,

@@ -16,7 +16,17 @@ from fluid.tokenizers.base import Tokenizer, TokenizerConfig, TokenSpec, in_batc
 from fluid.tokenizers.vae import VAEConfig
 from fluid.tokenizers.vq import VQConfig
 
-TOKENIZERS: dict[str, Any] = {"vae": VAEConfig, "vq": VQConfig}
+TOKENIZERS: dict[str, Any] = {
+  "vae": VAEConfig,
+  "vq": VQConfig,
+  # Published ones, for weights that python -m fluid.convert reads.
+  "sd_vae": "fluid.tokenizers.published:SDVAEConfig",
+  "kl16": "fluid.tokenizers.published:KL16Config",
+  "llamagen_vq": "fluid.tokenizers.published:LlamaGenVQConfig",
+  "taming_vq": "fluid.tokenizers.published:TamingVQConfig",
+  "maskgit_vq": "fluid.tokenizers.maskgit:MaskGITVQConfig",
+  "var_vq": "fluid.tokenizers.multiscale:VARVQConfig",
+}
 
 __all__ = [
   "TOKENIZERS",

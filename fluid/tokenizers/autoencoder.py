@@ -5,8 +5,8 @@ and LlamaGen's VQGAN), and parameter names follow theirs with dots as underscore
 a module (`encoder.down.0.block.1.conv1` is `encoder/down_0_block_1/conv1`), so that
 published weights need only a renaming. Two departures, both off for published weights:
 `stem` folds pixels into channels at both ends, which makes small models many times
-faster; and narrow layers have fewer than 32 groups, where a group of one or two
-channels would normalise colour away.
+faster; and narrow layers have fewer than 32 groups (`groups`), where a group of one or
+two channels would normalise colour away.
 
 B batch, H W height and width, C channels.
 """
@@ -33,9 +33,12 @@ class AutoencoderConfig(base.TokenizerConfig):
       level more halves the resolution once more) and residual blocks per level.
     channels: of the latent, or width of a codebook.
     z_channels: width between encoder and the 1x1 convolution (0: `channels`).
-    attention: 'none', 'mid' (SD VAE) or 'deep' (also at the lowest resolution: VQGAN).
+    attention: 'none', 'mid' (SD VAE), 'deep' (also at the lowest resolution: VQGAN) or
+      'encoder' (there in the encoder alone: KL-16).
     stem: pixels are folded stem x stem into channels at both ends; 1 for published
       weights, more for speed. Pixels per latent: stem * 2**(len(multipliers) - 1).
+    groups: of every norm (0: at most 32, of at least 4 channels).
+    quant_kernel: side of the convolutions around the latent.
   """
 
   width: int = 32
@@ -46,14 +49,27 @@ class AutoencoderConfig(base.TokenizerConfig):
   attention: str = "none"
   stem: int = 1
 
+  # Fields of those kinds alone that need another value.
   patch: ClassVar[int] = 1
+  groups: ClassVar[int] = 0
+  quant_kernel: ClassVar[int] = 1
 
   def check(self, name):
     if self.width % 4:
       raise config.ConfigError(
         f"config key '{name}width' ({self.width}) must be a multiple of 4"
       )
-    rules.choice(f"{name}attention", self.attention, ("none", "mid", "deep"))
+    if self.groups and self.width % self.groups:
+      raise config.ConfigError(
+        f"config key '{name}width' ({self.width}) must be a multiple of the "
+        f"{self.groups} groups of its norms"
+      )
+    known = ("none", "mid", "deep", "encoder")
+    rules.choice(f"{name}attention", self.attention, known)
+
+  def module(self, moments: int = 1) -> nn.Module:
+    """The network; see Autoencoder."""
+    return Autoencoder(self, moments)
 
   @property
   def factor(self) -> int:
@@ -71,11 +87,13 @@ class AutoencoderConfig(base.TokenizerConfig):
     return image_size // self.factor
 
 
-def _norm(channels: int, name: str) -> nn.Module:
-  return nn.GroupNorm(math.gcd(32, channels // 4), epsilon=1e-6, name=name)
+def norm(channels: int, name: str, groups: int = 0) -> nn.Module:
+  """See AutoencoderConfig.groups."""
+  groups = groups or math.gcd(32, channels // 4)
+  return nn.GroupNorm(groups, epsilon=1e-6, name=name)
 
 
-def _conv(channels: int, name: str, kernel: int = 3, stride: int = 1, **kwargs):
+def conv(channels: int, name: str | None, kernel: int = 3, stride: int = 1, **kwargs):
   # SAME with stride 2 pads below and right only, as the original's (0, 1, 0, 1).
   size, strides = (kernel, kernel), (stride, stride)
   return nn.Conv(channels, size, strides, "SAME", name=name, **kwargs)
@@ -99,28 +117,33 @@ class ResBlock(nn.Module):
   """GroupNorm, SiLU, conv, twice; a 1x1 shortcut where the width changes."""
 
   channels: int
+  groups: int = 0
 
   @nn.compact
   def __call__(self, x):
-    h = _conv(self.channels, "conv1")(nn.silu(_norm(x.shape[-1], "norm1")(x)))
+    h = conv(self.channels, "conv1")(
+      nn.silu(norm(x.shape[-1], "norm1", self.groups)(x))
+    )
     # Zero: a block starts as the identity, and color finds its way through at once.
-    last = _conv(self.channels, "conv2", kernel_init=nn.initializers.zeros)
-    h = last(nn.silu(_norm(self.channels, "norm2")(h)))
+    last = conv(self.channels, "conv2", kernel_init=nn.initializers.zeros)
+    h = last(nn.silu(norm(self.channels, "norm2", self.groups)(h)))
     if x.shape[-1] != self.channels:
-      x = _conv(self.channels, "nin_shortcut", 1)(x)
+      x = conv(self.channels, "nin_shortcut", 1)(x)
     return x + h
 
 
 class AttnBlock(nn.Module):
   """Single-head self-attention over all positions."""
 
+  groups: int = 0
+
   @nn.compact
   def __call__(self, x):
     b, h, w, c = x.shape
-    y = _norm(c, "norm")(x)
-    q, k, v = (_conv(c, n, 1)(y).reshape(b, h * w, 1, c) for n in "qkv")
+    y = norm(c, "norm", self.groups)(x)
+    q, k, v = (conv(c, n, 1)(y).reshape(b, h * w, 1, c) for n in "qkv")
     y = jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
-    return x + _conv(c, "proj_out", 1)(y)
+    return x + conv(c, "proj_out", 1)(y)
 
 
 class _Half(nn.Module):
@@ -129,36 +152,44 @@ class _Half(nn.Module):
   config: AutoencoderConfig
   out: int
 
+  # Values of config.attention with which the lowest resolution has attention.
+  DEEP: ClassVar[tuple[str, ...]] = ("deep",)
+
   def mid(self, x):
-    x = ResBlock(x.shape[-1], name="mid_block_1")(x)
+    c, groups = x.shape[-1], self.config.groups
+    x = ResBlock(c, groups, name="mid_block_1")(x)
     if self.config.attention != "none":
-      x = AttnBlock(name="mid_attn_1")(x)
-    return ResBlock(x.shape[-1], name="mid_block_2")(x)
+      x = AttnBlock(groups, name="mid_attn_1")(x)
+    return ResBlock(c, groups, name="mid_block_2")(x)
 
   def level(self, x, name: str, level: int, blocks: int):
     c = self.config
     deepest = level == len(c.multipliers) - 1
     for i in range(blocks):
-      x = ResBlock(c.width * c.multipliers[level], name=f"{name}_block_{i}")(x)
-      if deepest and c.attention == "deep":
-        x = AttnBlock(name=f"{name}_attn_{i}")(x)
+      width = c.width * c.multipliers[level]
+      x = ResBlock(width, c.groups, name=f"{name}_block_{i}")(x)
+      if deepest and c.attention in self.DEEP:
+        x = AttnBlock(c.groups, name=f"{name}_attn_{i}")(x)
     return x
 
   def head(self, x):
-    return _conv(self.out, "conv_out")(nn.silu(_norm(x.shape[-1], "norm_out")(x)))
+    x = nn.silu(norm(x.shape[-1], "norm_out", self.config.groups)(x))
+    return conv(self.out, "conv_out")(x)
 
 
 class Encoder(_Half):
   """[B, H, W, 3] -> [B, H/f, W/f, out]."""
 
+  DEEP = ("deep", "encoder")
+
   @nn.compact
   def __call__(self, x):
     c = self.config
-    x = _conv(c.width, "conv_in")(unshuffle(x, c.stem))
+    x = conv(c.width, "conv_in")(unshuffle(x, c.stem))
     for i, _ in enumerate(c.multipliers):
       x = self.level(x, f"down_{i}", i, c.blocks)
       if i < len(c.multipliers) - 1:
-        x = _conv(x.shape[-1], f"down_{i}_downsample_conv", 3, 2)(x)
+        x = conv(x.shape[-1], f"down_{i}_downsample_conv", 3, 2)(x)
     return self.head(self.mid(x))
 
 
@@ -168,12 +199,12 @@ class Decoder(_Half):
   @nn.compact
   def __call__(self, x):
     c = self.config
-    x = self.mid(_conv(c.width * c.multipliers[-1], "conv_in")(x))
+    x = self.mid(conv(c.width * c.multipliers[-1], "conv_in")(x))
     for i in reversed(range(len(c.multipliers))):
       x = self.level(x, f"up_{i}", i, c.blocks + 1)
       if i:
         x = x.repeat(2, axis=1).repeat(2, axis=2)
-        x = _conv(x.shape[-1], f"up_{i}_upsample_conv")(x)
+        x = conv(x.shape[-1], f"up_{i}_upsample_conv")(x)
     return shuffle(self.head(x), c.stem)
 
 
@@ -192,8 +223,8 @@ class Autoencoder(nn.Module):
     z = c.z_channels or c.channels
     self.encoder = Encoder(c, self.moments * z)
     self.decoder = Decoder(c, 3 * c.stem**2)
-    self.quant_conv = _conv(self.moments * c.channels, None, 1)
-    self.post_quant_conv = _conv(z, None, 1)
+    self.quant_conv = conv(self.moments * c.channels, None, c.quant_kernel)
+    self.post_quant_conv = conv(z, None, c.quant_kernel)
 
   def encode(self, images):
     """[B, H, W, 3] -> [B, h, w, moments * channels]."""

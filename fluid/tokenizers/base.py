@@ -5,12 +5,15 @@ B batch, H W image, h w latent grid, C latent channels, p patch, L tokens per im
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from fluid import config
+from fluid.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +23,9 @@ class TokenSpec:
   Attributes:
     kind: 'discrete' (ids below `vocab`) or 'continuous' (vectors of `channels`).
     length: tokens per image.
-    grid: (rows, columns) of the tokens; raster order is row by row.
+    grid: (rows, columns) of the tokens; raster order is row by row. Where there are
+      scales it is (1, length).
+    scales: sides of the grids that follow one another, coarse to fine; () for one grid.
   """
 
   kind: str
@@ -28,13 +33,20 @@ class TokenSpec:
   grid: tuple[int, int]
   vocab: int = 0
   channels: int = 0
+  scales: tuple[int, ...] = ()
 
   def to_dict(self) -> dict[str, Any]:
-    return dataclasses.asdict(self) | {"grid": list(self.grid)}
+    out = dataclasses.asdict(self) | {"grid": list(self.grid)}
+    # What is stored of one grid looks as it did before there were scales.
+    scales = out.pop("scales")
+    return out | ({"scales": list(scales)} if scales else {})
 
   @classmethod
   def from_dict(cls, values: dict[str, Any]) -> "TokenSpec":
-    return cls(**(values | {"grid": tuple(values["grid"])}))
+    tuples: dict[str, Any] = {
+      k: tuple(values[k]) for k in ("grid", "scales") if k in values
+    }
+    return cls(**(values | tuples))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +84,8 @@ class Tokenizer:
   Subclasses define the pure functions `encode_with`, `decode_with` (and
   `moments_with`), whose first argument is `variables`, and `init`, `training_state`,
   `loss`, `finish`, which train them. The bound methods are jitted, compile once per
-  batch size, and may be called inside another jit.
+  batch size, and may be called inside another jit. On a mesh each device computes its
+  rows of a batch that divides, and the result is whole everywhere.
 
   Attributes:
     config, image_size: what the functions are made from.
@@ -85,7 +98,8 @@ class Tokenizer:
     self.config = config
     self.image_size = image_size
     self.variables = jax.device_put(variables)
-    self._jit = functools.cache(lambda name: jax.jit(getattr(self, name)))
+    by_rows = lambda name: functools.partial(_by_rows, getattr(self, name))
+    self._jit = functools.cache(lambda name: jax.jit(by_rows(name)))
 
   @property
   def spec(self) -> TokenSpec:
@@ -122,6 +136,17 @@ class Tokenizer:
         f"a '{self.config.kind}' tokenizer has no moments; use encode"
       )
     return self._jit("moments_with")(self.variables, images)
+
+
+def _by_rows(fn, variables, x):
+  """fn(variables, x) of rows x [B, ...], which do not know of each other."""
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = tuple(a for a in sharding.RULES["batch"] if a in mesh.shape)
+  parts = math.prod(mesh.shape[a] for a in axes)
+  if not sharding.explicit() or parts == 1 or len(x) % parts:
+    return fn(variables, x)
+  run = jax.shard_map(fn, in_specs=(P(), P(axes)), out_specs=P(axes), check_vma=False)
+  return jax.reshard(run(jax.reshard(variables, P()), jax.reshard(x, P(axes))), P())
 
 
 def patchify(latents, patch: int):

@@ -4,6 +4,7 @@ B batch, H W image, h w latent grid, C latent channels, p patch, L tokens.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,15 @@ class VAEConfig(autoencoder.AutoencoderConfig):
   Attributes:
     patch: latents are grouped patch x patch into one token.
     kl_weight: weight of the KL term, counted as in latent diffusion.
+    latent_scale: latents are multiplied by it before they are measured on data.
   """
 
   kind = "vae"
 
   patch: int = 2  # type: ignore[misc]
   kl_weight: float = 1e-6
+
+  latent_scale: ClassVar[float] = 1.0
 
   def make(self, image_size, variables=None):
     """See base.TokenizerConfig."""
@@ -37,7 +41,7 @@ class VAE(base.Tokenizer):
   def __init__(self, config: VAEConfig, image_size: int, variables=None):
     super().__init__(config, image_size, variables)
     self.grid = config.grid(image_size)
-    self.module = autoencoder.Autoencoder(config, moments=2)
+    self.module = config.module(moments=2)
 
   @property
   def spec(self) -> base.TokenSpec:
@@ -56,7 +60,7 @@ class VAE(base.Tokenizer):
     ones = jnp.ones(self.config.channels)
     return {
       "params": params,
-      "latent": {"shift": 0 * ones, "scale": ones},
+      "latent": {"shift": 0 * ones, "scale": self.config.latent_scale * ones},
     }
 
   def posterior(self, variables, images):

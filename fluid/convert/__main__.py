@@ -1,0 +1,50 @@
+"""Published weights -> a folder that this code loads.
+
+  python -m fluid.convert KIND SOURCE FOLDER [key=value ...]
+
+KIND is one of the table below, SOURCE the authors' file or folder (safetensors, a torch
+checkpoint, flax msgpack). Sizes are the published ones unless key=value says otherwise:
+fields of the kind's config, and image_size.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from fluid.console import cli
+from fluid.convert import family, tokenizers
+
+FAMILIES = {**tokenizers.FAMILIES}
+
+
+def _value(text: str) -> Any:
+  """'3', '0.5', 'true', 'deep', '1,2,3' -> what it says."""
+  if "," in text:
+    return [_value(part) for part in text.split(",") if part]
+  try:
+    return json.loads(text)
+  except ValueError:
+    return text
+
+
+def main(argv: list[str]) -> None:
+  """Entry point."""
+  if len(argv) < 4 or not all("=" in change for change in argv[4:]):
+    raise cli.UserError(
+      "usage: python -m fluid.convert KIND SOURCE FOLDER [key=value ...]; kinds: "
+      + ", ".join(FAMILIES)
+    )
+  kind, source, folder = argv[1:4]
+  if kind not in FAMILIES:
+    raise cli.UserError(f"unknown kind '{kind}'; choose from {', '.join(FAMILIES)}")
+  if pathlib.Path(folder).exists() and any(pathlib.Path(folder).iterdir()):
+    raise cli.UserError(f"{folder} is not empty: name another folder")
+  changes = dict(change.split("=", 1) for change in argv[4:])
+  values = {key: _value(text) for key, text in changes.items()}
+  family.convert(FAMILIES[kind], source, folder, values)
+  size = sum(file.stat().st_size for file in pathlib.Path(folder).iterdir())
+  print(f"{folder}: {kind}, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+  cli.run(main, words=True)

@@ -1,0 +1,434 @@
+"""Published tokenizers: the reference's numbers, every spelling, what does not fit."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from fluid import tokenizers as tokenizers_lib
+from fluid import trees
+from fluid.console import cli
+from fluid.convert import __main__ as command
+from fluid.convert import family, names, tokenizers
+from fluid.convert.weights import Weights
+from fluid.errors import ConfigError
+from fluid.tokenizers import base, multiscale
+
+CLOSE = 1e-4  # Relative to the largest value.
+TIE = 1e-5  # Of two distances, where the reference may choose either code.
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A fixture: the kind it is of, its file, and its config.json as our changes."""
+
+  kind: str
+  folder: str
+  file: str
+  changes: Callable[[dict], dict]
+
+
+def _autoencoder(c):
+  return {"width": c["ch"], "multipliers": c["mult"], "image_size": c["image"]}
+
+
+def _sd(c):
+  width, *_ = widths = c["block_out_channels"]
+  return {
+    "width": width,
+    "multipliers": [w // width for w in widths],
+    "blocks": c["layers_per_block"],
+    "channels": c["latent_channels"],
+    "groups": c["norm_num_groups"],
+    "latent_scale": c["scaling_factor"],
+    "image_size": c["image"],
+  }
+
+
+def _kl(c):
+  out = {"channels": c["z"], "blocks": c["res"], "latent_scale": c["latent_scale"]}
+  return _autoencoder(c) | out
+
+
+def _llamagen(c):
+  out = {"channels": c["codebook_embed_dim"], "z_channels": c["z"]}
+  return _autoencoder(c) | out | {"vocab": c["codebook_size"], "cosine": c["l2_norm"]}
+
+
+def _taming(c):
+  return _autoencoder(c) | {"channels": c["e"], "z_channels": c["z"], "vocab": c["n"]}
+
+
+def _maskgit(c):
+  out = {"channels": c["dim"], "blocks": c["res"], "vocab": c["n"]}
+  sizes = {"width": c["filters"], "multipliers": c["mult"], "image_size": c["image"]}
+  return sizes | out
+
+
+def _var(c):
+  scales = c["patch_nums"]
+  image = {"image": scales[-1] * 2 ** (len(c["mult"]) - 1)}
+  out = {"channels": c["z"], "vocab": c["vocab"], "scales": scales}
+  return _autoencoder(c | image) | out
+
+
+CASES = {
+  "sd_vae": Case("sd_vae", "sd_vae", "diffusers", _sd),
+  "sd_vae-ldm": Case("sd_vae", "sd_vae", "ldm.ckpt", _sd),
+  "kl16": Case("kl16", "kl16", "kl16.ckpt", _kl),
+  "llamagen_vq": Case("llamagen_vq", "llamagen_vq", "weights.safetensors", _llamagen),
+  "taming_vq": Case("taming_vq", "taming_vq", "last.ckpt", _taming),
+  "maskgit_vq": Case("maskgit_vq", "maskgit_vq", "checkpoint.msgpack", _maskgit),
+  "var": Case("var_vq", "var", "weights.safetensors", _var),
+  "var_shared": Case("var_vq", "var_shared", "weights.safetensors", _var),
+}
+
+
+@pytest.fixture(scope="module")
+def loaded(fixtures, tmp_path_factory):
+  """name -> (tokenizer loaded from the folder that was written, reference's arrays)."""
+  done = {}
+
+  def get(name):
+    if name not in done:
+      case, path = CASES[name], tmp_path_factory.mktemp(name)
+      folder = fixtures / case.folder
+      changes = case.changes(json.loads((folder / "config.json").read_text()))
+      entry = tokenizers.FAMILIES[case.kind]
+      family.convert(entry, folder / case.file, path, changes)
+      with np.load(folder / "cases.npz") as cases:
+        done[name] = tokenizers_lib.load(str(path)), dict(cases)
+    return done[name]
+
+  return get
+
+
+def last(x):
+  """[B, C, H, W] -> [B, H, W, C]."""
+  return np.moveaxis(x, 1, -1)
+
+
+def close(found, expected):
+  assert found.shape == expected.shape
+  error = np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
+  assert error < CLOSE
+
+
+def network(tokenizer, method, x):
+  params = {"params": tokenizer.variables["params"]}
+  return tokenizer.module.apply(params, x, method=method)
+
+
+def same_codes(found, expected, latents, codebook, record_property):
+  """[N] codes of latents [N, C], equal but for ties of the two best."""
+  found, expected = np.asarray(found).ravel(), expected.ravel()
+  distance = np.square(latents[:, None].astype(np.float64) - codebook).sum(-1)
+  best = np.sort(distance, 1)
+  tie = best[:, 1] - best[:, 0] < TIE
+  record_property("ties", int(tie.sum()))
+  np.testing.assert_array_equal(found[~tie], expected[~tie])
+
+
+@pytest.mark.parametrize("name", ["sd_vae", "sd_vae-ldm", "kl16"])
+def test_vae_equals_reference(name, loaded):
+  tokenizer, cases = loaded(name)
+  config, images = tokenizer.config, last(cases["image"])
+  mean, logvar = tokenizer.posterior(tokenizer.variables, images)
+  close(mean, last(cases["mean"]))
+  close(logvar, last(cases["logvar"]))
+  close(network(tokenizer, "decode", last(cases["latent"])), last(cases["decoded"]))
+  # Tokens are patches of the scaled latent.
+  scale, patch = config.latent_scale, config.patch
+  expected = base.patchify(last(cases["mean"]) * scale, patch)
+  close(tokenizer.encode(images), expected)
+  tokens = base.patchify(last(cases["latent"]) * scale, patch)
+  close(tokenizer.decode(tokens), np.clip(last(cases["decoded"]), -1, 1))
+
+
+@pytest.mark.parametrize("name", ["llamagen_vq", "taming_vq"])
+def test_vq_equals_reference(name, loaded, record_property):
+  tokenizer, cases = loaded(name)
+  images, pre = last(cases["image"]), last(cases["pre_quant"])
+  close(network(tokenizer, "encode", images), pre)
+  unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+  unit = unit if tokenizer.config.cosine else lambda x: x
+  flat, codebook = unit(pre.reshape(-1, pre.shape[-1])), tokenizer.variables["codebook"]
+  codebook = unit(np.asarray(codebook))
+  codes, expected = tokenizer.encode(images), cases["codes"]
+  same_codes(codes, expected, flat, codebook, record_property)
+  close(codebook[expected].reshape(pre.shape), last(cases["quant"]))
+  decoded = last(cases["decoded"])
+  close(network(tokenizer, "decode", last(cases["quant"])), decoded)
+  close(tokenizer.decode(jnp.asarray(expected, jnp.int32)), np.clip(decoded, -1, 1))
+
+
+def test_maskgit_vq_equals_reference(loaded, record_property):
+  tokenizer, cases = loaded("maskgit_vq")
+  images, pre = 2 * cases["image"] - 1, cases["pre_quant"]
+  close(network(tokenizer, "encode", images), pre)
+  codebook = np.asarray(tokenizer.variables["codebook"])
+  flat, expected = pre.reshape(-1, pre.shape[-1]), cases["codes"]
+  same_codes(tokenizer.encode(images), expected, flat, codebook, record_property)
+  latents = codebook[expected].reshape(pre.shape)
+  close((network(tokenizer, "decode", latents) + 1) / 2, cases["decoded"])
+  clipped = (np.asarray(tokenizer.decode(expected)) + 1) / 2
+  close(clipped, np.clip(cases["decoded"], 0, 1))
+
+
+@pytest.mark.parametrize("name", ["var", "var_shared"])
+def test_var_equals_reference(name, loaded, record_property):
+  tokenizer, cases = loaded(name)
+  images, scales = last(cases["image"]), tokenizer.config.scales
+  expected = [cases[f"codes/{k}"] for k in range(len(scales))]
+  tokens = np.concatenate(expected, 1).astype(np.int32)
+  close(network(tokenizer, "encode", images), last(cases["pre_quant"]))
+  codebook = np.asarray(tokenizer.variables["params"]["codebook"])
+  # Each scale is judged on what the reference's own codes leave.
+  latent = last(cases["pre_quant"])
+  sums = np.asarray(network(tokenizer, "latents", tokens))
+  found = network(tokenizer, "split", np.asarray(tokenizer.encode(images)))
+  for k, codes in enumerate(expected):
+    rest = latent - (sums[k - 1] if k else 0)
+    matrix = multiscale.averaging(scales[-1], scales[k])
+    flat = np.asarray(multiscale.resize(rest, matrix)).reshape(-1, latent.shape[-1])
+    same_codes(found[k], codes, flat, codebook, record_property)
+  close(tokenizer.inputs(tokens), cases["var_input"])
+  reconstruction = np.clip(last(cases["reconstruction"]), -1, 1)
+  close(tokenizer.decode(tokens), reconstruction)
+  greedy = (tokenizer.decode(cases["greedy/codes"].astype(np.int32)) + 1) / 2
+  close(greedy, last(cases["greedy/image_0_1"]))
+  # Scale by scale, as a model that samples goes.
+  step, parts = jnp.zeros_like(latent), []
+  for k, codes in enumerate(expected):
+    step, inputs = tokenizer.add_scale_with(tokenizer.variables, step, codes, k)
+    parts.append(inputs)
+  close(np.concatenate(parts[:-1], 1), cases["var_input"])
+  assert parts[-1] is None
+  close(step, sums[-1])
+
+
+def test_resizing_is_that_of_torch():
+  """Rows sum to one; half-pixel weights of a = -0.75; bins that overlap."""
+  for small, large in ((1, 4), (2, 4), (3, 16), (4, 4), (10, 13)):
+    for matrix in (
+      multiscale.enlarging(small, large),
+      multiscale.averaging(large, small),
+    ):
+      np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-6)
+  np.testing.assert_array_equal(multiscale.enlarging(4, 4), np.eye(4))
+  double = multiscale.enlarging(8, 16)[7, 2:6]  # At 3.25 of 8.
+  np.testing.assert_allclose(double, [-0.10546875, 0.87890625, 0.26171875, -0.03515625])
+  np.testing.assert_allclose(
+    multiscale.averaging(4, 3) * 2, [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+  )
+  # Scales 2 and 7 lie halfway: rounding decides, in the authors' order of operations.
+  found = [multiscale.smoother_of(k, 10, 4) for k in range(10)]
+  assert found == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+
+
+# Small relatives of every family: what a spelling does does not depend on the size.
+SMALL = {"width": 8, "groups": 4, "multipliers": (1, 2), "blocks": 2, "vocab": 6}
+SMALL |= {"channels": 3, "z_channels": 5, "scales": (1, 8)}
+SPELLINGS = [
+  (k, i) for k, f in tokenizers.FAMILIES.items() for i in range(len(f.spellings))
+]
+
+
+def small(kind) -> family.Family:
+  entry = tokenizers.FAMILIES[kind]
+  fields = {field.name for field in dataclasses.fields(entry.config)}
+  changes = {k: v for k, v in SMALL.items() if k in fields}
+  return entry.change(changes | {"image_size": 16})
+
+
+def published(entry: family.Family, spelling: names.Spelling):
+  """-> (our random weights, the same as their authors would write them)."""
+  gen = np.random.default_rng(0)
+  shapes = trees.paths(entry.abstract(entry.config, entry.options))
+  given = entry.given(entry.config)
+  ours = {
+    k: gen.normal(size=v.shape).astype(np.float32)
+    for k, v in shapes.items()
+    if k not in given
+  }
+  theirs: dict = {}
+  for name, array in ours.items():
+    if spelling.layout is names.torch and name.endswith("kernel"):
+      array = array.transpose(3, 2, 0, 1)
+    source = spelling.source(name, entry.config)
+    whole, _, part = source.partition("[")
+    place = int(part.partition("/")[0]) if part else 0
+    theirs.setdefault(whole, {})[place] = array
+  head = f"{spelling.sections[0]}." if spelling.sections[0] else ""
+  join = lambda parts: np.concatenate([parts[i] for i in range(len(parts))])
+  return ours, {head + k: join(v) for k, v in theirs.items()}
+
+
+@pytest.mark.parametrize("kind, number", SPELLINGS)
+def test_every_spelling_is_read_whole(kind, number, tmp_path):
+  entry = small(kind)
+  spelling = entry.spellings[number]
+  ours, theirs = published(entry, spelling)
+  safetensors.numpy.save_file(theirs, tmp_path / "w.safetensors")
+  fields = dataclasses.fields(entry.config)
+  changes = {f.name: getattr(entry.config, f.name) for f in fields} | entry.options
+  out, unchanged = tmp_path / "out", tokenizers.FAMILIES[kind]
+  found = family.convert(unchanged, tmp_path / "w.safetensors", out, changes)
+  found = trees.paths(found)
+  for name, array in ours.items():
+    np.testing.assert_array_equal(found[name], array)
+  again = tokenizers_lib.load(str(tmp_path / "out"))
+  assert again.config == dataclasses.replace(entry.config, path="")
+  jax.tree.map(np.testing.assert_array_equal, trees.paths(again.variables), found)
+
+
+def test_names_of_published_files_are_asked_for():
+  """One of each kind, as their authors' files have them at the published sizes."""
+  expected = {
+    ("sd_vae", 0): {
+      "decoder.up_blocks.0.upsamplers.0.conv.weight",
+      "decoder.up_blocks.2.resnets.0.conv_shortcut.bias",
+      "encoder.mid_block.attentions.0.to_out.0.weight",
+      "encoder.mid_block.attentions.0.group_norm.bias",
+      "encoder.down_blocks.0.downsamplers.0.conv.weight",
+      "encoder.conv_norm_out.weight",
+    },
+    ("sd_vae", 1): {"encoder.mid_block.attentions.0.proj_attn.weight"},
+    ("sd_vae", 2): {
+      "decoder.mid.attn_1.proj_out.bias",
+      "encoder.down.3.block.1.norm1.bias",
+    },
+    ("kl16", 0): {"encoder.down.4.attn.1.q.weight", "decoder.up.3.upsample.conv.bias"},
+    ("llamagen_vq", 0): {
+      "decoder.conv_blocks.0.attn.2.q.bias",
+      "decoder.conv_blocks.3.upsample.conv.weight",
+      "encoder.conv_blocks.4.res.0.nin_shortcut.weight",
+      "encoder.mid.1.norm.bias",
+    },
+    ("maskgit_vq", 0): {
+      "encoder.ResBlock_11.GroupNorm_1.scale",
+      "decoder.ResBlock_2.Conv_0.kernel",
+      "decoder.Conv_5.bias",
+      "quantizer.codebook",
+    },
+    ("maskgit_vq", 1): {
+      "encoder.down.2.block.0.nin_shortcut.weight",
+      "decoder.up.4.upsample_conv.bias",
+      "decoder.mid.1.norm2.weight",
+    },
+    ("var_vq", 0): {
+      "decoder.up.4.attn.2.qkv.weight[0/3]",
+      "encoder.mid.attn_1.qkv.bias[2/3]",
+      "quantize.quant_resi.qresi_ls.3.weight",
+    },
+  }
+  for (kind, number), wanted in expected.items():
+    entry = tokenizers.FAMILIES[kind]
+    shapes = trees.paths(entry.abstract(entry.config, entry.options))
+    spelling = entry.spellings[number]
+    assert wanted <= {spelling.source(name, entry.config) for name in shapes}
+
+
+@pytest.mark.parametrize(
+  "kind, millions",
+  [("sd_vae", 83.653863), ("llamagen_vq", 72), ("llamagen_vq8", 70), ("var_vq", 109)],
+)
+def test_published_sizes_have_the_published_number_of_parameters(kind, millions):
+  entry = tokenizers.FAMILIES[kind]
+  shapes = trees.paths(entry.abstract(entry.config, entry.options))
+  wanted = [v.size for k, v in shapes.items() if k not in entry.given(entry.config)]
+  digits = len(str(millions).partition(".")[2])
+  assert round(sum(wanted) / 1e6, digits) == millions
+
+
+def test_what_does_not_fit_is_one_line_with_names_and_shapes(tmp_path):
+  entry = small("taming_vq")
+  _, theirs = published(entry, entry.spellings[0])
+  theirs = {k.removeprefix("state_dict."): v for k, v in theirs.items()}
+  theirs["loss.discriminator.main.0.weight"] = np.zeros(3, np.float32)  # Skipped.
+  del theirs["encoder.conv_in.bias"]
+  theirs["decoder.conv_in.bias"] = np.zeros(7, np.float32)
+  theirs["encoder.extra.weight"] = np.zeros((2, 3), np.float32)
+  file = tmp_path / "w.safetensors"
+  safetensors.numpy.save_file(theirs, file)
+  with pytest.raises(ConfigError) as e:
+    family.convert(entry, file, tmp_path / "out")
+  message = str(e.value)
+  assert (
+    message.startswith(f"{file} is no taming_vq of these sizes") and "\n" not in message
+  )
+  for part in (
+    "1 missing: params/encoder/conv_in/bias (8,) (encoder.conv_in.bias)",
+    "1 of other shapes: params/decoder/conv_in/bias is (16,), in the file (7,)",
+    "1 left over: encoder.extra.weight (2, 3)",
+    "key=value",
+  ):
+    assert part in message
+  assert not (tmp_path / "out").exists()
+
+
+def test_sources_are_parts_sums_and_layers_and_used_once():
+  gen = np.random.default_rng(0)
+  file = {f"blocks.{i}.w": gen.normal(size=(4, 3)).astype("f4") for i in range(2)}
+  file |= {"qkv": np.arange(6.0), "a": np.ones((2, 3)), "b": np.zeros((1, 3))}
+  weights = Weights({k: (lambda v=v: v) for k, v in file.items()})
+  rows: tuple[names.Row, ...] = (
+    ("layers/kernel", "blocks.*.w"),
+    ("([qkv])", lambda c, q: f"qkv[{'qkv'.index(q)}/3]"),
+    ("both", "a + b"),
+  )
+  shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
+  shapes = {"layers/kernel": shape(2, 3, 4), "both": shape(3, 3), "one": shape(2)}
+  shapes |= dict.fromkeys("qkv", shape(2))
+  fill = lambda rows, shapes: names.fill(
+    shapes, weights, [names.Spelling(rows)], config=None, given={"one": 1.0}
+  )
+  found = fill(rows, shapes)
+  np.testing.assert_array_equal(found["layers/kernel"][1], file["blocks.1.w"].T)
+  np.testing.assert_array_equal([found[k] for k in "qkv"], [[0, 1], [2, 3], [4, 5]])
+  np.testing.assert_array_equal(found["both"].sum(1), [3, 3, 0])
+  np.testing.assert_array_equal(found["one"], [1, 1])
+  assert all(v.dtype == np.float32 for v in found.values())
+  del shapes["v"]
+  with pytest.raises(ConfigError, match=re.escape("1 left over: qkv (6,)")):
+    fill(rows, shapes)
+  shapes["again"] = shape(2)
+  twice = (*rows, ("again", "qkv[1/3]"))
+  with pytest.raises(ConfigError, match=re.escape("1 used twice: qkv[1/3]")):
+    fill(twice, shapes)
+
+
+def test_command_line(tmp_path, capsys):
+  entry = small("var_vq")
+  _, theirs = published(entry, entry.spellings[0])
+  file, folder = str(tmp_path / "w.safetensors"), str(tmp_path / "out")
+  safetensors.numpy.save_file(theirs, file)
+  sizes = ["width=8", "groups=4", "multipliers=1,2", "vocab=6", "channels=3"]
+  sizes += ["z_channels=5", "scales=1,8", "image_size=16"]
+  run = lambda *args: command.main(["convert", *args])
+  run("var_vq", file, folder, *sizes)
+  assert f"{folder}: var_vq, " in capsys.readouterr().out
+  spec = tokenizers_lib.load(folder).spec
+  assert (spec.length, spec.scales) == (65, (1, 8))
+  for args, message in (
+    ((), "usage: .* KIND SOURCE FOLDER .*kinds: sd_vae, kl16"),
+    (("var_vq", file, folder, "width"), "usage"),
+    (("gan", file, folder), "unknown kind 'gan'; choose from sd_vae"),
+    (("var_vq", file, folder), "is not empty: name another"),
+    (("var_vq", file, "x", "widht=8"), "tokenizer.widht'; did you mean"),
+    (("var_vq", file, "x", "image_size=a"), "'image_size' is 'a'; it must be like 256"),
+    (("var_vq", file, "x", "image_size=128"), "'tokenizer.scales' ends with 16"),
+    (("kl16", file, "x"), "no kl16 of these sizes; .* missing: .* left over: "),
+    (("kl16", file + "x", "x"), "wx: cannot be read|safetensorsx: cannot be read"),
+  ):
+    with pytest.raises(ConfigError, match=message):
+      run(*args)
+  with pytest.raises(SystemExit) as e:
+    cli.run(command.main, ["convert", "gan", file, "x"], words=True)
+  assert e.value.code == 2 and "unknown kind" in capsys.readouterr().err
