@@ -25,7 +25,7 @@ def _command(module, *args):
 def test_train_step_by_its_command(tmp_path):
   file = tmp_path / "report.json"
   done = _command(
-    "train_step", "--config=configs/toy.py:size=xs", "--batch=2", "--rounds=2",
+    "train_step", "--config=configs/toy.py:size=xs", "--batch=4", "--rounds=2",
     f"--json={file}", "--config.model.trunk.layers=1", "--config.text.vocab_size=40",
   )  # fmt: skip
   assert done.returncode == 0, done.stderr[-2000:]

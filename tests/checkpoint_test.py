@@ -28,6 +28,9 @@ class OneKernel:
   def decays(self, params):
     return jax.tree.map(lambda _: True, params)
 
+  def matrix(self, name):
+    del name  # None, as Muon is off.
+
 
 CFG = config.Run()
 NET = OneKernel()

@@ -26,6 +26,7 @@ SMALL = {
   "evals": {"loss": LossConfig(every=18)},  # Not where a checkpoint is due.
   "steps": 60,
   "batch": 8,
+  "accum": 1,
   "log_every": 1,
   "checkpoint_every": 5,
   "keep": 3,
