@@ -37,6 +37,10 @@ class Parameter:
     self.view = view
 
 
+class Bare:
+  """A tensor made without its arguments."""
+
+
 class Global:
   """Pickled as a name: module.name."""
 
@@ -69,6 +73,11 @@ class Pickler(pickle._Pickler):  # type: ignore[name-defined]
     self.save((obj.view, True, None))
     self.write(pickle.REDUCE)
 
+  def save_bare(self, obj):
+    self.save_name(Global("torch._utils._rebuild_tensor_v2"))
+    self.write(pickle.EMPTY_TUPLE + pickle.NEWOBJ)
+
+  dispatch[Bare] = save_bare
   dispatch[Global], dispatch[View] = save_name, save_view
   dispatch[Parameter] = save_parameter
 
@@ -212,6 +221,7 @@ def test_what_is_unknown_is_never_called(tmp_path):
     (View(floats(24), 20, (5,), (-1,)), "damaged data.pkl .a tensor has offset"),
     (View(floats(24), -1, (5,), (1,)), "damaged data.pkl .a tensor has offset"),
     (View(floats(24), 0, (2, 2), (1,)), "damaged data.pkl .a tensor is not a view"),
+    (Bare(), "damaged data.pkl"),
     (View("x", 0, (2,), (1,)), "damaged data.pkl .a tensor is not a view"),
   ],
 )

@@ -2,9 +2,9 @@
 
   python -m fluid.convert KIND SOURCE FOLDER [key=value ...]
 
-KIND is one of the table below, SOURCE the authors' file or folder (safetensors, a torch
-checkpoint, flax msgpack). Sizes are the published ones unless key=value says otherwise:
-fields of the kind's config, and image_size.
+SOURCE is the authors' file or folder (safetensors, a torch checkpoint, flax msgpack).
+Sizes are the published ones unless key=value says otherwise: fields of the kind's
+config, and image_size. Without arguments the kinds are listed.
 """
 
 import json

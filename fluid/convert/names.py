@@ -31,7 +31,7 @@ from fluid.convert.weights import Weights
 from fluid.errors import ConfigError
 
 TORCH = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
-LISTED = 12  # Names of each kind that an error lists.
+LISTED = 6  # Names of each kind that an error lists.
 
 
 def same(leaf: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

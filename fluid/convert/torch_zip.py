@@ -32,6 +32,10 @@ def read(path: pathlib.Path) -> Weights:
         raise FileError(path, "has big-endian numbers", "save it on another machine")
       with archive.open(programs[0]) as f:
         tree = pickles.Unpickler(f).load()
+    tensors = dict(leaves(tree, pickles.Tensor, path))
+    for name, tensor in tensors.items():
+      record = records.get(f"{root}/data/{tensor.storage.key}")
+      _check_storage(path, name, tensor, record)
   except pickles.RunsCode as e:
     raise FileError(path, f"would run code if it could ({e})", "do not use it") from e
   except zipfile.BadZipFile as e:
@@ -40,9 +44,6 @@ def read(path: pathlib.Path) -> Weights:
     raise
   except Exception as e:  # A damaged pickle may raise anything.
     raise FileError(path, f"has a damaged data.pkl ({one_line(e)})", AGAIN) from e
-  tensors = dict(leaves(tree, pickles.Tensor, path))
-  for name, tensor in tensors.items():
-    _check_storage(path, name, tensor, records.get(f"{root}/data/{tensor.storage.key}"))
 
   def make(tensor):
     storage = tensor.storage

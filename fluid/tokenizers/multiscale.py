@@ -245,10 +245,8 @@ class VARVQ(base.Tokenizer):
 
     Codes are pulled to latents and, less, latents to codes, after every scale.
     """
-    apply, stop = (
-      lambda m, *a: self._apply({"params": params}, m, *a),
-      jax.lax.stop_gradient,
-    )
+    apply = lambda method, x: self._apply({"params": params}, method, x)
+    stop = jax.lax.stop_gradient
     z = apply(self.module.encode, images)
     ids, sums = apply(self.module.quantize, stop(z))
     commit = jnp.square(stop(sums) - z).mean()
