@@ -6,7 +6,7 @@
   bnsl          L = E + b x^-c0 (1 + (x/d)^(1/f))^(-c1 f), Caballero et al. 2023
   linear        y = c + m x
   sigmoid       y = low + (high - low) / (1 + exp(-k (x - x0)))
-  isoflop       N* = G C^a through the minima of parabolas  (approach 2)
+  isoflop       N* = G C^a through the minima of budgets  (approach 2)
   envelope      N* = G C^a where curves of neighbours cross (approach 1)
 
 Forms that say `log` are fitted to log y in log x. Inside, E, d, f and the factors of

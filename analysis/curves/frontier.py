@@ -1,7 +1,7 @@
 """Where a budget is spent best: the points that approaches 1 and 2 fit N* = G C^a to.
 
-  isoflop    runs at several sizes for each of several budgets: a parabola in log N per
-             budget, its minimum is N*
+  isoflop    runs at several sizes for each of several budgets: N* is the minimum of a
+             cubic in log N (few sizes: a parabola) through those near it
   envelope   training curves of several sizes: where the curve of a size meets that of
              the next, the geometric mean of both sizes is N*
 
@@ -19,6 +19,10 @@ _GAP = 0.25  # budgets nearer than this in log C are one
 # Exponents published by Hoffmann et al. 2022, to judge grids by.
 _ALPHA, _BETA = 0.34, 0.28
 _BIAS = 0.02
+# Sizes within this factor of a minimum tell where it is: farther out the loss of a
+# budget is steeper on one side than on the other, and bends what is fitted to it all.
+_NEAR = 4.0
+_CUBIC = 6  # sizes that a cubic takes
 
 
 class FrontierError(ValueError):
@@ -44,7 +48,7 @@ class Points:
 
 
 def isoflop(x: np.ndarray, loss: np.ndarray, runs: np.ndarray) -> Points:
-  """Minima of the parabolas through log N [n] and loss [n], one per budget.
+  """Minima of the curves through log N [n] and loss [n], one per budget.
 
   Args:
     x: N and compute [2, n].
@@ -65,33 +69,65 @@ def isoflop(x: np.ndarray, loss: np.ndarray, runs: np.ndarray) -> Points:
     elif row["sizes"] < 3:
       row["note"] = f"{row['sizes']} sizes; a parabola needs 3"
     else:
-      row |= _parabola(u, loss[group])
+      row |= _minimum(u, loss[group])
     rows.append(row)
   table = pd.DataFrame(rows)
   for column in ("N", "loss", "variance", "bias", "centring"):
     table[column] = table.get(column, np.nan)
   good = table[table["note"] == ""]
   names = [f"budget {c:.3g}" for c in table["compute"]]
-  noise = np.diag(good["variance"].to_numpy(float))
+  # Minima scatter around the line by more than the noise of their curves, and alike.
+  noise = np.eye(len(good))
   return _points(table, names, noise, _isoflop_warnings(good))
 
 
-def _parabola(u: np.ndarray, y: np.ndarray) -> dict:
-  """The parabola through u, y [n]: its minimum, and whether that can be used."""
-  middle = u.mean()
-  curve, slope, level = np.polyfit(u - middle, y, 2)
-  design = np.stack([(u - middle) ** 2, u - middle, np.ones_like(u)], 1)
-  out = {"rss": np.sum((y - design @ [curve, slope, level]) ** 2), "curvature": curve}
-  if curve <= 0:
-    return out | {"note": "the parabola opens downwards"}
-  best = middle - slope / (2 * curve)
-  out |= {"N": float(np.exp(best)), "loss": level - slope**2 / (4 * curve)}
-  out["centring"] = (best - (u.min() + u.max()) / 2) / (np.ptp(u) / 2)
-  gradient = np.array([slope / (2 * curve**2), -1 / (2 * curve), 0.0])
-  out["variance"] = gradient @ np.linalg.inv(design.T @ design) @ gradient
-  out["bias"] = grid_bias(u - best)
+def _minimum(u: np.ndarray, y: np.ndarray) -> dict:
+  """The curve through the u, y [n] near its minimum; whether that can be used."""
+  best, near = u[np.argmin(y)], np.zeros(len(u), bool)
+  if best in (u.min(), u.max()):
+    end = "smallest" if best == u.min() else "largest"
+    return {"note": f"the {end} size has the lowest loss"}
+  for _ in range(20):  # Until the sizes near the minimum are those that it came from.
+    before, near = near, _near(u, best)
+    if (near == before).all():
+      break
+    found = _fitted(u[near], y[near], best)
+    if found["note"]:
+      return found
+    best = np.log(found["N"])
+  out = found | {"centring": (best - (u.min() + u.max()) / 2) / (np.ptp(u) / 2)}
+  out["bias"] = grid_bias(u[near] - best)
   inside = abs(out["centring"]) < 1
   return out | {"note": "" if inside else "the minimum is outside the sizes"}
+
+
+def _near(u, middle):
+  """Those of u [n] within _NEAR of the middle, of at least four sizes (or all)."""
+  sizes = np.unique(u)
+  wide = np.sort(np.abs(sizes - middle))[: min(4, len(sizes))][-1]
+  return np.abs(u - middle) <= max(np.log(_NEAR), wide) + 1e-9
+
+
+def _fitted(u, y, middle) -> dict:
+  """Least squares of a cubic or parabola in u - middle: its minimum."""
+  degree = 3 if len(np.unique(u)) >= _CUBIC else 2
+  v = u - middle
+  design = np.vander(v, degree + 1, increasing=True)  # 1, v, v^2, ...
+  c = np.linalg.lstsq(design, y, rcond=None)[0]
+  out = {"rss": np.sum((y - design @ c) ** 2)}
+  a, b = (3 * c[3] if degree == 3 else 0.0), 2 * c[2]
+  root = b * b - 4 * a * c[1]
+  # The root with a positive second derivative, in a form that a = 0 does not trouble.
+  if root < 0 or b + np.sqrt(root) <= 0:
+    return out | {"note": "the curve has no minimum"}
+  at = -2 * c[1] / (b + np.sqrt(root))
+  second = b + 2 * a * at
+  slope = np.arange(degree + 1) * at ** np.maximum(np.arange(degree + 1) - 1, 0)
+  gradient = -slope / second
+  out |= {"N": float(np.exp(middle + at)), "loss": float(np.polyval(c[::-1], at))}
+  out |= {"curvature": second / 2, "note": ""}
+  out["variance"] = gradient @ np.linalg.inv(design.T @ design) @ gradient
+  return out
 
 
 def _isoflop_warnings(good: pd.DataFrame) -> list[str]:
@@ -101,21 +137,21 @@ def _isoflop_warnings(good: pd.DataFrame) -> list[str]:
     warnings.append(f"the sizes are not centred on the minimum at compute {at}")
   if len(coarse := good[good["bias"].abs() > _BIAS]):
     warnings.append(
-      f"grid bias: on sizes so placed a parabola misses the optimum by up to "
+      f"grid bias: on sizes so placed the curve misses the optimum by up to "
       f"{coarse['bias'].abs().max():.0%} (Chinchilla's exponents); place them closer"
     )
   return warnings
 
 
 def grid_bias(offsets: np.ndarray, alpha=_ALPHA, beta=_BETA) -> float:
-  """Relative error of a parabola's minimum for log(N / N*) = offsets [n], no noise.
+  """Relative error of the minimum for log(N / N*) = offsets [n], without noise.
 
   Along a budget D ~ 1 / N, so the loss is E + exp(-alpha u)/alpha + exp(beta u)/beta
   around its minimum at u = 0: not a parabola, and not symmetric.
   """
   loss = np.exp(-alpha * offsets) / alpha + np.exp(beta * offsets) / beta
-  curve, slope, _ = np.polyfit(offsets, loss, 2)
-  return float(np.expm1(-slope / (2 * curve))) if curve > 0 else np.inf
+  found = _fitted(offsets, loss, 0.0)
+  return found["N"] - 1 if not found["note"] else np.inf
 
 
 def envelope(x: np.ndarray, loss: np.ndarray, runs: np.ndarray) -> Points:
