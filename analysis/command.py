@@ -62,10 +62,12 @@ def read_table(args: argparse.Namespace, rows: str = "run") -> pd.DataFrame:
   taken = [v for v in rename.values() if v in table and v not in rename]
   table = table.drop(columns=taken).rename(columns=rename)
   if args.compute and not args.d and {"N", "compute"} <= set(table):
-    table["D"] = table["compute"] / (6 * table["N"])
+    n, compute = (pd.to_numeric(table[c], errors="coerce") for c in ("N", "compute"))
+    table["D"] = compute / (6 * n)
   if args.drop_largest:
     need(table, ["val/loss"], args.csv)
-    table = table.drop(index=table["val/loss"].nlargest(args.drop_largest).index)
+    losses = pd.to_numeric(table["val/loss"], errors="coerce")
+    table = table.drop(index=losses.nlargest(args.drop_largest).index)
   return table
 
 

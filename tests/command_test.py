@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis import coverage
 from analysis.command import fit_main, plan_main, run
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,8 @@ def test_fit_prints_writes_and_says_what_is_wrong(tmp_path):
     ("empty.json", "", "is empty: it has neither columns nor rows"),
     ("list.json", "[]", "has no rows; its columns: none"),
     ("other.csv", "size,L\n1,2\n", "has no column 'N'; it has size, L"),
+    ("semi.csv", "size;L\n1M;2,5\n", "has no column 'N'; it has size, L"),
+    ("semi_empty.csv", "N;D\n", "has no rows; its columns: N, D"),
   ],
 )
 def test_a_table_without_rows_or_columns_is_named(
@@ -61,6 +64,28 @@ def test_a_table_without_rows_or_columns_is_named(
     run(fit_main if command == "fit" else plan_main)
   assert stopped.value.code == 2
   assert capsys.readouterr() == ("", f"error: {tmp_path / name} {missing}\n")
+
+
+@pytest.mark.parametrize("form", ["isoflop", "chinchilla"])
+def test_fit_and_plan_read_numbers_as_people_write_them(
+  form, tmp_path, monkeypatch, capsys
+):
+  x = coverage.isoflop_grid(np.geomspace(1e18, 1e21, 6))
+  loss = coverage.chinchilla(x[0], x[1] / 6 / x[0], **coverage.CHINCHILLA)
+  plain = pd.DataFrame({"N": np.round(x[0]), "C": x[1], "loss": loss})
+  plain.to_csv(tmp_path / "plain.csv", index=False)
+  human = plain.assign(N=[f"{n:,.0f}" if n < 1e9 else f"{n / 1e9}B" for n in plain.N])
+  human.to_csv(tmp_path / "human.csv", index=False, sep=";")
+  for command, main in (("fit", fit_main), ("plan", plan_main)):
+    said = []
+    for name in ("plain", "human"):
+      argv = [command, f"--csv={tmp_path / name}.csv", "--compute=C", "--loss=loss"]
+      argv += [f"--form={form}", "--draws=20", "--starts=20"]
+      argv += ["--budget=1e22"] if command == "plan" else []
+      monkeypatch.setattr(sys, "argv", argv)
+      run(main)
+      said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and "0.514" in said[0]
 
 
 @pytest.mark.parametrize("name", ["fit", "plan", "plots", "report", "load", "coverage"])

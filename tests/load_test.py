@@ -11,6 +11,7 @@ import pytest
 
 import analysis
 from analysis.load import save_json
+from analysis.runs.numbers import number
 from tests import synthetic
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +92,72 @@ def test_csv_and_jsonl(tmp_path):
   pd.testing.assert_frame_equal(analysis.load(tmp_path / "a.jsonl"), table)
 
 
+@pytest.mark.parametrize(
+  "text, value",
+  [
+    ("10M", 1e7), ("1.3B", 1.3e9), ("350k", 3.5e5), ("1.2T", 1.2e12), ("2G", 2e9),
+    ("1e9", 1e9), ("-1.5E-3", -1.5e-3), (" 7 ", 7), (".5", 0.5), ("10 M", 1e7),
+    ("1,000,000", 1e6), ("1_000_000", 1e6), ("1 000", 1e3), ("1,234.5", 1234.5),
+    ("1,00", None), ("0,123", None), ("1,000_000", None), ("1.2.3", None), ("M", None),
+    ("", None), ("10MB", None), ("nan", None), ("1e", None), ("12-13", None),
+  ],
+)  # fmt: skip
+def test_numbers_as_people_write_them(text, value):
+  assert number(text) == (None if value is None else pytest.approx(value, rel=1e-15))
+
+
+def test_a_number_written_in_any_way_is_read_the_same():
+  rng = np.random.default_rng(0)
+  for value in map(float, np.round(10 ** rng.uniform(0, 14, 200))):
+    ways = [
+      f"{value:.0f}",
+      f"{value:,.0f}",
+      f"{value:_.0f}",
+      f"{value!r}",
+      f"{value:e}",
+    ]
+    ways += [f"{value / 1e3!r}K", f"{value / 1e6:.9f}m", f"{value / 1e9:.12f} B"]
+    assert [number(w) for w in ways] == pytest.approx([value] * 8, rel=1e-6)
+    german = f"{value / 7:,.2f}".translate(str.maketrans(",.", ".,"))
+    assert number(german, ",") == round(value / 7, 2) and number(german) is None
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    'N,loss,note\n10M,3.5,1M\n"1,300,000,000",3.25,2M\n',
+    "N;loss;note\n10M;3.5;1M\n1_300_000_000;3.25;2M\n",
+    "N;loss;note\n10M;3,5;1M\n1.300.000.000;3,25;2M\n",
+    "N;loss;note\n10.000.000;3,500;1M\n1.300.000.000;3,25;2M\n",
+    "N; loss; note\r\n10,000,000; 3.5; 1M\r\n1,300,000,000; 3.25; 2M\r\n",
+    "N;loss;note\n10,000,000;3,5;1M\n1.3B;3,25;2M\n",
+    "\ufeffN\tloss\tnote\n10M\t3.500\t1M\n1.3B\t3.250\t2M\n",
+    '"N";"loss";"note"\n"10M";"3.5";"1M"\n"1.3b";"3.25";"2M"\n',
+  ],
+)
+def test_tables_with_any_separator_and_decimal_sign(text, tmp_path):
+  (tmp_path / "t.csv").write_text(text, "utf-8", newline="")
+  table = analysis.load(tmp_path / "t.csv")
+  want = {"N": [1e7, 1.3e9], "loss": [3.5, 3.25], "note": ["1M", "2M"]}
+  pd.testing.assert_frame_equal(table, pd.DataFrame(want), check_dtype=False)
+  assert all(pd.api.types.is_numeric_dtype(table[c]) for c in ("N", "loss"))
+
+
+def test_what_can_be_read_in_two_ways_is_refused_and_what_is_no_number_left(tmp_path):
+  path = tmp_path / "t.csv"
+  path.write_text("N;loss\n10M;3,215\n20M;2,987\n")
+  with pytest.raises(ValueError, match="'loss' has 2,987: 2987 or 2.987") as error:
+    analysis.load(path)
+  assert "\n" not in str(error.value)
+  path.write_text("N;loss\n10M;3.215\n20M;2.987\n")
+  assert list(analysis.load(path)["loss"]) == [3.215, 2.987]
+  path.write_text("N,loss\n1,000,000,3.2\n2,000,000,3.1\n")
+  with pytest.raises(ValueError, match="more values than the header"):
+    analysis.load(path)
+  path.write_text("N,loss\n10M,3.2\nbig,3.1\n")
+  assert list(analysis.load(path)["N"]) == [1e7, "big"]
+
+
 def test_command_line_writes_csv_and_names_what_is_missing(study, tmp_path):
   def call(*args):
     command = [sys.executable, "-m", "analysis.load", *args]
@@ -162,5 +229,5 @@ def test_what_is_no_table_is_named(tmp_path):
   with pytest.raises(ValueError, match="a.json cannot be read as json"):
     analysis.load(tmp_path / "a.json")
   (tmp_path / "a.xls").write_text("")
-  with pytest.raises(ValueError, match="expected a folder or a .csv"):
+  with pytest.raises(ValueError, match="expected a folder, .csv"):
     analysis.load(tmp_path / "a.xls")

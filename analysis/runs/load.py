@@ -26,25 +26,46 @@ that step, and `time` (seconds since the first record of the run). With
 `rows='sampling'` there is one per call of fluid.evaluate: the same columns, with the
 guidance and temperature that it sampled with. A table of your own needs only the
 columns that are asked for; run, step, cell, source, image_size and config_hash are used
-to find rows that do not belong together (curves.clean).
+to find rows that do not belong together (curves.clean). CSV may be separated by commas,
+semicolons or tabs, and numbers be written as people do: 10M, 1,000,000 (runs.numbers).
 """
 
 import argparse
+import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from analysis.runs import rundir
+from analysis.runs.numbers import numbers
 from analysis.runs.remote import local
 from analysis.runs.rows import CELLS
 from analysis.runs.rundir import COMPONENTS as COMPONENTS
 
 ROWS = ("run", "eval", "sampling")
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+  """Separated by what the header has most of: commas, semicolons or tabs."""
+  text = path.read_text("utf-8-sig").lstrip("\r\n")
+  header = re.sub('"[^"]*"', "", text.partition("\n")[0])
+  sign = max(",;\t", key=header.count)
+  # Where the comma does not separate, it may be decimal: pandas must not guess.
+  dtype = None if sign == "," else str
+  table = pd.read_csv(io.StringIO(text), sep=sign, dtype=dtype, skipinitialspace=True)
+  if not isinstance(table.index, pd.RangeIndex):
+    raise ValueError('rows have more values than the header; quote "1,000,000"')
+  table.columns = table.columns.str.strip()
+  return numbers(table, commas=sign != ",")
+
+
 _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-  ".csv": pd.read_csv,
-  ".jsonl": lambda path: pd.read_json(path, lines=True),
+  ".csv": _read_csv,
+  ".tsv": _read_csv,
+  ".jsonl": lambda path: numbers(pd.read_json(path, lines=True)),
   ".json": lambda path: pd.DataFrame(json.loads(path.read_text())),
 }
 
@@ -116,13 +137,14 @@ def save_json(workdir: str | Path, out: str | Path) -> None:
 
 def _read_file(path: Path) -> pd.DataFrame:
   if path.suffix not in _READERS:
-    raise TableError(f"{path}: expected a folder or a .csv, .jsonl or .json file")
+    raise TableError(f"{path}: expected a folder, .csv, .tsv, .jsonl or .json")
   if not path.stat().st_size:
     raise TableError(f"{path} is empty: it has neither columns nor rows")
   try:
     return _READERS[path.suffix](path)
   except ValueError as error:  # of pandas and json alike
-    raise TableError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
+    kind, why = path.suffix[1:], str(error).strip()
+    raise TableError(f"{path} cannot be read as {kind}: {why}") from error
 
 
 def _order(table: pd.DataFrame) -> pd.DataFrame:
