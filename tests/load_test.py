@@ -231,3 +231,13 @@ def test_what_is_no_table_is_named(tmp_path):
   (tmp_path / "a.xls").write_text("")
   with pytest.raises(ValueError, match="expected a folder, .csv"):
     analysis.load(tmp_path / "a.xls")
+
+
+def test_a_size_beside_n_is_a_name(tmp_path):
+  path = tmp_path / "runs.csv"
+  path.write_text("run,size,N,val/loss\na,166M,166M,2.0\nb,1.1B,1.1B,1.5\n")
+  table = analysis.load(path)
+  assert table["size"].tolist() == ["166M", "1.1B"]
+  assert table["N"].tolist() == [166e6, 1.1e9]
+  path.write_text("size,val/loss\n166M,2.0\n1.1B,1.5\n")
+  assert analysis.load(path)["size"].tolist() == [166e6, 1.1e9]

@@ -55,10 +55,12 @@ def numbers(table: pd.DataFrame, *, commas: bool = False) -> pd.DataFrame:
   Raises:
     ValueError: a column whose numbers can be read in two ways.
   """
+  # Beside N a size is the name of one ('166M'); alone it may be what is asked for.
+  names = (*_NAMES, "size") if "N" in table else _NAMES
   texts = {
     column: {v for v in table[column] if isinstance(v, str)}
     for column in table
-    if column not in _NAMES
+    if column not in names
   }
   signs = {c: _signs(found) if commas else {"."} for c, found in texts.items()}
   usual = set().union(*signs.values())
