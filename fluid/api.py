@@ -11,7 +11,7 @@ import numpy as np
 
 from fluid import config, models, sampling, text, tokenizers
 from fluid.console import progress
-from fluid.durable import checkpoint, paths
+from fluid.durable import parameters, paths
 from fluid.parallel import sharding
 
 
@@ -83,7 +83,7 @@ def load(
   """
   run, described = read_config(workdir), read_model(workdir)
   if mesh is None:  # Says what is missing before anything large is read.
-    params, found = checkpoint.restore_params(workdir, weights, step)
+    params, found = parameters.restore(workdir, weights, step)
   tokenizer = tokenizers.load(run.tokenizer.path, described.get("tokenizer_sha256", ""))
   vocabulary = text.load(run.text, workdir, run.data.cache)
   net = models.Net.of(run, tokens=tokenizer.spec, vocab=vocabulary.size)
@@ -91,7 +91,7 @@ def load(
     with jax.set_mesh(mesh):
       like = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
     like = sharding.concrete(like, mesh)
-    params, found = checkpoint.restore_params(workdir, weights, step, like=like)
+    params, found = parameters.restore(workdir, weights, step, like=like)
   return Loaded(run, net, params, found, weights, tokenizer, vocabulary, mesh)
 
 

@@ -22,7 +22,7 @@ from fluid.config.identity import digest, identity
 from fluid.console import cli
 from fluid.data import pipeline, records
 from fluid.data.feed import Feed
-from fluid.durable import checkpoint, paths
+from fluid.durable import checkpoint, parameters, paths
 from fluid.durable.preemption import Preempted, Preemption
 from fluid.durable.workdir import Workdir, commit
 from fluid.evals.schedule import Evaluations, due
@@ -208,7 +208,7 @@ def _start(cfg, net, mesh, saved, data) -> tuple[TrainState, dict]:
     return found
   state = init_state(net, cfg, mesh)
   if cfg.init.workdir:
-    params = checkpoint.graft(state.params, cfg.init)
+    params = parameters.graft(state.params, cfg.init)
     state = dataclasses.replace(
       state, params=params, ema=jax.tree.map(jnp.copy, params)
     )

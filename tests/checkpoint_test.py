@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fluid import config, files
-from fluid.durable import checkpoint, workdir
+from fluid.durable import checkpoint, parameters, workdir
 from fluid.parallel import sharding
 from fluid.training import state
 from tests import tiny
@@ -156,7 +156,7 @@ def test_parameters_of_another_run_by_name(tmp_path):
   other = jax.tree.map(lambda x: x + 1, state.init_state(NET, CFG, mesh).params)
   mine = {"trunk": other["trunk"], "head": {"bias": jax.numpy.zeros(3)}}
   init = config.Init(workdir=str(tmp_path), match="trunk/.*")
-  got = checkpoint.graft(mine, init)
+  got = parameters.graft(mine, init)
   np.testing.assert_array_equal(got["trunk"]["mlp"]["up"]["w"], saved)
   assert got["trunk"]["mlp"]["up"]["w"].sharding == jax.NamedSharding(
     mesh, jax.P("fsdp", "model")
@@ -164,7 +164,7 @@ def test_parameters_of_another_run_by_name(tmp_path):
   assert got["head"] is not None and (np.asarray(got["head"]["bias"]) == 0).all()
   for match, said in ((".*", "'head/bias' is missing"), ("x", "fits no parameter")):
     with pytest.raises(checkpoint.CheckpointError, match=said):
-      checkpoint.graft(mine, dataclasses.replace(init, match=match))
+      parameters.graft(mine, dataclasses.replace(init, match=match))
 
 
 def test_nothing_readable_is_refused_and_left_alone(tmp_path):

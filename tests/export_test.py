@@ -9,7 +9,7 @@ import pytest
 
 import fluid
 from fluid import api, config, evaluate, export, models
-from fluid.durable import checkpoint
+from fluid.durable import parameters
 from fluid.evals import features
 from tests.evals_test import FakeFeatures, workdir  # noqa: F401
 
@@ -50,7 +50,7 @@ def test_training_starts_from_it(workdir, given):  # noqa: F811
   net = fluid.load(given).net
   params = models.Net.init(net, jax.random.key(9))
   for folder in (workdir, given):
-    new = checkpoint.graft(params, config.Init(workdir=str(folder), match="trunk/.*"))
+    new = parameters.graft(params, config.Init(workdir=str(folder), match="trunk/.*"))
     want = fluid.load(given).params
     jax.tree.map(np.testing.assert_array_equal, new["trunk"], want["trunk"])
     jax.tree.map(np.testing.assert_array_equal, new["head"], params["head"])

@@ -11,17 +11,15 @@ import json
 import logging
 import os
 import pathlib
-import re
 import sys
 import zlib
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath  # Orbax's own paths.
-from flax import traverse_util
 
 from fluid import config, trees
-from fluid.durable import exported, integrity
+from fluid.durable import integrity
 from fluid.parallel import distributed
 from fluid.training.state import TrainState
 
@@ -202,7 +200,7 @@ def _items(state):
 
 def _restore(folder, abstract):
   sealed = _unseal(folder)
-  _check_shapes(_metadata(folder, "params"), abstract.params, folder)
+  check_shapes(_metadata(folder, "params"), abstract.params, folder)
   found = {k: _read(folder, k, v, sealed) for k, v in _items(abstract).items()}
   return TrainState(**found | found.pop("optimizer")), sealed["data"]
 
@@ -254,7 +252,7 @@ def _why(error):
   return text if len(text) < 260 else f"{text[:100]} ... {text[-150:]}"
 
 
-def _check_shapes(saved, wanted, folder):
+def check_shapes(saved, wanted, folder):
   """Refuses arrays that are missing or have other shapes; `wanted` may be a part."""
   saved, wanted = trees.paths(saved), trees.paths(wanted)
   for name in sorted(wanted):
@@ -294,14 +292,17 @@ def _reading(folder):
     ) from e
 
 
-def restore_params(workdir, which: str = "ema", step: int | None = None, *, like=None):
-  """Only the parameters of a checkpoint, for sampling and evaluation.
+def restore_params(
+  workdir, which: str = "ema", step: int | None = None, *, like=None, part=False
+):
+  """Only the parameters of a checkpoint, or a part of them.
 
   Args:
     which: 'ema' or 'raw'.
     step: a saved step; None: the newest.
     like: tree of ShapeDtypeStruct with shardings, to lay them out over a mesh; None:
       all on the default device.
+    part: `like` need not have all of them.
 
   Returns:
     params, step.
@@ -309,11 +310,6 @@ def restore_params(workdir, which: str = "ema", step: int | None = None, *, like
   Raises:
     CheckpointError: no such folder or step, or it cannot be read.
   """
-  if exported.there(workdir):
-    params, step = exported.read(workdir, which, step)
-    if like is not None:
-      _check_shapes(params, like, workdir)
-    return exported.place(params, like), step
   folder, item = _open(workdir, which, step)
   with _reading(folder):
     sealed, saved = _unseal(folder), _metadata(folder, item)
@@ -322,36 +318,5 @@ def restore_params(workdir, which: str = "ema", step: int | None = None, *, like
       like = jax.tree.map(
         lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), dict(saved)
       )
-    _check_shapes(saved, like, folder)
-    return _read(folder, item, like, sealed), int(folder.name)
-
-
-def graft(params, init: config.Init):
-  """Parameters of another run in place of those whose names `init.match` fits.
-
-  Args:
-    params: arrays of this run's model; their shardings are kept.
-
-  Raises:
-    CheckpointError: a parameter has no namesake of its shape there, or none fits.
-  """
-  step = None if init.step < 0 else init.step
-  flat = trees.paths(params)
-  chosen = {k: v for k, v in flat.items() if re.fullmatch(init.match, k)}
-  if not chosen:
-    raise CheckpointError(
-      f"config key 'init.match' ({init.match!r}) fits no parameter; there are "
-      f"{', '.join(sorted({k.split('/')[0] for k in flat}))} and what is in them"
-    )
-  like = traverse_util.unflatten_dict(chosen, sep="/")
-  if exported.there(init.workdir):
-    given, _ = exported.read(init.workdir, init.weights, step)
-    _check_shapes(given, like, init.workdir)
-    given = trees.paths(given)
-    found = {k: exported.place(given[k], v) for k, v in chosen.items()}
-    return traverse_util.unflatten_dict(flat | found, sep="/")
-  folder, item = _open(init.workdir, init.weights, step)
-  with _reading(folder):
-    _check_shapes(_metadata(folder, item), like, folder)
-    found = trees.paths(_read(folder, item, like, _unseal(folder), partial=True))
-  return traverse_util.unflatten_dict(flat | found, sep="/")
+    check_shapes(saved, like, folder)
+    return _read(folder, item, like, sealed, partial=part), int(folder.name)

@@ -5,7 +5,6 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 import safetensors.numpy
 from flax import traverse_util
@@ -55,11 +54,3 @@ def read(workdir, weights: str, step: int | None) -> tuple[dict, int]:
     if asked is not None and asked != found:
       raise config.ConfigError(f"{path} has {name} {found} alone, not {asked}")
   return traverse_util.unflatten_dict(flat, sep="/"), int(said["step"])
-
-
-def place(params: Any, like: Any) -> Any:
-  """Numpy arrays onto devices, laid out as `like` (None: on the default one)."""
-  if like is None:
-    return jax.tree.map(jax.device_put, params)
-  put = lambda a, b: jax.make_array_from_callback(a.shape, b.sharding, a.__getitem__)
-  return jax.tree.map(put, params, like)
