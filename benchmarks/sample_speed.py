@@ -104,7 +104,7 @@ def by_position(net, args, cfg: config.Sample, rounds: int) -> dict:
     decoder = sampling.Decoder(net, params, cfg, keys, cond)
     z, kept = decoder.run(before, net.order.step(i), kept)
     at = jnp.full((len(keys), 1), i)
-    return kept, decoder.draw(z, at, i + 1, now)
+    return kept, decoder.draw(z, at, now, known=0.0, decoded=1.0)[0]
 
   seconds = [[] for _ in range(net.tokens.length)]
   for _ in range(rounds + 1):

@@ -54,35 +54,46 @@ class Decoder:
     if guided and self.options.guidance != 1:
       twice = lambda a: jnp.concatenate([a, a]) if a is not None else None
       tokens, at = twice(tokens), twice(at)
-      if plan.known is not None and len(plan.known) > 1:
-        plan = dataclasses.replace(plan, known=twice(plan.known))
+      plan = plan.each(lambda a: twice(a) if len(a) > 1 else a)
     elif self.options.guidance != 1:  # The first half: the prompts.
       rows = len(tokens)
       kept = jax.tree.map(lambda a: a[:, :rows], kept)
       cond = jax.tree.map(lambda a: a[:rows], cond)
     return self.net.run(self.params, tokens, plan, cond, kept, at)
 
-  def draw(self, z, positions, decoded, stage):
+  def draw(self, z, positions, stage, *, known, decoded):
     options, w = self.options, 1.0
     z, z_uncond = jnp.split(z, 2) if len(z) > len(self.keys) else (z, None)
     if not stage.guided:
       z_uncond = None
     else:
-      grown = decoded / self.length if options.guidance_schedule == "linear" else 1.0
-      w = 1 + (options.guidance - 1) * grown
-    # A token's randomness belongs to its example and position, not to the schedule.
-    keys = jax.vmap(lambda k, ps: jax.vmap(lambda p: jax.random.fold_in(k, p))(ps))(
-      self.keys, positions
-    )
+      w = 1 + (options.guidance - 1) * _grown(options, known, decoded)
     return self.net.draw(
       self.params,
       z,
-      keys,
+      self._keys(positions),
       z_uncond=z_uncond,
       guidance=w,
       temperature=options.temperature,
       draw=stage.draw,
     )
+
+  def noise(self, positions):
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
+    return jax.vmap(jax.vmap(jax.random.gumbel))(fold(self._keys(positions), 1))
+
+  def _keys(self, positions):
+    """A token's randomness belongs to its example and position, not to the schedule."""
+    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(self.keys, positions)
+
+
+def _grown(options: config.Sample, known, decoded):
+  """Share of w - 1 at a step before and after which these shares are decoded."""
+  if options.guidance_schedule == "linear":
+    return decoded
+  if options.guidance_schedule == "cosine":
+    return (1 - jnp.cos(jnp.pi * jnp.asarray(known) ** options.guidance_power)) / 2
+  return 1.0
 
 
 def generate(net: Net, params, text, text_mask, keys, cfg: config.Sample) -> jax.Array:

@@ -106,7 +106,7 @@ def test_cached_decode_equals_full_forward(cell):
   fold = lambda k: jax.vmap(lambda p: jax.random.fold_in(k, p))(plan.targets)
   keys = jax.vmap(fold)(keys_of())
   draw = dict(temperature=cfg.temperature, draw=cfg.head)
-  full = jax.jit(lambda p: net.draw(p, z, keys, **draw))(params)
+  full = jax.jit(lambda p: net.draw(p, z, keys, **draw)[0])(params)
   np.testing.assert_allclose(full, take(tokens, plan.targets), rtol=2e-3, atol=2e-4)
 
 
@@ -295,19 +295,20 @@ def test_rematerialisation_repeats_attention_alone_or_most_products():
 
 def test_stack_equals_a_loop_over_its_layers():
   """The scanned stack against its block applied by hand, layer by layer."""
-  from fluid.models.layers import Block, Norm
+  from fluid.models.block import Block, Given, Style
+  from fluid.models.layers import Norm
   from fluid.models.stack import Stack
 
-  stack = Stack(3, 32, 2, 64)
+  stack = Stack(3, 32, 2, 64, Style(cross=True))
   x = jax.random.normal(jax.random.key(0), (2, L, 32))
   text, mask = jax.random.normal(jax.random.key(1), (2, T, 32)), jnp.ones((2, T), bool)
-  given = dict(text=text, text_mask=mask, causal=True)
-  p = stack.init(jax.random.key(2), x, **given)["params"]
-  want, _ = stack.apply({"params": p}, x, **given)
+  given = Given(text=text, text_mask=mask)
+  p = stack.init(jax.random.key(2), x, given)["params"]
+  want, _ = stack.apply({"params": p}, x, given, causal=True)
   for i in range(3):
     layer = jax.tree.map(lambda a, i=i: a[i], p["blocks"])
-    block = Block(32, 2, 64, causal=True)
-    (x, _), _ = block.apply({"params": layer}, (x, None), None, text, mask, None)
+    block = Block(32, 2, 64, Style(cross=True), causal=True)
+    (x, _), _ = block.apply({"params": layer}, (x, None), None, given)
   x = Norm().apply({"params": p["norm"]}, x)
   np.testing.assert_allclose(x, want, rtol=1e-5, atol=1e-5)
 

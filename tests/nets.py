@@ -22,6 +22,10 @@ SPECS = {
 SMALL = {
   "diffusion": {"layers": 2},
   "fluid": {"layers": 2, "heads": 2, "remat": "none"},
+  "mar": {"layers": 2, "decoder_layers": 1, "heads": 2, "buffer": 3, "remat": "none"},
+  "llamagen": {"layers": 2, "heads": 2, "multiple": 8, "remat": "none"},
+  "maskgit": {"layers": 2, "heads": 2, "remat": "none"},
+  "rar": {"layers": 2, "heads": 2, "remat": "none"},
   "text": {"layers": 1, "width": 12},
   "learned": {"length": T},
   "t5": {"length": T, "width": 12},
@@ -42,6 +46,24 @@ class Cell(NamedTuple):
     return "-".join(filter(None, self))
 
 
+def cell_of(head="categorical", order="", trunk="", condition="", text="") -> Cell:
+  """A cell with these parts; the others are the first ones that fit them."""
+
+  def first(family, table, fits):
+    kinds = (k for k in table if fits(config.resolve(family, k)))
+    return next(kinds)
+
+  if order and not trunk:
+    pattern = config.resolve("order", order).pattern
+    trunk = first("trunk", TRUNKS, lambda t: pattern in t.follows)
+  trunk = trunk or "fluid"
+  owner = config.resolve("trunk", trunk)
+  order = order or first("order", ORDERS, lambda o: o.pattern in owner.follows)
+  fits = lambda c: owner.reads in c.gives and (not text or text in c.texts)
+  condition = condition or first("condition", CONDITIONS, fits)
+  return Cell(head, order, trunk, condition, text)
+
+
 # The paper's four cells, and every other entry of a registry in one or two of them.
 GRID = [
   Cell(*c)
@@ -54,17 +76,17 @@ def _others():
   yield from (
     Cell(head, "random") for head in HEADS if head not in {c[0] for c in GRID}
   )
-  yield from (Cell("categorical", o) for o in ORDERS if o not in {c[1] for c in GRID})
-  for cell, trunk in itertools.product(two, list(TRUNKS)[1:]):
-    yield cell._replace(trunk=trunk)
+  yield from (cell_of(order=o) for o in ORDERS if o not in {c[1] for c in GRID})
+  for head, trunk in itertools.product(("categorical", "diffusion"), list(TRUNKS)[1:]):
+    yield cell_of(head, trunk=trunk)
   for cell, condition in itertools.product(two, list(CONDITIONS)[1:]):
     yield cell._replace(condition=condition)
-  for condition, part in CONDITIONS.items():
-    for text in config.resolve_row(part).texts[1:]:
+  for condition in CONDITIONS:
+    for text in config.resolve("condition", condition).texts[1:]:
       yield GRID[1]._replace(condition=condition, text=text)
 
 
-CELLS = [*GRID, *_others()]
+CELLS = list(dict.fromkeys([*GRID, *_others()]))
 cells = pytest.mark.parametrize("cell", CELLS, ids=str)
 
 

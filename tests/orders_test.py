@@ -10,11 +10,11 @@ import pytest
 from fluid.models import ORDERS
 from fluid.models.orders import random as random_order
 from fluid.models.plan import Plan
-from tests.nets import L, keys_of, options, part, tiny
+from tests.nets import L, cell_of, keys_of, options, part, tiny
 
 
 class _Recorder:
-  """A net of positions: what is drawn is the step at which it was drawn."""
+  """A net of positions: what is drawn is one more than was known before."""
 
   def __init__(self, b):
     self.keys, self.length = keys_of(b), L
@@ -32,20 +32,21 @@ class _Recorder:
     marks = tokens * 10 + ~plan.known
     return jnp.take_along_axis(marks, at, 1)[..., None].astype(float), kept
 
-  def draw(self, z, positions, decoded, stage):
+  def draw(self, z, positions, stage, *, known, decoded):
     # Drawing from a known position (z >= 10) is remembered as a large number.
-    return jnp.where(z[..., 0] >= 10, 10_000, 0).astype(jnp.int32) + decoded
+    step = jnp.round(jnp.asarray(known) * L).astype(jnp.int32) + 1
+    return jnp.where(z[..., 0] >= 10, 10_000, 0).astype(jnp.int32) + step, None
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("steps", [1, 3, 7, 15, 16, 40])
 def test_every_position_is_revealed_once(order, steps):
-  net = tiny(("categorical", order))
+  net = tiny(cell_of(order=order))
   got = np.asarray(net.order.sample(_Recorder(5), options(net, steps=steps)))
   left = np.arange(L, -1, -1)
   if order == "random":
     left = random_order.remaining(L, steps)
-  expected = np.repeat(L - left[1:], left[:-1] - left[1:])
+  expected = 1 + np.repeat(L - left[:-1], left[:-1] - left[1:])
   assert (got < 1000).all() and (got > 0).all()
   for row in got:
     np.testing.assert_array_equal(np.sort(row), expected)

@@ -61,7 +61,7 @@ class _RegressionHead(nn.Module):
   def embed(self, tokens):
     return self.tokens(tokens.astype(self.model.dtype))
 
-  def loss(self, z, target, keys):
+  def loss(self, z, target, keys, train):
     return {"loss": jnp.square(self.guess(z) - target).mean(-1).astype(jnp.float32)}
 
   def sample(self, z, keys, *, z_uncond=None, guidance=1.0, temperature=1.0, draw=None):
@@ -71,7 +71,7 @@ class _RegressionHead(nn.Module):
       x = uncond + guidance * (x - uncond)
     shape = (self.spec.channels,)
     noise = jax.vmap(jax.vmap(lambda k: jax.random.normal(k, shape)))(keys)
-    return x + temperature * (draw or RegressionDraw()).spread * noise
+    return x + temperature * (draw or RegressionDraw()).spread * noise, None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,8 @@ class Backwards(Order):
         at, known = jnp.full((1,), n - 1 - i), jnp.full((1, 1), i > 0)
         plan = Plan(np.arange(1), at, at, known=known, causal=True, first=i)
         z, kept = net.run(before, plan, kept)
-        new = net.draw(z, jnp.full((len(net.keys), 1), n - 1 - i), i + 1, now)
+        place = jnp.full((len(net.keys), 1), n - 1 - i)
+        new, _ = net.draw(z, place, now, known=i / n, decoded=(i + 1) / n)
         return (kept, new), new[:, 0]
 
       carry, new = jax.lax.scan(body, carry, jnp.array([*slots]))
@@ -143,9 +144,9 @@ class _AveragesTrunk(nn.Module):
     mean = self.about(_mean(cond))
     return {"about": mean[None], "sum": jnp.zeros_like(mean)[None]}
 
-  def __call__(self, x, plan, cond, kept=None, at=None):
+  def __call__(self, x, plan, cond, kept=None, at=None, keys=None):
     x = plan.show(x, self.start_())
-    x = x + rows(self.places(), plan.positions, x.dtype)
+    x = x + rows(self.places(), plan.targets, x.dtype)
     about = self.about(_mean(cond)) if kept is None else kept["about"][0]
     before = 0 if kept is None else kept["sum"][0][:, None]
     sums = before + jnp.cumsum(x, 1)

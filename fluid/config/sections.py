@@ -52,6 +52,16 @@ class Model:
     sample.check(name)
     self.order.check_draw(sample.order, name)
     self.head.check_draw(sample.head, name)
+    if sample.guidance != 1 and not self.condition.null:
+      raise ConfigError(
+        f"config key '{name}guidance' is {sample.guidance}, but this model has no null "
+        "class; set it to 1"
+      )
+    if getattr(sample.order, "choice", "") == "confidence" and not self.head.scores:
+      raise ConfigError(
+        f"config key '{name}choice' is 'confidence', but model.head '{self.head.kind}' "
+        "knows no probability of its tokens; choose 'random'"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +160,9 @@ class Sample:
 
   Attributes:
     guidance: w of u + w (c - u); 1 switches guidance off.
-    guidance_schedule: 'linear' (grows with the share of tokens decoded) or 'constant'.
+    guidance_schedule: how w - 1 grows with the share of tokens decoded: 'linear' (MAR),
+      'cosine' (RAR: half of 1 - cos(pi share ** guidance_power)) or 'constant'.
+    guidance_power: of that rule.
     guidance_from, guidance_to: shares of decoded tokens between which guidance acts;
       outside, the unconditional pass is saved (raster: in the head only).
     temperature: of the logits (categorical) or of the noise added (diffusion).
@@ -160,6 +172,7 @@ class Sample:
 
   guidance: float = 3.0
   guidance_schedule: str = "linear"
+  guidance_power: float = 1.0
   guidance_from: float = 0.0
   guidance_to: float = 1.0
   temperature: float = 1.0
@@ -168,9 +181,8 @@ class Sample:
   order: Draw = Draw()
 
   def check(self, name: str) -> None:
-    rules.choice(
-      f"{name}guidance_schedule", self.guidance_schedule, ("linear", "constant")
-    )
+    schedules = ("linear", "cosine", "constant")
+    rules.choice(f"{name}guidance_schedule", self.guidance_schedule, schedules)
     rules.positive(self, name, "batch")
     rules.not_negative(self, name, "temperature")
     if not 0 <= self.guidance_from <= self.guidance_to <= 1:

@@ -3,8 +3,9 @@
   python -m fluid.convert KIND SOURCE FOLDER [key=value ...]
 
 SOURCE is the authors' file or folder (safetensors, a torch checkpoint, flax msgpack).
-Sizes are the published ones unless key=value says otherwise: fields of the kind's
-config, and image_size. Without arguments the kinds are listed.
+Sizes are the published ones unless key=value says otherwise: of a tokenizer, fields of
+its config, and image_size; of a model, keys of its config (model.trunk.width=64), and
+tokenizer.path=FOLDER of its converted tokenizer. Without arguments kinds are listed.
 """
 
 import json
@@ -12,9 +13,9 @@ import pathlib
 from typing import Any
 
 from fluid.console import cli
-from fluid.convert import family, tokenizers
+from fluid.convert import family, models, tokenizers
 
-FAMILIES = {**tokenizers.FAMILIES}
+FAMILIES: dict[str, family.Family] = {**models.FAMILIES, **tokenizers.FAMILIES}
 
 
 def _value(text: str) -> Any:

@@ -40,6 +40,11 @@ class Family:
   given: Callable[[Any], Mapping[str, Any]] = lambda config: {}
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+  @property
+  def name(self) -> str:
+    """What it says of itself."""
+    return self.config.kind
+
   def change(self, changes: Mapping[str, Any]) -> "Family":
     """Other values of the config's fields and of the options; both are checked."""
     options = {k: v for k, v in changes.items() if k in self.options}
@@ -80,8 +85,8 @@ def convert(family: Family, source, path, changes: Mapping[str, Any] = _NONE) ->
     )
   except ConfigError as e:
     raise ConfigError(
-      f"{source} is no {family.config.kind} of these sizes; {e}; other sizes are set "
-      "as key=value"
+      f"{source} is no {family.name} of these sizes; {e}; other sizes are set as "
+      "key=value"
     ) from e
   tree: dict[str, np.ndarray] = traverse_util.unflatten_dict(flat, sep="/")
   family.save(str(path), family.config, family.options, tree)

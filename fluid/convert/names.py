@@ -15,6 +15,8 @@ The source of one parameter can also be a part of a tensor, several tensors, or 
 each layer:
 
   name[1/3]   the second of three equal parts along the first axis (of a fused q, k, v)
+  name[2:18]  rows of a table, whatever axes of size one come before them; so may be
+              name[2:]
   a + b       one after another along the first axis
   blocks.*.x  one for each index of the parameter's first axis (of scanned layers)
 """
@@ -34,18 +36,18 @@ TORCH = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 LISTED = 6  # Names of each kind that an error lists.
 
 
-def same(leaf: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def same(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
   """A file of flax's, whose arrays lie as ours."""
-  del leaf, shape
+  del name, shape
   return array
 
 
-def torch(leaf: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def torch(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
   """Kernels [out, in] and [out, in, h, w] -> [in, out] and [h, w, in, out].
 
   A Linear and a 1x1 convolution become one another where ours is the other.
   """
-  if leaf != "kernel":
+  if not name.endswith("kernel"):
     return array
   array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
   if array.ndim == 2 and len(shape) == 4:
@@ -159,7 +161,7 @@ class _Plan:
         missing.append(f"{name} {tuple(like.shape)}{said}")
         continue
       try:
-        array = self._one(self.sources[name], name.rpartition("/")[2], like.shape)
+        array = self._one(self.sources[name], name, like.shape)
       except ValueError as e:
         odd.append(f"{name} {tuple(like.shape)} from {self.sources[name]} ({e})")
         continue
@@ -175,26 +177,35 @@ class _Plan:
     )
     return out
 
-  def _one(self, source: str, leaf: str, shape) -> np.ndarray:
+  def _one(self, source: str, ours: str, shape) -> np.ndarray:
     if "*" in source:
       layers = [source.replace("*", str(i)) for i in range(shape[0])]
-      return np.stack([self._one(s, leaf, shape[1:]) for s in layers])
+      return np.stack([self._one(s, ours, shape[1:]) for s in layers])
     parts = [self._tensor(name) for name in source.split(" + ")]
     array = np.concatenate(parts) if len(parts) > 1 else parts[0]
-    return self.spelling.layout(leaf, array, tuple(shape))
+    return self.spelling.layout(ours, array, tuple(shape))
 
   def _tensor(self, name: str) -> np.ndarray:
     array = self.weights[_whole(name)]
     if part := _part(name):
       return np.split(array, part[1])[part[0]]
-    return array
+    if "[" not in name:
+      return array
+    start, stop = _rows(name)
+    array = array.reshape(array.shape[[n > 1 for n in array.shape].index(True) :])
+    if stop is not None and stop > len(array):
+      raise ValueError(f"it has {len(array)} rows")
+    return array[start:stop]
 
   def _left(self, used: list[str]) -> list[str]:
     """Tensors, or parts of them, that no parameter asks for."""
     parts: dict[str, set[int]] = {}
     for name in used:
       of, total = _part(name) or (0, 1)
-      parts.setdefault(_whole(name), set(range(total))).discard(of)
+      if "[" in name and "/" not in name:  # Some rows; which are left is not counted.
+        of, total = (-1, 1) if _rows(name)[1] is not None else (0, 1)
+      left = parts.setdefault(_whole(name), set(range(total)))
+      left.discard(of)
     skipped = lambda name: any(re.fullmatch(p, name) for p in self.spelling.skip)
     return [
       f"{name} {self.weights[name].shape}"
@@ -218,6 +229,12 @@ def _part(name: str) -> tuple[int, int] | None:
   """'x[1/3]' -> (1, 3)."""
   match = re.search(r"\[(\d+)/(\d+)\]$", name)
   return (int(match[1]), int(match[2])) if match else None
+
+
+def _rows(name: str) -> tuple[int, int | None]:
+  """'x[2:18]' -> (2, 18); 'x[2:]' -> (2, None)."""
+  start, stop = re.search(r"\[(\d+):(\d*)\]$", name).groups()  # type: ignore[union-attr]
+  return int(start), int(stop) if stop else None
 
 
 def _whole(name: str) -> str:

@@ -5,6 +5,7 @@ B batch, L queries, T keys, H heads, K head width.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fluid.parallel import sharding
 
@@ -25,21 +26,27 @@ def choose(kernel: str, platform: str, width: int, dtype: str) -> str:
   return "splash" if platform == "tpu" else "xla"
 
 
-def attention(q, k, v, *, mask=None, causal=False, kernel="xla") -> jax.Array:
+def attention(
+  q, k, v, *, mask=None, causal=False, kernel="xla", drop=None
+) -> jax.Array:
   """softmax(q k' / sqrt(K)) v with the softmax in float32.
 
   Args:
     q: [B, L, H, K].
     k, v: [B, T, H, K].
     mask: [B or 1, T], the keys that may be attended (None: all). Every row has one.
-    causal: query i sees the keys up to i (L = T).
+    causal: query i sees the keys up to i (L = T); or sizes of blocks, which see
+      themselves and those before.
     kernel: 'xla', or 'splash' or 'cudnn', which never write the [L, T] scores to
       memory. Splash leaves shapes that its blocks do not divide to XLA, such as the
       few queries of a decoding step.
+    drop: (keys [B], share) of attention weights that are dropped; by XLA alone.
 
   Returns:
     [B, L, H, K].
   """
+  if drop is not None:
+    return _per_device(_dropped, q, k, v, mask, causal, drop)
   if kernel == "splash" and not (q.shape[1] % _BLOCK or k.shape[1] % _BLOCK):
     return _per_device(_splash, q, k, v, mask, causal)
   if kernel == "cudnn" and q.shape[1] > 1:
@@ -61,24 +68,60 @@ def attend_cached(q, k, v, mask) -> jax.Array:
   return y.astype(q.dtype)
 
 
-def _per_device(kernel, q, k, v, mask, causal):
+def _per_device(kernel, q, k, v, mask, causal, drop=None):
   """Runs a kernel on each device's examples and heads: it knows of no mesh."""
-  args = (q, k, v)
+  heads = ("batch", None, "heads", None)
+  args, axes = {"q": q, "k": k, "v": v}, {"q": heads, "k": heads, "v": heads}
+  more = {}
   if mask is not None:
-    args += (jnp.broadcast_to(mask, k.shape[:2]),)
-  run = lambda q, k, v, mask=None: kernel(q, k, v, mask, causal)
+    args["mask"], axes["mask"] = jnp.broadcast_to(mask, k.shape[:2]), ("batch", None)
+  if drop is not None:
+    args["keys"], axes["keys"] = jax.random.key_data(drop[0]), ("batch", None)
+    args["head"], axes["head"] = jnp.arange(q.shape[2]), ("heads",)
+    more = {"rate": drop[1]}
+
+  def run(*values):
+    given = {"mask": None} | dict(zip(args, values))
+    return kernel(causal=causal, **given, **more)
+
   if not jax.sharding.get_abstract_mesh().empty:
-    heads = ("batch", None, "heads", None)
-    axes = (heads, heads, heads, ("batch", None))
-    run = sharding.per_device(run, axes[: len(args)], heads)
-  return run(*args)
+    run = sharding.per_device(run, tuple(axes.values()), heads)
+  return run(*args.values())
+
+
+def block_mask(sizes: tuple[int, ...]) -> np.ndarray:
+  """[L, L], True where a query sees a key: that of its own block or one before."""
+  of = np.repeat(np.arange(len(sizes)), sizes)
+  return of[:, None] >= of
 
 
 def _xla(q, k, v, mask, causal, implementation="xla"):
   mask = None if mask is None else mask[:, None, None]
+  if not isinstance(causal, bool):
+    blocks = block_mask(causal)[None, None]
+    mask, causal = blocks if mask is None else blocks & mask, False
   return jax.nn.dot_product_attention(
     q, k, v, mask=mask, is_causal=causal, implementation=implementation
   )
+
+
+def _dropped(q, k, v, mask, causal, keys, head, rate):
+  scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=jnp.float32)
+  seen = jnp.ones((1, 1, *scores.shape[2:]), bool)
+  if causal is not False:
+    sizes = (1,) * k.shape[1] if causal is True else causal
+    seen = seen & block_mask(sizes)
+  if mask is not None:
+    seen = seen & mask[:, None, None]
+  share = jax.nn.softmax(jnp.where(seen, scores * q.shape[-1] ** -0.5, -1e30))
+  fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+  keys = fold(jax.random.wrap_key_data(keys), head)  # Of an example and a head: [B, H].
+  keep = jax.vmap(
+    jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate, scores.shape[2:]))
+  )(keys)
+  share = jnp.where(keep, share / (1 - rate), 0).astype(v.dtype)
+  y = jnp.einsum("bhqs,bshk->bqhk", share, v, preferred_element_type=jnp.float32)
+  return y.astype(q.dtype)
 
 
 def _splash(q, k, v, mask, causal, *, interpret=False):
@@ -90,7 +133,10 @@ def _splash(q, k, v, mask, causal, *, interpret=False):
   )
 
   n, t, heads, width = q.shape[1], k.shape[1], q.shape[2], q.shape[3]
-  allowed = masks.CausalMask((n, t)) if causal else masks.FullMask((n, t))
+  if isinstance(causal, bool):
+    allowed = masks.CausalMask((n, t)) if causal else masks.FullMask((n, t))
+  else:
+    allowed = masks.NumpyMask(block_mask(causal))
   # One block a head where it fits the chip's vector memory; 512 is known to.
   a, b = min(n, 512), min(t, 512)
   run = splash.make_splash_mha(

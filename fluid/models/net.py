@@ -44,16 +44,22 @@ class _Module(nn.Module):
     drop = jax.vmap(lambda k: jax.random.uniform(k) < rate)(k_drop)
     cond = self._condition(text, text_mask, drop)
     passes = self.model.order.passes if train else 1
-    plan, z = self.trained(tokens, cond, k_order, passes, step)
+    dropped = jax.vmap(jax.random.fold_in, (0, None))(keys, 3) if train else None
+    plan, z = self.trained(tokens, cond, k_order, passes, step, dropped)
     target = plan.of_targets(rows.repeat(tokens, passes))
-    found = self.head.loss(z, target, rows.keys(k_head, passes))
+    found = self.head.loss(z, target, rows.keys(k_head, passes), train)
     return rows.join({**found, "mask": plan.predicted}, passes)
 
-  def trained(self, tokens, cond, keys, passes: int, step):
-    """The plans of so many passes an example, [B passes] rows, and their outputs."""
+  def trained(self, tokens, cond, keys, passes: int, step, dropped=None):
+    """The plans of so many passes an example, [B passes] rows, and their outputs.
+
+    `dropped` are keys of dropout [B], `keys` of the order.
+    """
     plan = self.model.order.plan(rows.keys(keys, passes), step, self.spec)
     x = rows.repeat(self.head.embed(tokens), passes)
-    return plan, self._trunk(x, plan, cond)[0]
+    if dropped is not None:
+      dropped = rows.keys(dropped, passes)
+    return plan, self._trunk(x, plan, cond, keys=dropped)[0]
 
   def condition(self, text, text_mask, drop):
     return self._condition(text, text_mask, drop)
@@ -204,7 +210,10 @@ class Net:
     return self.apply(params, "run", tokens, plan, cond, kept, at)
 
   def draw(self, params, z, keys, *, z_uncond=None, guidance=1.0, temperature, draw):
-    """z [B, M, D], keys [B, M] -> tokens [B, M(, C)]; `guidance` of this step."""
+    """Tokens for trunk outputs, and their log-probabilities; see fluid.models.heads.
+
+    z [B, M, D], keys [B, M] -> [B, M(, C)], [B, M]; `guidance` of this step.
+    """
     return self.apply(params, "draw", z, keys, z_uncond, guidance, temperature, draw)
 
   def rule(self, name: str) -> tuple[bool, str]:
@@ -256,6 +265,17 @@ def build(
     raise config.ConfigError(
       f"model.condition '{model.condition.kind}' needs config key 'text.kind' "
       f"{' or '.join(model.condition.texts)}, not '{text.kind}'"
+    )
+  if model.order.pattern not in model.trunk.follows:
+    raise config.ConfigError(
+      f"model.trunk '{model.trunk.kind}' follows orders of pattern "
+      f"{' or '.join(model.trunk.follows)}, but model.order '{model.order.kind}' is "
+      f"'{model.order.pattern}'"
+    )
+  if model.trunk.reads not in model.condition.gives:
+    raise config.ConfigError(
+      f"model.trunk '{model.trunk.kind}' needs the {model.trunk.reads} of a condition; "
+      f"model.condition '{model.condition.kind}' has {model.condition.gives[0]} alone"
     )
   trunk = model.trunk.on(platform or jax.default_backend(), model.dtype)
   return Net(dataclasses.replace(model, trunk=trunk), tokens, text, vocab)

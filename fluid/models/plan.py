@@ -4,10 +4,13 @@ B batch, L tokens of an image, S slots of the sequence, D width.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from fluid.parallel.sharding import spec
 
 # Indices of slots and tokens: a constant [S] as numpy, which costs no gather where it
 # counts up, or one row an example [B, S].
@@ -22,12 +25,15 @@ class Plan:
     read: token whose embedding is the input of each slot ([S] or [B, S]); -1: none.
     known: [B, S], False where a slot shows the trunk's fill vector (start or mask) in
       place of its token (None: wherever there is one to read).
-    positions: position that each slot is at.
-    targets: token that each output predicts.
+    positions: position of the token that each slot reads; -1: none.
+    targets: token that each output predicts, and its position.
     predicted: [B, S], outputs that count in the loss.
-    causal: slot i sees the slots up to i; else all see all.
+    causal: slot i sees the slots up to i; else all see all. Sizes of blocks: a slot
+      sees those of its own block and of those before.
     first: slot number of the first one, where the plan is of later slots alone: behind
       a cache that holds those before.
+    most: the most slots of a row that show their token, where that is not all: a trunk
+      may leave out the others.
   """
 
   read: Index
@@ -35,11 +41,12 @@ class Plan:
   targets: Index
   predicted: jax.Array | None = None
   known: jax.Array | None = None
-  causal: bool = False
+  causal: bool | tuple[int, ...] = False
   first: int | jax.Array = 0
+  most: int = 0
 
   def show(self, x: jax.Array, fill: jax.Array) -> jax.Array:
-    """Embedded tokens [B, L, D], fill [D] -> inputs [B, S, D]."""
+    """Embedded tokens [B, L, D], fill [D] or [B, 1, D] -> inputs [B, S, D]."""
     fill, read, known = fill.astype(x.dtype), self.read, self.known
     constant = isinstance(read, np.ndarray) and known is None
     if constant and np.array_equal(read, np.arange(x.shape[1]) - 1):
@@ -51,6 +58,11 @@ class Plan:
       read = jnp.maximum(jnp.asarray(read), 0)
     x = take(x, read)
     return x if known is None else jnp.where(known[..., None], x, fill)
+
+  def each(self, change: Callable) -> "Plan":
+    """With its arrays that have rows of examples changed."""
+    fields = {k: v for k, v in vars(self).items() if getattr(v, "ndim", 0) == 2}
+    return dataclasses.replace(self, **{k: change(v) for k, v in fields.items()})
 
   def of_targets(self, tokens: jax.Array) -> jax.Array:
     """Tokens [B, L, ...] -> what each output predicts [B, S, ...]."""
@@ -73,7 +85,9 @@ def rows(table: jax.Array, index: Index, dtype) -> jax.Array:
   table = table.astype(dtype)
   if isinstance(index, np.ndarray) and counts_up(index, len(table)):
     return table
-  return table[index]
+  if index.ndim == 1:
+    return table[index]
+  return table.at[index].get(out_sharding=spec("batch", None, None))
 
 
 def counts_up(index: np.ndarray, n: int) -> bool:

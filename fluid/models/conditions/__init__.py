@@ -18,6 +18,10 @@ from fluid.models.conditions.base import Cond
 from fluid.models.conditions.label import ClassConfig
 from fluid.models.conditions.text import TextConfig
 
-CONDITIONS: dict[str, Any] = {"text": TextConfig, "class": ClassConfig}
+CONDITIONS: dict[str, Any] = {
+  "text": TextConfig,
+  "class": ClassConfig,
+  "caption": "fluid.models.conditions.caption:CaptionConfig",
+}
 
 __all__ = ["CONDITIONS", "Cond"]

@@ -33,14 +33,21 @@ class Condition(config.Part):
   Attributes:
     drop: share of examples trained with the null condition, for guidance.
     texts: kinds of text encoder it takes.
+    gives: fields of Cond that a trunk can read, beside the mask.
     PARAMETERS, MATRICES: of its own, as of a trunk.
   """
 
   texts: ClassVar[tuple[str, ...]] = ()
+  gives: ClassVar[tuple[str, ...]] = ("tokens",)
   PARAMETERS: ClassVar[tuple] = ()
   MATRICES: ClassVar[tuple] = ()
 
   drop: float = 0.1
+
+  @property
+  def null(self) -> bool:
+    """Whether it has a null condition, for guidance."""
+    return True
 
   def check(self, name: str) -> None:
     rules.share(f"{name}drop", self.drop, open_end=True)

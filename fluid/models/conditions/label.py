@@ -16,26 +16,42 @@ from fluid.parallel.sharding import spec
 
 @dataclasses.dataclass(frozen=True)
 class ClassConfig(Condition):
-  """The class of an image, as one token and as a vector."""
+  """The class of an image, as one token and as a vector.
+
+  Attributes:
+    null: there is a vector for no class; without one there is no guidance.
+  """
 
   kind = "class"
   texts = ("classes",)
+  gives = ("tokens", "vector")
   PARAMETERS = ((r"label/w", False, "embeddings"),)
+
+  null: bool = True
+
+  def check(self, name):
+    super().check(name)
+    if self.drop and not self.null:
+      raise config.ConfigError(
+        f"config key '{name}drop' is {self.drop}, but there is no null class to train "
+        f"('{name}null'); set it to 0"
+      )
 
   def module(self, model: config.Model, text: config.Part, vocab: int) -> nn.Module:
     """See fluid.models.conditions."""
     del text
-    return ClassCondition(model, vocab)
+    return ClassCondition(self, model, vocab)
 
 
 class ClassCondition(nn.Module):
   """Row `classes` of the table is the null class."""
 
+  cfg: ClassConfig
   model: config.Model
   classes: int
 
   def setup(self):
-    shape = (self.classes + 1, self.model.trunk.width)
+    shape = (self.classes + self.cfg.null, self.model.trunk.width)
     self.label = layers.Table(shape, (None, "embed"))
 
   def __call__(self, ids, mask, drop):

@@ -12,6 +12,7 @@ from flax import linen as nn
 from fluid import config
 from fluid.config import rules
 from fluid.models import layers
+from fluid.models.block import Given
 from fluid.models.conditions.base import Cond, Condition
 from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
 from fluid.parallel.sharding import spec
@@ -73,7 +74,7 @@ class Aligner(nn.Module):
       text = table.at[text].get(out_sharding=spec("batch", None, None))
     x = jnp.where(drop[..., None], self.null(), text).astype(self.model.dtype)
     x = self.proj(x) + self.pos().astype(x.dtype)
-    return self.stack(x, mask=mask)[0]
+    return self.stack(x, Given(mask=mask))[0]
 
 
 class TextCondition(nn.Module):

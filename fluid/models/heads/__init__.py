@@ -4,8 +4,9 @@ A head's config says which tokens it fits (`tokens`), how it draws (`Draw`), and
 Linen module, `config.module(model, spec)`, with
 
   embed(tokens) -> [B, L, D]
-  loss(z [B, L, D], target, keys [B]) -> {'loss': [B, L], ...}, unreduced
-  sample(z [B, M, D], keys [B, M], z_uncond=, guidance=, temperature=, draw=) -> tokens
+  loss(z [B, L, D], target, keys [B], train) -> {'loss': [B, L], ...}, unreduced
+  sample(z [B, M, D], keys [B, M], z_uncond=, guidance=, temperature=, draw=)
+    -> tokens, and their log-probabilities [B, M], where it has some (else None)
 
 Randomness is per example (loss) and per token (sample), so results do not depend on how
 examples are batched. Its parameters lie under 'head'. A new head is one file and one

@@ -15,11 +15,13 @@ class Head(config.Part):
 
   Attributes:
     tokens: kind of the token space it fits, 'discrete' or 'continuous'.
+    scores: it knows the probability of what it draws.
     PARAMETERS: (pattern of a name, whether weights decay, component) of its own.
     Draw: its options in config section 'sample'.
   """
 
   tokens: ClassVar[str] = ""
+  scores: ClassVar[bool] = False
   PARAMETERS: ClassVar[tuple] = ()
   Draw: ClassVar[type] = config.Draw
 

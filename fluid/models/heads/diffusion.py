@@ -187,11 +187,12 @@ class DiffusionHead(nn.Module):
     """[B, L, C] -> [B, L, D]."""
     return self.tokens(tokens.astype(self.model.dtype))
 
-  def loss(self, z: jax.Array, target: jax.Array, keys: jax.Array) -> dict:
+  def loss(self, z: jax.Array, target: jax.Array, keys: jax.Array, train: bool) -> dict:
     """z [B, L, D], target [B, L, C], keys [B] -> loss [B, L]; mse, vb, t [B, L, R].
 
     Every token is denoised R = batch_mul times, with other steps and noise.
     """
+    del train
     diffusion = Diffusion(self.cfg.steps)
     shape = (*target.shape[1:2], self.cfg.batch_mul)
 
@@ -220,7 +221,7 @@ class DiffusionHead(nn.Module):
     temperature=1.0,
     draw=None,
   ):
-    """z and z_uncond [B, M, D], keys [B, M] -> tokens [B, M, C].
+    """z and z_uncond [B, M, D], keys [B, M] -> tokens [B, M, C], None.
 
     Guidance acts on eps, u + w (c - u), with one noise for both; the variance is the
     conditional one. `draw` is a DiffusionDraw.
@@ -242,7 +243,7 @@ class DiffusionHead(nn.Module):
         guidance,
       )
 
-    return diffusion.sample(
+    tokens = diffusion.sample(
       network,
       normal(fold(len(diffusion))),
       lambda i: normal(fold(i)),
@@ -250,6 +251,7 @@ class DiffusionHead(nn.Module):
       draw.clip,
       solver=draw.solver,
     )
+    return tokens, None
 
 
 def guide(output, guided: bool, guidance):

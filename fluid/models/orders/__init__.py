@@ -12,9 +12,14 @@ It knows neither head nor trunk. A new order is one file and one row of ORDERS.
 from typing import Any
 
 from fluid.models.orders.base import Decoding, Order, Stage, stage
+from fluid.models.orders.permuted import Permuted
 from fluid.models.orders.random import Random
 from fluid.models.orders.raster import Raster
 
-ORDERS: dict[str, Any] = {"raster": Raster, "random": Random}
+ORDERS: dict[str, Any] = {
+  "raster": Raster,
+  "random": Random,
+  "permuted": Permuted,
+}
 
 __all__ = ["ORDERS", "Decoding", "Order", "Stage", "stage"]

@@ -54,18 +54,30 @@ class Decoding(Protocol):
     `guided`, of the conditional rows alone.
     """
 
-  def draw(self, z, positions, decoded, stage: Stage) -> jax.Array:
-    """Trunk outputs at positions [B, M] -> tokens [B, M, ...].
+  def draw(self, z, positions, stage: Stage, *, known, decoded) -> tuple[Any, Any]:
+    """Trunk outputs at positions [B, M] -> tokens [B, M, ...], scores as of a head.
 
-    `decoded` is the number of tokens known after this step, for the guidance schedule.
+    `known` and `decoded` are the shares of tokens known before and after this step, for
+    the guidance schedule.
     """
+
+  def noise(self, positions) -> jax.Array:
+    """Gumbel noise of positions [B, M], beside that of their draws: [B, M]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Order(config.Part):
-  """Base of orders; see the package's docstring."""
+  """Base of orders; see the package's docstring.
+
+  Attributes:
+    Draw: its options in config section 'sample'.
+    pattern: what its plans ask of a trunk: 'next' (causal, one token after another,
+      always in one sequence), 'permuted' (causal, in any sequence), 'masked' (all see
+      all, hidden tokens in their own slots) or 'scales' (causal by blocks).
+  """
 
   Draw: ClassVar[type] = config.Draw
+  pattern: ClassVar[str] = "next"
 
   @property
   def passes(self) -> int:

@@ -4,6 +4,7 @@ B batch, L tokens, M tokens decoded in one step, K decoding steps.
 """
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -18,11 +19,24 @@ from fluid.models.plan import Plan
 MASKS = ("cosine", "arccos", "uniform", "truncated_normal")
 
 
+CHOICES = ("random", "confidence")
+
+
 @dataclasses.dataclass(frozen=True)
 class RandomDraw(config.Draw):
-  """Attributes: steps of decoding, each of which reveals some tokens."""
+  """How tokens are revealed.
+
+  Attributes:
+    steps: of decoding, each of which reveals some tokens.
+    choice: which ones: 'random' (drawn beforehand, as MAR), or of all that a step draws
+      those of most 'confidence' (MaskGIT).
+    choice_temperature: of Gumbel noise added to log-confidences, which falls linearly
+      to 0.
+  """
 
   steps: int = 64
+  choice: str = "random"
+  choice_temperature: float = 4.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +57,7 @@ class Random(Order):
   """
 
   kind = "random"
+  pattern = "masked"
   Draw = RandomDraw
 
   mask: str = "cosine"
@@ -60,6 +75,8 @@ class Random(Order):
 
   def check_draw(self, draw, name):
     rules.positive(draw, name, "steps")
+    rules.choice(f"{name}choice", draw.choice, CHOICES)
+    rules.not_negative(draw, name, "choice_temperature")
 
   def likelihood(self):
     """Uniform numbers of masked tokens: the any-order bound (arXiv 2110.02037, 4.1)."""
@@ -79,9 +96,14 @@ class Random(Order):
       return permutation(key_rank, n) < count  # The rank of each position is one too.
 
     masked = jax.vmap(draw)(keys)
-    return _plan(n, masked)
+    return _plan(n, masked, n - max(1, math.ceil(self.mask_min * n)))
 
   def sample(self, net, options):
+    """See RandomDraw."""
+    by = self._confident if options.order.choice == "confidence" else self._random
+    return by(net, options)
+
+  def _random(self, net, options):
     """Reveals L tokens in `steps` steps of the cosine schedule, at least one each.
 
     The head runs on the tokens of the step alone: steps of similar size form a segment,
@@ -96,16 +118,20 @@ class Random(Order):
       width = max(counts)
       padded = jnp.pad(order, ((0, 0), (0, width)))
 
-      def body(tokens, step, padded=padded, width=width, stage=now_stage):
+      most = n - min(left)
+
+      def body(tokens, step, padded=padded, width=width, most=most, stage=now_stage):
         # Known so far: the end of the order; now decoded: [left - count, left).
         left, count = step
         unknown = jax.vmap(
           lambda o: jnp.zeros(n, bool).at[o].set(jnp.arange(n) < left)
         )(order)
         now = jax.lax.dynamic_slice_in_dim(padded, left - count, width, 1)  # [B, M]
-        plan = _plan(n, unknown)
+        plan = _plan(n, unknown, most)
         z, _ = net.run(tokens, plan, kept, guided=stage.guided, at=now)
-        new = net.draw(z, now, n - left + count, stage)
+        # As in MAR, whose guidance counts one token as unknown after the last step.
+        shares = dict(known=1 - left / n, decoded=1 - jnp.maximum(left - count, 1) / n)
+        new, _ = net.draw(z, now, stage, **shares)
         now = jnp.where(jnp.arange(width) < count, now, n)  # Padding is dropped.
         put = jax.vmap(lambda t, i, v: t.at[i].set(v, mode="drop"))
         return put(tokens, now, new.astype(tokens.dtype)), None
@@ -114,11 +140,59 @@ class Random(Order):
       tokens, _ = jax.lax.scan(body, tokens, xs)
     return tokens
 
+  def _confident(self, net, options):
+    """Draws all unknown tokens in each step and keeps the most confident.
 
-def _plan(n: int, masked: jax.Array) -> Plan:
+    MaskGIT (arXiv 2202.04200, 3.2): of a draw's confidence, its log-probability plus
+    noise, the ranks decide; the schedule is that of `remaining`.
+    """
+    n, draw = net.length, options.order
+    tokens, kept = net.blank(), net.start(past=False)
+    unknown_at = remaining(n, draw.steps, single=True)
+    everywhere = jnp.broadcast_to(jnp.arange(n), (len(net.keys), n))
+    steps = zip(unknown_at[:-1], unknown_at[1:])
+    stages = [stage(options, 1 - k / n) for k in unknown_at[:-1]]
+    steps = [
+      (now, left, after, 1 - (i + 1) / len(stages))
+      for i, (now, (left, after)) in enumerate(zip(stages, steps))
+    ]
+    carry = tokens, jnp.ones(everywhere.shape, bool)
+    for now, group in itertools.groupby(steps, lambda step: step[0]):
+
+      def body(carry, step, now=now):
+        tokens, unknown = carry
+        left, after, heat = step
+        z, _ = net.run(tokens, _plan(n, unknown), kept, guided=now.guided)
+        shares = dict(known=1 - left / n, decoded=1 - after / n)
+        # What a position drew in a step before is no draw of this one.
+        new, score = net.draw(z, everywhere + n * left, now, **shares)
+        noise = net.noise(everywhere + n * left)
+        score = score + draw.choice_temperature * heat * noise
+        return reveal(tokens, unknown, new, score, after), None
+
+      _, *xs = zip(*group)
+      carry, _ = jax.lax.scan(body, carry, tuple(jnp.asarray(x) for x in xs))
+    return carry[0]
+
+
+def reveal(tokens, unknown, new, score, after):
+  """Puts in the most confident of the new tokens, so that `after` stay unknown.
+
+  tokens, unknown, new, score: [B, L] -> tokens, unknown. What is known stays.
+  """
+  score = jnp.where(unknown, score, jnp.inf)
+  rank = jnp.argsort(jnp.argsort(score, -1), -1)  # The least confident has rank 0.
+  tokens = jnp.where(unknown, new.astype(tokens.dtype), tokens)
+  unknown = rank < after
+  return jnp.where(unknown, 0, tokens), unknown
+
+
+def _plan(n: int, masked: jax.Array, most: int = 0) -> Plan:
   """Every token in its own slot, those of `masked` [B, L] hidden and predicted."""
   own = np.arange(n)
-  return Plan(read=own, positions=own, targets=own, predicted=masked, known=~masked)
+  return Plan(
+    read=own, positions=own, targets=own, predicted=masked, known=~masked, most=most
+  )
 
 
 def permutation(key: jax.Array, n: int) -> jax.Array:
@@ -140,15 +214,19 @@ def masked_fraction(key: jax.Array, cfg: Random) -> jax.Array:
   return jnp.maximum(rate, cfg.mask_min)
 
 
-def remaining(length: int, steps: int) -> np.ndarray:
+def remaining(length: int, steps: int, *, single: bool = False) -> np.ndarray:
   """Tokens still unknown before each step and after the last: [K + 1], from L to 0.
 
   MAR's cosine schedule: floor(L cos(pi/2 k/K)), at least one fewer than before and at
   least one until the last step. More steps than tokens are cut to one token a step.
+  In `single` precision, as MaskGIT computes it, two thirds of the steps leave fewer
+  than half of the tokens.
   """
+  real = np.float32 if single else np.float64
   left = [length]
   for k in range(1, min(steps, length)):
-    n = math.floor(length * math.cos(math.pi / 2 * k / steps))
+    share = np.cos(real(math.pi / 2) * real(k / steps))
+    n = math.floor(real(length) * share)
     left.append(max(1, min(left[-1] - 1, n)))
   return np.array([*left, 0]) if steps < length else np.arange(length, -1, -1)
 

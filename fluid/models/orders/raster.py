@@ -22,7 +22,7 @@ class Raster(Order):
     n = spec.length
     return Plan(
       read=np.arange(-1, n - 1),
-      positions=np.arange(n),
+      positions=np.arange(-1, n - 1),
       targets=np.arange(n),
       predicted=jnp.ones((len(keys), n), bool),
       causal=True,
@@ -42,7 +42,7 @@ class Raster(Order):
     return Plan(
       read=np.arange(1),
       known=jnp.full((1, 1), i > 0),
-      positions=here,
+      positions=here - 1,
       targets=here,
       causal=True,
       first=i,
@@ -50,15 +50,17 @@ class Raster(Order):
 
   def sample(self, net, options):
     """One token a step, with a cache of what was run."""
-    stages = [stage(options, i / net.length) for i in range(net.length)]
+    n = net.length
+    stages = [stage(options, i / n) for i in range(n)]
     carry = net.start(past=True), net.blank()[:, :1]
     tokens = []
-    for now, positions in itertools.groupby(range(net.length), stages.__getitem__):
+    for now, positions in itertools.groupby(range(n), stages.__getitem__):
 
       def body(carry, i, now=now):
         kept, before = carry
         z, kept = net.run(before, self.step(i), kept)
-        new = net.draw(z, jnp.full((len(net.keys), 1), i), i + 1, now)
+        at = jnp.full((len(net.keys), 1), i)
+        new, _ = net.draw(z, at, now, known=i / n, decoded=(i + 1) / n)
         return (kept, new), new[:, 0]
 
       carry, new = jax.lax.scan(body, carry, jnp.array([*positions]))

@@ -14,25 +14,22 @@ from flax import linen as nn
 
 from fluid import config
 from fluid.config import rules
-from fluid.models import attention, layers
+from fluid.models import layers
+from fluid.models.block import Given, Style
 from fluid.models.plan import Plan, rows
-from fluid.models.stack import MATRICES, OTHERS, WEIGHTS, Stack
-from fluid.models.trunks.base import Trunk
+from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
+from fluid.models.trunks.base import Blocks
 from fluid.tokenizers.base import TokenSpec
 
 
 @dataclasses.dataclass(frozen=True)
-class FluidConfig(Trunk):
+class FluidConfig(Blocks):
   """One stack of pre-norm blocks: self-attention, cross-attention to the text, MLP.
 
   Attributes:
-    layers: of the stack.
     mlp_ratio: hidden width of the MLP over the width.
     residual_init: factor on the initial weights of what writes to the residual stream
       (attention outputs, second MLP layers); 1 is MAR, 0.1 starts nearer to identity.
-    attention: kernel: 'xla', 'splash' (TPU), 'cudnn' (GPU), or 'auto' by the platform.
-    remat: 'none', 'block' (save only block inputs) or 'dots' (save matmul outputs).
-    scan: scan over layers (one compiled block) instead of unrolling them.
   """
 
   kind = "fluid"
@@ -44,40 +41,22 @@ class FluidConfig(Trunk):
 
   MATRICES = tuple((f"trunk/{name}", *axes) for name, *axes in MATRICES)
 
-  layers: int = 12
   mlp_ratio: int = 4
   residual_init: float = 1.0
-  attention: str = config.free("auto")
-  remat: str = config.free("block")
-  scan: bool = config.free(True)
 
   def check(self, name):
     super().check(name)
-    rules.positive(self, name, "layers", "mlp_ratio")
-    rules.choice(f"{name}attention", self.attention, attention.KERNELS)
-    rules.choice(f"{name}remat", self.remat, ("none", "block", "dots"))
+    rules.positive(self, name, "mlp_ratio")
 
-  def on(self, platform: str, dtype: str) -> "FluidConfig":
-    """With the kernel that 'auto' stands for on a platform."""
-    kernel = attention.choose(self.attention, platform, self.width // self.heads, dtype)
-    return dataclasses.replace(self, attention=kernel)
+  @property
+  def hidden(self):
+    """See Blocks."""
+    return self.mlp_ratio * self.width
 
-  def plain(self):
-    """See Trunk."""
-    return dataclasses.replace(self, attention="xla", remat="none")
-
-  def stack(self, layers, *, cross=False):
-    """See Trunk; its own blocks have cross-attention."""
-    return Stack(
-      layers,
-      self.width,
-      self.heads,
-      self.mlp_ratio * self.width,
-      cross=cross,
-      scan=self.scan,
-      remat=self.remat,
-      kernel=self.attention,
-    )
+  @property
+  def style(self):
+    """See Blocks."""
+    return Style(cross=True)
 
   def initial(self, params):
     """Shrinks what writes to the residual stream, here and beside the text."""
@@ -110,20 +89,19 @@ class FluidTrunk(nn.Module):
     # Positions once more where the trunk meets the head (MAR's second embedding).
     self.pos_out = layers.Table((n, d), (None, None))
     self.norm_in = layers.Norm()
-    self.trunk = self.cfg.stack(self.cfg.layers, cross=True)
+    self.trunk = self.cfg.stack(self.cfg.layers, self.cfg.style)
 
   def start(self, cond, length: int = 0):
     """See fluid.models.trunks."""
     return self.trunk.start(cond.tokens, length)
 
-  def __call__(self, x, plan: Plan, cond, kept=None, at=None):
+  def __call__(self, x, plan: Plan, cond, kept=None, at=None, keys=None):
     """See fluid.models.trunks."""
     x = plan.show(x, self.fill())
-    x = self.norm_in(x + rows(self.pos(), plan.positions, x.dtype))
+    x = self.norm_in(x + rows(self.pos(), plan.targets, x.dtype))
     z, kept = self.trunk(
       x,
-      text=cond.tokens,
-      text_mask=cond.mask,
+      Given(text=cond.tokens, text_mask=cond.mask, keys=keys),
       causal=plan.causal,
       kept=kept,
       first=plan.first,

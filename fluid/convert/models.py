@@ -1,0 +1,267 @@
+"""Published models: how their authors spell the parameters, and what is written.
+
+What is written is what `python -m fluid.export` writes of a run: fluid.sample and
+fluid.evaluate take it, and `init.workdir` starts a training from it. Our names are
+those of the parts in fluid.models; see fluid.convert.names for how a table is read.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from fluid import config as config_lib
+from fluid import files, tokenizers
+from fluid.convert.family import Family
+from fluid.convert.names import Row, Spelling
+from fluid.durable import exported
+from fluid.errors import ConfigError
+from fluid.models import Net
+from fluid.models.published import RUNS
+
+WORDS = {"w": "weight", "b": "bias", "scale": "weight"}
+# Arrays that lie as they do in the file; other weights of two axes are transposed.
+_TABLE = re.compile(
+  r"(head/(table|output)|label|caption/null|fill|pos\w*|start_token|time)/w"
+)
+
+
+def torch(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """[out, in] -> [in, out], with axes split as ours are."""
+  if array.ndim == 2 and name.endswith("/w") and not _TABLE.fullmatch(name):
+    array = array.T
+  return array.reshape(shape)
+
+
+def flax(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """Axes split as ours are; keys and values stand side by side."""
+  if name.endswith("kv/w"):
+    array = array.reshape(2, array.shape[0] // 2, *array.shape[1:]).swapaxes(0, 1)
+  return array.reshape(shape)
+
+
+def _timm(ours: str, theirs: str) -> tuple[Row, ...]:
+  """A stack of blocks as those of timm."""
+  attn = rf"{theirs}.*.attn"
+  return (
+    (rf"{ours}/blocks/self/q/(w|b)", rf"{attn}.qkv.\1[0/3]"),
+    (rf"{ours}/blocks/self/kv/(w|b)", rf"{attn}.qkv.\1[1/3] + {attn}.qkv.\1[2/3]"),
+    (rf"{ours}/blocks/self/out/(w|b)", rf"{attn}.proj.\1"),
+    (rf"{ours}/blocks/self/norm_([qk])/(\w+)", rf"{attn}.\1_norm.\2"),
+    (rf"{ours}/blocks/norm_self/(\w+)", rf"{theirs}.*.norm1.\1"),
+    (rf"{ours}/blocks/norm_mlp/(\w+)", rf"{theirs}.*.norm2.\1"),
+    (rf"{ours}/blocks/mlp/up/(\w+)", rf"{theirs}.*.mlp.fc1.\1"),
+    (rf"{ours}/blocks/mlp/down/(\w+)", rf"{theirs}.*.mlp.fc2.\1"),
+    (rf"{ours}/blocks/modulation/(\w+)", rf"{theirs}.*.adaLN_modulation.1.\1"),
+  )
+
+
+_BLOCK = r"head/net/blocks_(\d+)"
+MAR: tuple[Row, ...] = (
+  ("label/w", "class_emb.weight + fake_latent"),
+  ("fill/w", "mask_token"),
+  ("pos/w", "encoder_pos_embed_learned"),
+  ("pos_decoder/w", "decoder_pos_embed_learned"),
+  ("pos_out/w", "diffusion_pos_embed_learned"),
+  (r"norm_in/(\w+)", r"z_proj_ln.\1"),
+  (r"join/(\w+)", r"decoder_embed.\1"),
+  *_timm("encoder", "encoder_blocks"),
+  *_timm("decoder", "decoder_blocks"),
+  (r"(encoder|decoder)/norm/(\w+)", r"\1_norm.\2"),
+  (r"head/tokens/(\w+)", r"z_proj.\1"),
+  (r"head/net/input/(\w+)", r"diffloss.net.input_proj.\1"),
+  (r"head/net/time_up/(\w+)", r"diffloss.net.time_embed.mlp.0.\1"),
+  (r"head/net/time_down/(\w+)", r"diffloss.net.time_embed.mlp.2.\1"),
+  (r"head/net/cond/(\w+)", r"diffloss.net.cond_embed.\1"),
+  (rf"{_BLOCK}/modulation/(\w+)", r"diffloss.net.res_blocks.\1.adaLN_modulation.1.\2"),
+  (rf"{_BLOCK}/norm/(\w+)", r"diffloss.net.res_blocks.\1.in_ln.\2"),
+  (rf"{_BLOCK}/up/(\w+)", r"diffloss.net.res_blocks.\1.mlp.0.\2"),
+  (rf"{_BLOCK}/down/(\w+)", r"diffloss.net.res_blocks.\1.mlp.2.\2"),
+  (
+    r"head/net/modulation/(\w+)",
+    r"diffloss.net.final_layer.adaLN_modulation.1.\1",
+  ),
+  (r"head/net/output/(\w+)", r"diffloss.net.final_layer.linear.\1"),
+)
+
+_QKV = "layers.*.attention.wqkv.weight"
+_FFN = "layers.*.feed_forward"
+LLAMAGEN: tuple[Row, ...] = (
+  ("trunk/blocks/self/q/w", f"{_QKV}[0/3]"),
+  ("trunk/blocks/self/kv/w", f"{_QKV}[1/3] + {_QKV}[2/3]"),
+  ("trunk/blocks/self/out/w", "layers.*.attention.wo.weight"),
+  ("trunk/blocks/norm_self/scale", "layers.*.attention_norm.weight"),
+  ("trunk/blocks/norm_mlp/scale", "layers.*.ffn_norm.weight"),
+  ("trunk/blocks/mlp/gated/w", f"{_FFN}.w1.weight + {_FFN}.w3.weight"),
+  ("trunk/blocks/mlp/down/w", f"{_FFN}.w2.weight"),
+  ("trunk/norm/scale", "norm.weight"),
+  ("head/table/w", "tok_embeddings.weight"),
+  ("head/output/w", "output.weight"),
+  ("label/w", "cls_embedding.embedding_table.weight"),
+  ("caption/null/w", "cls_embedding.uncond_embedding"),
+  ("caption/up/w", "cls_embedding.cap_proj.fc1.weight"),
+  ("caption/down/w", "cls_embedding.cap_proj.fc2.weight"),
+)
+
+_LAYER = "TransformerLayer_*"
+_SELF = f"{_LAYER}.Attention_0.self_attention"
+_WORDS = "Embed_0.word_embeddings.embedding"
+
+
+def _codes(run) -> int:
+  return Net.of(run).tokens.vocab
+
+
+def _words(first, last) -> Any:
+  """Rows of the table of words: codes, then classes, then the mask."""
+
+  def row(run, *_):
+    counts = {"codes": _codes(run), "classes": run.text.vocab_size}
+    a, b = (sum(counts[c] for c in ends) for ends in (first, last))
+    return f"{_WORDS}[{a}:{b or ''}]"
+
+  return row
+
+
+MASKGIT: tuple[Row, ...] = (
+  (r"trunk/blocks/self/q/(\w+)", rf"{_SELF}.query.\1"),
+  (r"trunk/blocks/self/kv/(\w+)", rf"{_SELF}.key.\1 + {_SELF}.value.\1"),
+  (r"trunk/blocks/self/out/(\w+)", rf"{_SELF}.out.\1"),
+  (
+    r"trunk/blocks/norm_self/(\w+)",
+    rf"{_LAYER}.Attention_0.attention_output_ln.\1",
+  ),
+  (r"trunk/blocks/norm_mlp/(\w+)", rf"{_LAYER}.Mlp_0.layer_output_ln.\1"),
+  (r"trunk/blocks/mlp/up/(\w+)", rf"{_LAYER}.Mlp_0.intermediate_output.\1"),
+  (r"trunk/blocks/mlp/down/(\w+)", rf"{_LAYER}.Mlp_0.layer_output.\1"),
+  (r"transform/(\w+)", r"MlmLayer_0.mlm_dense.\1"),
+  (r"norm_out/(\w+)", r"MlmLayer_0.mlm_ln.\1"),
+  (r"norm_in/(\w+)", r"Embed_0.embeddings_ln.\1"),
+  ("pos/w", "Embed_0.position_embeddings.embedding"),
+  ("head/table/w", _words((), ("codes",))),
+  ("label/w", _words(("codes",), ("codes", "classes"))),
+  ("fill/w", _words(("codes", "classes"), ())),
+  ("head/bias/w", lambda run: f"MlmLayer_0.mlm_bias.bias[0:{_codes(run)}]"),
+)
+
+RAR: tuple[Row, ...] = (
+  *_timm("trunk", "blocks"),
+  ("start_token/w", "cls_token"),
+  ("pos/w", lambda run: f"pos_embed[0:{_length(run) + 2}]"),
+  ("pos_target/w", lambda run: f"target_aware_pos_embed[2:{_length(run) + 2}]"),
+  ("time/w", lambda run: f"timesteps_embeddings[0:{_length(run) + 1}]"),
+  (r"modulation/(\w+)", r"adaln_before_head.adaLN_modulation.1.\1"),
+  ("head/table/w", lambda run: f"embeddings.weight[0:{_codes(run)}]"),
+  # Between codes and classes there is a mask token, which nothing uses.
+  ("label/w", lambda run: f"embeddings.weight[{_codes(run) + 1}:]"),
+  ("head/output/w", "lm_head.weight"),
+  ("head/bias/w", "lm_head.bias"),
+)
+
+
+def _length(run) -> int:
+  return Net.of(run).tokens.length
+
+
+_SPELLINGS = {
+  "mar": Spelling(MAR, WORDS, torch, sections=("model_ema", "model", "")),
+  "llamagen": Spelling(
+    LLAMAGEN,
+    WORDS,
+    torch,
+    sections=("model", "module", "state_dict", ""),
+    skip=("freqs_cis", "causal_mask", r".*\.kv_cache\..*", ".*codebook_used"),
+  ),
+  "maskgit": Spelling(
+    MASKGIT,
+    {"w": "kernel", "b": "bias"},
+    flax,
+    sections=("params", "target", ""),
+    skip=("MlmLayer_0.mlm_bias.bias",),  # Of words that are no codes.
+  ),
+  "rar": Spelling(
+    RAR,
+    WORDS,
+    torch,
+    sections=("model", ""),
+    # Rows of longer sequences; the mask token.
+    skip=(
+      "embeddings.weight",
+      "pos_embed",
+      "target_aware_pos_embed",
+      "timesteps_embeddings",
+      "attn_mask",
+    ),
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFamily(Family):
+  """`config` is a Run; `change` takes its dotted keys, and paths of other parts."""
+
+  @property
+  def name(self):
+    """See Family."""
+    return self.config.model.size
+
+  def change(self, changes: Mapping[str, Any]) -> "ModelFamily":
+    """With other values: 'model.trunk.width', 'tokenizer.path', 'text.vocab_size'."""
+    tree = config_lib.to_dict(self.config)
+    for key, value in changes.items():
+      *sections, name = key.split(".")
+      node = tree
+      for section in sections:
+        node = node.get(section) if isinstance(node, dict) else None
+      if not isinstance(node, dict) or name not in node:
+        raise ConfigError(f"unknown key '{key}'; keys are those of config.json")
+      node[name] = value
+    run = config_lib.from_config_dict(tree)
+    if path := run.tokenizer.path:
+      tokenizer = dataclasses.replace(tokenizers.load(path).config, path=path)
+      run = dataclasses.replace(run, tokenizer=tokenizer)
+    return dataclasses.replace(self, config=run)
+
+
+def _abstract(run, options) -> Any:
+  del options
+  return jax.eval_shape(Net.of(run).init, jax.random.key(0))
+
+
+def _save(path: str, run, options, params: Any) -> None:
+  del options
+  folder, net = pathlib.Path(path), Net.of(run)
+  folder.mkdir(parents=True, exist_ok=True)
+  sha256 = exported.write(folder, params, weights="ema", step=0)
+  described = {
+    "tokens": net.tokens.to_dict(),
+    "vocab_size": net.vocab,
+    "step": 0,
+    "weights": "ema",
+    "weights_sha256": sha256,
+    "workdir": "",
+  }
+  if tokenizer := run.tokenizer.path:
+    described["tokenizer_sha256"] = tokenizers.store.read_config(tokenizer)[
+      "weights_sha256"
+    ]
+    relative = os.path.relpath(tokenizer, folder)
+    run = config_lib.replaced(run, {"tokenizer.path": relative})
+  if run.text.FILE.endswith(".txt") and not run.text.path:
+    # Classes have numbers; who has their names puts them in the place of these lines.
+    files.write_text(
+      folder / run.text.FILE, "".join(f"{i}\n" for i in range(run.text.vocab_size))
+    )
+  files.write_json(folder / "model.json", described)
+  files.write_json(folder / "config.json", config_lib.to_dict(run))
+
+
+FAMILIES: dict[str, ModelFamily] = {
+  name: ModelFamily(run(), "run", (_SPELLINGS[name.split("_")[0]],), _abstract, _save)
+  for name, run in RUNS.items()
+}

@@ -1,0 +1,344 @@
+"""One transformer block, in the styles that the trunks have.
+
+B batch, L image tokens, T text tokens, D width, H heads, K head width, F MLP width.
+
+Parameters are float32 and cast to the activations' type where they are used; norms and
+softmax compute in float32.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from fluid.models import layers, rows
+from fluid.models.attention import attend_cached, attention
+
+MODULATIONS = 6  # Of AdaLN: shift, scale and gate of attention, then of the MLP.
+_HOTTEST = 100.0  # The most that unit queries and keys are multiplied by (VAR).
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+  """What blocks of one stack have in common; by default those of Fluid.
+
+  Attributes:
+    cross: a block has cross-attention, between the others.
+    norm: 'layer', 'plain' (LayerNorm without affine) or 'rms'.
+    epsilon: of the norms.
+    post: norms come after each residual sum (BERT), and not before what is added.
+    mlp: activation: 'gelu_tanh', 'gelu' (exact), or 'swiglu', which is gated.
+    bias: of linear layers: 'all', 'none', or 'not_keys'.
+    match: how queries meet keys: 'dot', 'layer' (a LayerNorm for each head's) or 'unit'
+      (unit vectors, times a learned factor for each head).
+    sharpness: factor on their products beside 1 / sqrt(K).
+    modulation: AdaLN: '', 'own' (every block projects the condition's vector) or
+      'shared' (all blocks have one projection, and a learned table each).
+    dropout, attention_dropout, path_dropout: shares of what blocks add, of attention
+      weights, and of examples whose block adds nothing, in training.
+  """
+
+  cross: bool = False
+  norm: str = "layer"
+  epsilon: float = 1e-6
+  post: bool = False
+  mlp: str = "gelu_tanh"
+  bias: str = "all"
+  match: str = "dot"
+  sharpness: float = 1.0
+  modulation: str = ""
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  path_dropout: float = 0.0
+
+  def norm_layer(self, **kwargs) -> layers.Norm:
+    """A norm of this style."""
+    return layers.Norm(
+      affine=self.norm != "plain",
+      epsilon=self.epsilon,
+      centred=self.norm != "rms",
+      **kwargs,
+    )
+
+
+@struct.dataclass
+class Given:
+  """What all blocks of a stack read beside x.
+
+  Attributes:
+    text, text_mask: [B, T, D], [B, T]: for cross-attention. x may have several rows for
+      each of theirs.
+    mask: [B, L], keys of self-attention that may be attended; behind a cache, those of
+      all its slots. A row that may attend to none gets an output of no meaning.
+    turns: (cosine, sine) [L, K/2] by which pairs of a query's and a key's channels are
+      turned (rotary positions).
+    vector: of AdaLN, [B, L or 1, D], or what its shared projection gave [B, 1, 6, D].
+    keys: [B], of dropout (None: none).
+  """
+
+  text: Any = None
+  text_mask: Any = None
+  mask: Any = None
+  turns: Any = None
+  vector: Any = None
+  keys: Any = None
+
+
+class Attention(nn.Module):
+  """Multi-head attention; keys and values come from x or from another sequence."""
+
+  width: int
+  heads: int
+  style: Style = Style()
+  kernel: str = "xla"
+
+  def setup(self):
+    d, h, k, style = self.width, self.heads, self.width // self.heads, self.style
+    some, every = style.bias != "none", style.bias == "all"
+    self.q = layers.Linear((d,), (h, k), ("embed", "heads", None), some)
+    self.kv = layers.Linear((d,), (2, h, k), ("embed", None, "heads", None), every)
+    self.out = layers.Linear((h, k), (d,), ("heads", None, "embed"), some)
+    if style.bias == "not_keys":
+      self.v_bias = layers.Table((h, k), ("heads", None), nn.initializers.zeros)
+    if style.match == "layer":
+      self.norm_q = layers.Norm(epsilon=style.epsilon)
+      self.norm_k = layers.Norm(epsilon=style.epsilon)
+    if style.match == "unit":
+      start = nn.initializers.constant(math.log(4))
+      self.heat = layers.Table((h,), ("heads",), start)
+
+  def project(self, x: jax.Array, turns=None) -> tuple[jax.Array, jax.Array]:
+    """[B, T, D] -> keys and values, each [B, T, H, K]."""
+    kv = self.kv(x)
+    k, v = kv[:, :, 0], kv[:, :, 1]
+    if self.style.bias == "not_keys":
+      v = v + self.v_bias().astype(v.dtype)
+    if self.style.match == "layer":
+      k = self.norm_k(k)
+    if self.style.match == "unit":
+      k = unit(k)
+    return turned(k, turns), v
+
+  def queries(self, x: jax.Array, turns=None) -> jax.Array:
+    """[B, L, D] -> [B, L, H, K]."""
+    q = self.q(x)
+    if self.style.match == "layer":
+      q = self.norm_q(q)
+    if self.style.match == "unit":  # Scores are divided by sqrt(K): not those of these.
+      heat = jnp.exp(jnp.minimum(self.heat(), math.log(_HOTTEST)))
+      q = unit(q) * (heat * q.shape[-1] ** 0.5)[:, None].astype(q.dtype)
+    if self.style.sharpness != 1:
+      q = q * self.style.sharpness
+    return turned(q, turns)
+
+  def __call__(
+    self, x, keys, values, *, mask=None, causal=False, turns=None, drop=None
+  ):
+    """x [B, L, D], keys and values [B, T, H, K], mask [B|1, T] -> [B, L, D].
+
+    x may have several rows for each of the keys: queries do not see each other, and
+    those that read the same keys are one longer row.
+    """
+    passes = x.shape[0] // keys.shape[0]
+    q = rows.join(self.queries(x, turns), passes)
+    rate = self.style.attention_dropout if drop is not None else 0.0
+    y = attention(
+      q,
+      keys,
+      values,
+      mask=mask,
+      causal=causal,
+      kernel=self.kernel,
+      drop=(drop, rate) if rate else None,
+    )
+    return self.out(rows.part(y, passes))
+
+  def cached(self, x, keys, values, mask, turns=None):
+    """x [B, M, D], keys, values [B, H, T, K], mask [B|1, M|1, T] -> [B, M, D].
+
+    With heads first a cache is multiplied as it lies in memory.
+    """
+    return self.out(attend_cached(self.queries(x, turns), keys, values, mask))
+
+
+class Mlp(nn.Module):
+  """D -> F -> D."""
+
+  width: int
+  hidden: int
+  style: Style = Style()
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    d, f, bias = self.width, self.hidden, self.style.bias != "none"
+    if self.style.mlp == "swiglu":
+      axes = ("embed", None, "mlp")
+      h = layers.Linear((d,), (2, f), axes, bias, name="gated")(x)
+      h = nn.silu(h[..., 0, :]) * h[..., 1, :]
+    else:
+      h = layers.Linear((d,), (f,), ("embed", "mlp"), bias, name="up")(x)
+      h = nn.gelu(h, approximate=self.style.mlp == "gelu_tanh")
+    return layers.Linear((f,), (d,), ("mlp", "embed"), bias, name="down")(h)
+
+
+class Block(nn.Module):
+  """Self-attention, cross-attention to the text (if any), MLP."""
+
+  width: int
+  heads: int
+  hidden: int
+  style: Style = Style()
+  kernel: str = "xla"
+  causal: bool | tuple[int, ...] = False
+
+  def setup(self):
+    style = self.style
+    attention = (self.width, self.heads, style, self.kernel)
+    self.norm_self = style.norm_layer()
+    self.attend = Attention(*attention, name="self")
+    if style.cross:
+      self.norm_cross = style.norm_layer()
+      self.read = Attention(*attention, name="cross")
+    self.norm_mlp = style.norm_layer()
+    self.mlp = Mlp(self.width, self.hidden, style)
+    if style.modulation == "own":
+      d, six = self.width, (MODULATIONS, self.width)
+      zeros, axes = nn.initializers.zeros, ("embed", None, None)
+      self.modulation = layers.Linear((d,), six, axes, init=zeros)
+    if style.modulation == "shared":
+      self.modulation = layers.Table((MODULATIONS, self.width), (None, None))
+
+  def modulations(self, vector):
+    """The condition's vector -> [B, L or 1, 6, D]; None without AdaLN."""
+    if self.style.modulation == "own":
+      return self.modulation(nn.silu(vector))
+    if self.style.modulation == "shared":
+      return vector + self.modulation().astype(vector.dtype)
+    return None
+
+  def __call__(self, carry, own, given: Given, *, first=0, at=None):
+    """One layer, as a scan runs it.
+
+    Args:
+      carry: x [B, L, D], and None or the keys and values [N, B, H, S, K] of all layers
+        up to position `first`, where x begins: it sees them and itself.
+      own: of this layer, None or the keys and values of the text (None: not known yet),
+        [B, T, H, K], with a past [B, H, T, K], and its number.
+      given: what all layers read.
+      at: positions [B, M] to compute; all of x still gives the keys.
+
+    Returns:
+      The carry, with the new positions written to the past, and None.
+    """
+    (x, past), (text_kv, number) = carry, own or (None, 0)
+    style, turns = self.style, given.turns
+    six = self.modulations(given.vector)
+    drops = dropouts(given.keys, number, style)
+    y = self._in(self.norm_self, x, six, 0)
+    k, v = self.attend.project(y, turns)
+    if past is None:
+      if at is not None:
+        x, y = (jnp.take_along_axis(a, at[..., None], 1) for a in (x, y))
+      if at is not None and turns is not None:
+        turns = tuple(a[at] for a in turns)
+      given_self = dict(mask=given.mask, causal=self.causal, drop=drops.attention)
+      added = self.attend(y, k, v, turns=turns, **given_self)
+    else:
+      past = tuple(_written(p, n, number, first) for p, n in zip(past, (k, v)))
+      slots, new = jnp.arange(past[0].shape[3]), x.shape[1]
+      places = first + (jnp.arange(new) if self.causal else jnp.full(new, new - 1))
+      seen = (slots <= places[:, None])[None]
+      if given.mask is not None:
+        seen = seen & given.mask[:, None]
+      added = self.attend.cached(y, past[0][number], past[1][number], seen, turns)
+    x = self._out(self.norm_self, x, added, six, 0, drops.attended)
+    if style.cross:
+      y = self._in(self.norm_cross, x, None, 0)
+      text_kv = text_kv or self.read.project(given.text)
+      if past is None:
+        added = self.read(y, *text_kv, mask=given.text_mask)
+      else:
+        added = self.read.cached(y, *text_kv, given.text_mask[:, None])
+      x = self._out(self.norm_cross, x, added, None, 0, drops.attended)
+    added = self.mlp(self._in(self.norm_mlp, x, six, 3))
+    return (self._out(self.norm_mlp, x, added, six, 3, drops.mlp), past), None
+
+  def _in(self, norm, x, six, part: int):
+    """x -> what a layer reads of it."""
+    y = x if self.style.post else norm(x)
+    if six is None:
+      return y
+    return y * (1 + six[..., part + 1, :]) + six[..., part, :]
+
+  def _out(self, norm, x, added, six, part: int, drop):
+    """x and what a layer adds to it -> x."""
+    if six is not None:
+      added = added * six[..., part + 2, :]
+    if drop is not None:
+      added = drop(added)
+    return norm(x + added) if self.style.post else x + added
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropouts:
+  """Keys of attention's [B], and functions on what attention and MLP add."""
+
+  attention: Any = None
+  attended: Any = None
+  mlp: Any = None
+
+
+def dropouts(keys, number, style: Style) -> Dropouts:
+  """Of layer `number`; nothing without keys."""
+  if keys is None or not (
+    style.dropout or style.attention_dropout or style.path_dropout
+  ):
+    return Dropouts()
+  fold = jax.vmap(jax.random.fold_in, (0, None))
+  keys = fold(keys, number)
+
+  def of(index):
+    def drop(x):
+      x = dropout(x, fold(keys, index), style.dropout)
+      return dropout(x, fold(keys, index + 1), style.path_dropout, whole=True)
+
+    return drop
+
+  return Dropouts(fold(keys, 0), of(1), of(3))
+
+
+def dropout(x, keys, rate: float, *, whole: bool = False):
+  """x [B, L, D] with a share of its values, or of its examples, zero; mean kept."""
+  if keys is None or not rate:
+    return x
+  shape = (1, 1) if whole else x.shape[1:]
+  keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate, shape))(keys)
+  return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def unit(x: jax.Array) -> jax.Array:
+  """[..., K] of length one."""
+  y = x.astype(jnp.float32)
+  y = y / jnp.maximum(jnp.linalg.norm(y, axis=-1, keepdims=True), 1e-12)
+  return y.astype(x.dtype)
+
+
+def turned(x: jax.Array, turns) -> jax.Array:
+  """Pairs of neighbouring channels of x [B, L, H, K], turned; see Given."""
+  if turns is None:
+    return x
+  cos, sin = (a[..., None, :] for a in turns)  # [L, 1, K/2] or [B, L, 1, K/2]
+  pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+  a, b = pairs[..., 0], pairs[..., 1]
+  y = jnp.stack([a * cos - b * sin, b * cos + a * sin], -1)
+  return y.reshape(x.shape).astype(x.dtype)
+
+
+def _written(past, new, layer, first):
+  """Past [N, B, H, S, K] with new [B, M, H, K] at positions from `first` on."""
+  new = jnp.swapaxes(new, 1, 2).astype(past.dtype)
+  return jax.lax.dynamic_update_slice(past, new[None], (layer, 0, 0, first, 0))
