@@ -175,13 +175,18 @@ def main(argv) -> None:
   del argv
   from configs import fluid as paper
   from configs import sizes, toy
+  from fluid.models.published import RUNS
 
-  known = [*sizes.PAPER, *sizes.TOY]
+  known = [*sizes.PAPER, *sizes.TOY, *RUNS]
   size = flags.FLAGS.size
   if size and size not in known:
     raise cli.UserError(f"unknown size '{size}'; choose from {', '.join(known)}")
   described = {}
   for name in [size] if size else known:
+    if name in RUNS:
+      run = RUNS[name]()
+      described[name] = describe(models.Net.of(run), run)
+      continue
     module = paper if name in sizes.PAPER else toy
     for kind in ("continuous", "discrete"):
       run = config.from_config_dict(module.get_config(f"tokens={kind},size={name}"))
@@ -195,5 +200,5 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("size", None, "A size of configs/sizes.py; default: all.")
+  flags.DEFINE_string("size", None, "Of configs/sizes.py or published; default: all.")
   cli.run(main)

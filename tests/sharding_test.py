@@ -56,7 +56,9 @@ def test_loss_on_a_mesh_equals_one_device(cell, shape):
   )
   params, batch = jax.tree.map(np.asarray, (params, batch))
   alone = generate(net, params, batch["text"], batch["text_mask"], keys_of(), cfg)
-  np.testing.assert_allclose(drawn, alone, rtol=1e-3, atol=1e-4)
+  # Random denoisers give values of many thousands, whose sums come near zero.
+  atol = max(1e-4, 1e-6 * np.abs(alone).max())
+  np.testing.assert_allclose(drawn, alone, rtol=1e-3, atol=atol)
 
 
 MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)]

@@ -23,6 +23,7 @@ from fluid.durable import exported
 from fluid.errors import ConfigError
 from fluid.models import Net
 from fluid.models.published import RUNS
+from fluid.text.classes import ClassesConfig
 
 WORDS = {"w": "weight", "b": "bias", "scale": "weight"}
 # Arrays that lie as they do in the file; other weights of two axes are transposed.
@@ -228,12 +229,14 @@ class ModelFamily(Family):
     return dataclasses.replace(self, config=run)
 
 
-def _abstract(run, options) -> Any:
+def abstract(run, options) -> Any:
+  """Shapes of a run's parameters."""
   del options
   return jax.eval_shape(Net.of(run).init, jax.random.key(0))
 
 
-def _save(path: str, run, options, params: Any) -> None:
+def save(path: str, run, options, params: Any) -> None:
+  """Writes the folder of a run with these parameters, and no checkpoints."""
   del options
   folder, net = pathlib.Path(path), Net.of(run)
   folder.mkdir(parents=True, exist_ok=True)
@@ -252,16 +255,18 @@ def _save(path: str, run, options, params: Any) -> None:
     ]
     relative = os.path.relpath(tokenizer, folder)
     run = config_lib.replaced(run, {"tokenizer.path": relative})
-  if run.text.FILE.endswith(".txt") and not run.text.path:
-    # Classes have numbers; who has their names puts them in the place of these lines.
-    files.write_text(
-      folder / run.text.FILE, "".join(f"{i}\n" for i in range(run.text.vocab_size))
-    )
+  if run.text.path:
+    run.text.install(folder)
+    shipped = run.text.shipped(folder)
+    run = config_lib.replaced(run, {"text.path": shipped})
+  elif isinstance(run.text, ClassesConfig):  # Without names they are asked by number.
+    numbers = "".join(f"{i}\n" for i in range(run.text.vocab_size))
+    files.write_text(folder / run.text.FILE, numbers)
   files.write_json(folder / "model.json", described)
   files.write_json(folder / "config.json", config_lib.to_dict(run))
 
 
 FAMILIES: dict[str, ModelFamily] = {
-  name: ModelFamily(run(), "run", (_SPELLINGS[name.split("_")[0]],), _abstract, _save)
+  name: ModelFamily(run(), "run", (_SPELLINGS[name.split("_")[0]],), abstract, save)
   for name, run in RUNS.items()
 }

@@ -77,7 +77,7 @@ def _per_device(kernel, q, k, v, mask, causal, drop=None):
     args["mask"], axes["mask"] = jnp.broadcast_to(mask, k.shape[:2]), ("batch", None)
   if drop is not None:
     args["keys"], axes["keys"] = jax.random.key_data(drop[0]), ("batch", None)
-    args["head"], axes["head"] = jnp.arange(q.shape[2]), ("heads",)
+    args["head"], axes["head"] = _spread(jnp.arange(q.shape[2]), "heads"), ("heads",)
     more = {"rate": drop[1]}
 
   def run(*values):
@@ -87,6 +87,11 @@ def _per_device(kernel, q, k, v, mask, causal, drop=None):
   if not jax.sharding.get_abstract_mesh().empty:
     run = sharding.per_device(run, tuple(axes.values()), heads)
   return run(*args.values())
+
+
+def _spread(x, *axes):
+  where = sharding.spec(*axes)
+  return x if where is None else jax.reshard(x, where)
 
 
 def block_mask(sizes: tuple[int, ...]) -> np.ndarray:

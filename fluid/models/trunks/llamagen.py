@@ -17,6 +17,7 @@ from fluid.models.block import Given, Style
 from fluid.models.plan import Plan
 from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
 from fluid.models.trunks.base import Blocks
+from fluid.parallel import sharding
 from fluid.tokenizers.base import TokenSpec
 
 
@@ -154,4 +155,5 @@ def _slots(mask, slots: int):
   """Keys of prefix and slots that may be attended [B, T - 1 + slots]; None for all."""
   if mask.shape[1] == 1:
     return None
-  return jnp.concatenate([mask[:, :-1], jnp.ones((len(mask), slots), bool)], 1)
+  ones = sharding.by_rows(jnp.ones((len(mask), slots), bool))
+  return jnp.concatenate([mask[:, :-1], ones], 1)

@@ -19,6 +19,7 @@ from fluid.models.block import Given, Style
 from fluid.models.plan import Plan, rows
 from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
 from fluid.models.trunks.base import Blocks
+from fluid.parallel import sharding
 from fluid.tokenizers.base import TokenSpec
 
 _STACKS = ("encoder", "decoder")
@@ -101,14 +102,15 @@ class MARTrunk(nn.Module):
     front, n, known = self.cfg.buffer, x.shape[1], plan.known
     vector = passes_of.repeat(cond.vector, x.shape[0] // cond.vector.shape[0])
     buffer = jnp.repeat(vector[:, None].astype(x.dtype), front, 1)
-    x, pos = x, self.pos().astype(x.dtype)
+    pos = self.pos().astype(x.dtype)
     x = x + pos[front:]
     there, most = known, plan.most or n
     if most < n:
       index = jnp.argsort(~known, axis=1, stable=True)[:, :most]  # [B, N]
       x, there = _at(x, index), jnp.take_along_axis(known, index, 1)
     x = self.norm_in(jnp.concatenate([buffer + pos[:front], x], 1))
-    mask = jnp.concatenate([jnp.ones((len(there), front), bool), there], 1)
+    seen = sharding.by_rows(jnp.ones((len(there), front), bool))
+    mask = jnp.concatenate([seen, there], 1)
     x, _ = self.encoder(x, Given(mask=mask, keys=keys))
     x = self.join(x)
     buffer, x = x[:, :front], x[:, front:]

@@ -18,6 +18,7 @@ from fluid.models.plan import Plan
 from fluid.models.plan import rows as rows_of
 from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
 from fluid.models.trunks.base import Blocks
+from fluid.parallel import sharding
 from fluid.tokenizers.base import TokenSpec
 
 
@@ -104,7 +105,8 @@ class RARTrunk(nn.Module):
     dtype, shape = vector.dtype, (len(vector), 1, vector.shape[1])
     x = self.start_token() + self.pos()[0]
     time = self.time()[0].astype(dtype)
-    return jnp.broadcast_to(x.astype(dtype), shape), vector[:, None] + time
+    x = jnp.broadcast_to(x.astype(dtype), shape)
+    return sharding.by_rows(x), vector[:, None] + time
 
   def __call__(self, x, plan: Plan, cond, kept=None, at=None, keys=None):
     """See fluid.models.trunks."""

@@ -1,0 +1,69 @@
+"""Published families at laptop scale: `configs/toy_published.py:family=mar,size=s`.
+
+On shapes, by class (the object's shape), with the toy study's tokenizers and recipe.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from configs import arguments, sizes, toy
+from configs.fluid import to_config_dict
+from fluid import config
+from fluid.models import heads
+from fluid.models.conditions.label import ClassConfig
+from fluid.models.orders.permuted import Permuted
+from fluid.models.orders.random import Random
+from fluid.models.orders.raster import Raster
+from fluid.models.trunks.llamagen import LlamaGenConfig
+from fluid.models.trunks.mar import MARConfig
+from fluid.models.trunks.maskgit import MaskGITConfig
+from fluid.models.trunks.rar import RARConfig
+
+FAMILIES = ("mar", "llamagen", "maskgit", "rar")
+UNTIED = heads.CategoricalConfig(tie_embeddings=False)
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """Arguments: family, size (a toy size)."""
+  a = arguments.parse(arg, family=FAMILIES, size=tuple(sizes.TOY))
+  tokens = "continuous" if a.family == "mar" else "discrete"
+  base = f"tokens={tokens},order=random,condition=class,size={a.size}"
+  run = config.from_config_dict(toy.get_config(base))
+  trunk = run.model.trunk
+  shape = dict(
+    width=trunk.width,
+    heads=trunk.heads,
+    layers=trunk.layers,
+    remat="none",
+    scan=False,
+  )
+  order, draw, condition = run.model.order, {}, ClassConfig()
+  if a.family == "mar":
+    # Sixteen tokens: half of them are read where MAR reads 30 %.
+    order = Random(mask="truncated_normal", mask_min=0.5, masks=order.masks)
+    model = dict(trunk=MARConfig(**shape, decoder_layers=trunk.layers, buffer=4))
+  elif a.family == "llamagen":
+    head = dataclasses.replace(UNTIED, bias=False)
+    model = dict(head=head, trunk=LlamaGenConfig(**shape, multiple=16))
+    order = Raster()
+  elif a.family == "maskgit":
+    condition = ClassConfig(null=False, drop=0.0)
+    head = heads.CategoricalConfig(label_smoothing=0.1)
+    order = Random(mask="cosine", mask_min=0.5, masks=order.masks)
+    draw = dict(guidance=1.0, choice="confidence", steps=8)
+    model = dict(head=head, trunk=MaskGITConfig(**shape))
+  else:
+    order = Permuted(until=run.steps // 2, raster_from=3 * run.steps // 4)
+    draw = dict(guidance_schedule="cosine", guidance_power=2.5)
+    model = dict(head=UNTIED, trunk=RARConfig(**shape))
+  new = dataclasses.replace(run.model, order=order, condition=condition, **model)
+  known = new.sample().flat()
+  kept = {k: v for k, v in run.sample.flat().items() if k in known}
+  run = dataclasses.replace(
+    run,
+    model=new,
+    sample=new.sample(**kept | draw),
+    batch=run.batch if order.pattern == "masked" else toy.BATCH["raster"],
+  )
+  return to_config_dict(run)
