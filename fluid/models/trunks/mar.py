@@ -99,7 +99,8 @@ class MARTrunk(nn.Module):
     Tokens that are not known do not reach the encoder: of each row those that are come
     first, and no more than the plan's most are read.
     """
-    front, n, known = self.cfg.buffer, x.shape[1], plan.known
+    front, n = self.cfg.buffer, x.shape[1]
+    known = jnp.ones(x.shape[:2], bool) if plan.known is None else plan.known
     vector = passes_of.repeat(cond.vector, x.shape[0] // cond.vector.shape[0])
     buffer = jnp.repeat(vector[:, None].astype(x.dtype), front, 1)
     pos = self.pos().astype(x.dtype)
