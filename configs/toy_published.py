@@ -12,15 +12,35 @@ from configs.fluid import to_config_dict
 from fluid import config
 from fluid.models import heads
 from fluid.models.conditions.label import ClassConfig
+from fluid.models.heads.scales import ScalesConfig
 from fluid.models.orders.permuted import Permuted
 from fluid.models.orders.random import Random
 from fluid.models.orders.raster import Raster
+from fluid.models.orders.scales import Scales
 from fluid.models.trunks.llamagen import LlamaGenConfig
 from fluid.models.trunks.mar import MARConfig
 from fluid.models.trunks.maskgit import MaskGITConfig
 from fluid.models.trunks.rar import RARConfig
+from fluid.models.trunks.var import VARConfig
+from fluid.tokenizers.multiscale import VARVQConfig
 
-FAMILIES = ("mar", "llamagen", "maskgit", "rar")
+FAMILIES = ("mar", "llamagen", "maskgit", "rar", "var")
+# VAR's tokens are those of four scales; `python -m fluid.tokenizers.train` makes it.
+SCALED = VARVQConfig(
+  stem=4,
+  width=48,
+  multipliers=(1, 1),
+  blocks=1,
+  attention="mid",
+  channels=16,
+  vocab=1024,
+  scales=(1, 2, 3, 4),
+  groups=8,
+  l2_weight=16.0,
+  steps=12_000,
+  batch=16,
+  lr=5e-3,
+)
 UNTIED = heads.CategoricalConfig(tie_embeddings=False)
 
 
@@ -53,6 +73,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     order = Random(mask="cosine", mask_min=0.5, masks=order.masks)
     draw = dict(guidance=1.0, choice="confidence", steps=8)
     model = dict(head=head, trunk=MaskGITConfig(**shape))
+  elif a.family == "var":
+    order, draw = Scales(), dict(guidance=3.0)
+    model = dict(head=ScalesConfig(), trunk=VARConfig(**shape))
+    run = dataclasses.replace(run, tokenizer=SCALED)
   else:
     order = Permuted(until=run.steps // 2, raster_from=3 * run.steps // 4)
     draw = dict(guidance_schedule="cosine", guidance_power=2.5)

@@ -43,6 +43,10 @@ class Decoder:
   def length(self) -> int:
     return self.net.tokens.length
 
+  @property
+  def scales(self):
+    return self.net.scales
+
   def blank(self):
     return self.net.example(len(self.keys))["tokens"]
 

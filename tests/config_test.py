@@ -42,7 +42,7 @@ def test_every_cell_and_size_is_a_valid_run(get_config, ladder):
     ({"model": {"head": {"kind": "gan"}}}, "'model.head.kind' is 'gan'; choose from"),
     (
       {"model": {"head": {"kind": "categorical", "layers": 3}}},
-      "unknown config key 'model.head.layers'; known keys: tie_embeddings",
+      "unknown config key 'model.head.layers'; known keys: bias, ",
     ),
     (
       {"model": {"trunk": {"width": 100, "heads": 3}}},

@@ -12,12 +12,17 @@ import pytest
 from fluid import config, rng
 from fluid.models import CONDITIONS, HEADS, ORDERS, TRUNKS, build
 from fluid.tokenizers.base import TokenSpec
+from fluid.tokenizers.multiscale import Latents, VARVQConfig
 
 L, T, B = 16, 6, 8
 SPECS = {
   "discrete": TokenSpec("discrete", L, (4, 4), vocab=32),
   "continuous": TokenSpec("continuous", L, (4, 4), channels=5),
 }
+# A tokenizer of several scales, whose fixed weights are drawn in `tiny`.
+SCALED = VARVQConfig(
+  width=8, groups=4, multipliers=(1,), blocks=1, channels=5, vocab=32, scales=(1, 2, 3)
+)
 # Sizes of the entries that have some.
 SMALL = {
   "diffusion": {"layers": 2},
@@ -26,6 +31,7 @@ SMALL = {
   "llamagen": {"layers": 2, "heads": 2, "multiple": 8, "remat": "none"},
   "maskgit": {"layers": 2, "heads": 2, "remat": "none"},
   "rar": {"layers": 2, "heads": 2, "remat": "none"},
+  "var": {"layers": 2, "heads": 2, "remat": "none"},
   "text": {"layers": 1, "width": 12},
   "learned": {"length": T},
   "t5": {"length": T, "width": 12},
@@ -46,22 +52,19 @@ class Cell(NamedTuple):
     return "-".join(filter(None, self))
 
 
-def cell_of(head="categorical", order="", trunk="", condition="", text="") -> Cell:
+def cell_of(head="", order="", trunk="", condition="", text="") -> Cell:
   """A cell with these parts; the others are the first ones that fit them."""
-
-  def first(family, table, fits):
-    kinds = (k for k in table if fits(config.resolve(family, k)))
-    return next(kinds)
-
-  if order and not trunk:
-    pattern = config.resolve("order", order).pattern
-    trunk = first("trunk", TRUNKS, lambda t: pattern in t.follows)
-  trunk = trunk or "fluid"
-  owner = config.resolve("trunk", trunk)
-  order = order or first("order", ORDERS, lambda o: o.pattern in owner.follows)
-  fits = lambda c: owner.reads in c.gives and (not text or text in c.texts)
-  condition = condition or first("condition", CONDITIONS, fits)
-  return Cell(head, order, trunk, condition, text)
+  resolve = config.resolve
+  asked = ((trunk, TRUNKS), (order, ORDERS), (head, HEADS), (condition, CONDITIONS))
+  kinds = itertools.product(*[[one] if one else [*table] for one, table in asked])
+  for t, o, h, c in kinds:
+    owner, steps = resolve("trunk", t), resolve("order", o)
+    scaled = resolve("head", h).scaled == (steps.pattern == "scales")
+    reads = owner.reads in resolve("condition", c).gives
+    known = not text or text in resolve("condition", c).texts
+    if steps.pattern in owner.follows and scaled and reads and known:
+      return Cell(h, o, t, c, text)
+  raise LookupError((head, order, trunk, condition, text))
 
 
 # The paper's four cells, and every other entry of a registry in one or two of them.
@@ -73,12 +76,13 @@ GRID = [
 
 def _others():
   two = GRID[0], GRID[3]
-  yield from (
-    Cell(head, "random") for head in HEADS if head not in {c[0] for c in GRID}
-  )
+  yield from (cell_of(head=h) for h in HEADS if h not in {c[0] for c in GRID})
   yield from (cell_of(order=o) for o in ORDERS if o not in {c[1] for c in GRID})
-  for head, trunk in itertools.product(("categorical", "diffusion"), list(TRUNKS)[1:]):
-    yield cell_of(head, trunk=trunk)
+  for trunk in list(TRUNKS)[1:]:
+    if "scales" in config.resolve("trunk", trunk).follows:
+      yield cell_of(trunk=trunk)
+      continue
+    yield from (cell_of(head, trunk=trunk) for head in ("categorical", "diffusion"))
   for cell, condition in itertools.product(two, list(CONDITIONS)[1:]):
     yield cell._replace(condition=condition)
   for condition in CONDITIONS:
@@ -111,7 +115,21 @@ def tiny(cell, **changes):
   cell = Cell(*cell)
   model = model_of(cell, **changes)
   text = part("text", cell.text or model.condition.texts[0])
-  return build(model, SPECS[model.head.tokens], text, 20)
+  if model.order.pattern != "scales":
+    return build(model, SPECS[model.head.tokens], text, 20)
+  return build(model, scaled().spec, text, 20, scales=latents_of(scaled()))
+
+
+@functools.cache
+def scaled():
+  """The tokenizer of SCALED, with random weights."""
+  blank = SCALED.make(SCALED.scales[-1])
+  weights = jax.tree.map(np.asarray, jax.jit(blank.init)(jax.random.key(0)))
+  return SCALED.make(SCALED.scales[-1], weights)
+
+
+def latents_of(tokenizer):
+  return Latents(tokenizer.config, tokenizer.variables["params"])
 
 
 def options(net, **wanted) -> config.Sample:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fluid import config
 from fluid.models import ORDERS
 from fluid.models.orders import random as random_order
 from fluid.models.plan import Plan
@@ -38,7 +39,11 @@ class _Recorder:
     return jnp.where(z[..., 0] >= 10, 10_000, 0).astype(jnp.int32) + step, None
 
 
-@pytest.mark.parametrize("order", ORDERS)
+# Tokens of a scale are revealed together, from inputs that no recorder has.
+ONE_GRID = [o for o in ORDERS if config.resolve("order", o).pattern != "scales"]
+
+
+@pytest.mark.parametrize("order", ONE_GRID)
 @pytest.mark.parametrize("steps", [1, 3, 7, 15, 16, 40])
 def test_every_position_is_revealed_once(order, steps):
   net = tiny(cell_of(order=order))

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from fluid import sampling
-from fluid.convert import family, models
+from fluid.convert import family, models, tokenizers
+from fluid.errors import ConfigError
 from fluid.models import Net
 from fluid.models.diffusion import Diffusion
 from fluid.models.heads.categorical import CategoricalDraw, filtered
@@ -87,12 +89,32 @@ def _rar(c):
   }
 
 
+def _var(c):
+  factor = 2 ** (len(c["mult"]) - 1)
+  return {
+    "model.trunk.width": c["embed_dim"],
+    "model.trunk.heads": c["num_heads"],
+    "model.trunk.layers": c["depth"],
+    "model.trunk.unit_attention": c["attn_l2_norm"],
+    "model.trunk.shared_modulation": c["shared_aln"],
+    "tokenizer.vocab": c["vocab"],
+    "tokenizer.channels": c["z"],
+    "tokenizer.width": c["ch"],
+    "tokenizer.multipliers": c["mult"],
+    "tokenizer.scales": c["patch_nums"],
+    "text.vocab_size": c["num_classes"],
+    "data.image_size": c["patch_nums"][-1] * factor,
+  }
+
+
 CASES = {
   "mar": Case("mar_b", "weights.safetensors", _mar),
   "llamagen_c2i": Case("llamagen_b", "weights.safetensors", _llamagen),
   "llamagen_t2i": Case("llamagen_t2i", "weights.safetensors", _llamagen),
   "maskgit": Case("maskgit", "checkpoint.msgpack", _maskgit),
   "rar": Case("rar_b", "weights.safetensors", _rar),
+  "var": Case("var_d16", "weights.safetensors", _var),
+  "var_shared": Case("var_d36_512", "weights.safetensors", _var),
 }
 
 
@@ -145,9 +167,17 @@ def converted(fixtures, tmp_path_factory):
     case, folder = CASES[name], fixtures / name
     config = json.loads((folder / "config.json").read_text())
     changes = case.changes(config) | {"model.dtype": "float32"}
-    entry = models.FAMILIES[case.kind].change(changes)
     out = tmp_path_factory.mktemp(name)
-    params = family.convert(entry, folder / case.file, out)
+    if case.kind.startswith("var"):  # Its inputs are the tokenizer's.
+      changes["tokenizer.path"] = str(out / "tokenizer")
+      of = {k.split(".")[1]: v for k, v in changes.items() if k.startswith("tokenizer")}
+      of = {k: v for k, v in of.items() if k != "path"}
+      of["image_size"] = changes["data.image_size"]
+      tokenizer = tokenizers.FAMILIES["var_vq"]
+      family.convert(tokenizer, folder / case.file, out / "tokenizer", of)
+    entry = models.FAMILIES[case.kind].change(changes)
+    params = family.convert(entry, folder / case.file, out / "model")
+    entry = entry.change({})
     params = jax.tree.map(jnp.asarray, params)
     cases = np.load(folder / "cases.npz")
     return Model(Net.of(entry.config), params, cases, config, entry.config)
@@ -385,3 +415,47 @@ def test_rar_samples_greedily(converted):
     guidance_power=said["guidance_scale_pow"],
   )
   np.testing.assert_array_equal(got, m.cases["greedy/codes"])
+
+
+@pytest.mark.parametrize("name", ["var", "var_shared"])
+def test_var_teacher_forced(converted, name):
+  """From the codes: what the scales read is the tokenizer's."""
+  m = converted(name)
+  scales = range(len(m.config["patch_nums"]))
+  tokens = jnp.concatenate([m.cases[f"codes/{k}"] for k in scales], 1)
+  close(m.net.scales.inputs(tokens), m.cases["var_input"])
+  keys = jax.random.split(jax.random.key(0), len(tokens))
+  plan = m.net.order.plan(keys, None, m.net.tokens)
+  close(m.logits(m.outputs(tokens, plan, m.cases["labels"])), m.cases["logits"])
+
+
+@pytest.mark.parametrize("name", ["var", "var_shared"])
+def test_var_samples_greedily(converted, name):
+  m = converted(name)
+  options = dict(temperature=0.0, top_k=0, top_p=1.0)
+  got = m.generate(m.cases["labels"], guidance=2.5, **options)  # cfg = 1.5.
+  np.testing.assert_array_equal(got, m.cases["greedy/codes"])
+
+
+def test_what_does_not_fit_is_one_line(fixtures, tmp_path):
+  """Another family, another size, a tensor too many, one too few."""
+  folder = fixtures / "llamagen_c2i"
+  config = json.loads((folder / "config.json").read_text())
+  changes, file = _llamagen(config), folder / "weights.safetensors"
+  weights = safetensors.numpy.load_file(file)
+  more, fewer = tmp_path / "more.safetensors", tmp_path / "fewer.safetensors"
+  safetensors.numpy.save_file(weights | {"odd.weight": np.ones(3)}, more)
+  name = sorted(weights)[-1]
+  safetensors.numpy.save_file({k: v for k, v in weights.items() if k != name}, fewer)
+  larger = changes | {"model.trunk.width": 2 * config["dim"]}
+  for kind, source, given, said in (
+    ("rar_b", file, {}, "is no rar_b of these sizes; .* missing: .* left over: "),
+    ("llamagen_b", file, larger, r"of other shapes: .*head/table/w \(40, 128\)"),
+    ("llamagen_b", more, changes, r"1 left over: odd.weight \(3,\)"),
+    ("llamagen_b", fewer, changes, f"1 missing: .*{name}"),
+    ("llamagen_b", file, changes | {"model.depth": 3}, "unknown key 'model.depth'"),
+  ):
+    with pytest.raises(ConfigError, match=said) as e:
+      family.convert(models.FAMILIES[kind], source, tmp_path / "out", given)
+    assert "\n" not in str(e.value)
+  assert not (tmp_path / "out").exists()

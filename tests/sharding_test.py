@@ -9,6 +9,7 @@ from fluid import config, rng, sampling
 from fluid.models import build
 from fluid.parallel import sharding
 from fluid.tokenizers.base import TokenSpec
+from fluid.tokenizers.multiscale import VARVQConfig
 from tests.nets import (
   CELLS,
   GRID,
@@ -90,7 +91,11 @@ def test_shardings_type_check(cell, size, mesh):
   )
   kind = model.condition.texts[0]
   encoder = part("text", kind, **({"length": 128} if kind == "learned" else {}))
-  net = build(model, spec[model.head.tokens], encoder, 256)
+  latents = VARVQConfig()
+  tokens, scales = spec[model.head.tokens], None
+  if model.head.scaled:
+    tokens, scales = latents.make(256).spec, latents.latents()
+  net = build(model, tokens, encoder, 256, scales=scales)
   mesh = sharding.make_mesh(config.Mesh(*mesh))
   with jax.set_mesh(mesh):
     params = jax.eval_shape(net.init, jax.random.key(0))

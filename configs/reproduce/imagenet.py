@@ -51,7 +51,20 @@ def rar() -> dict:
   return dict(optim=optim, batch=2048, steps=_steps(400, 2048))
 
 
-RECIPES = {"mar": mar, "llamagen": llamagen, "maskgit": maskgit, "rar": rar}
+def var() -> dict:
+  """200 epochs of 768, 4 of warm-up, then linearly down (to 0, VAR's to a tenth)."""
+  optim = config.Optim(
+    lr=3e-4,
+    warmup=_steps(4, 768),
+    schedule="wsd",
+    decay_fraction=0.98,
+    weight_decay=0.05,
+    clip=2.0,
+  )
+  return dict(optim=optim, batch=768, steps=_steps(200, 768))
+
+
+RECIPES = {"mar": mar, "llamagen": llamagen, "maskgit": maskgit, "rar": rar, "var": var}
 
 
 def _steps(epochs: int, batch: int) -> int:

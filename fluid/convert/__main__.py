@@ -15,7 +15,7 @@ from typing import Any
 from fluid.console import cli
 from fluid.convert import family, models, tokenizers
 
-FAMILIES: dict[str, family.Family] = {**models.FAMILIES, **tokenizers.FAMILIES}
+FAMILIES: dict[str, family.Family] = {**tokenizers.FAMILIES, **models.FAMILIES}
 
 
 def _value(text: str) -> Any:

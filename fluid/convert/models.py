@@ -28,7 +28,8 @@ from fluid.text.classes import ClassesConfig
 WORDS = {"w": "weight", "b": "bias", "scale": "weight"}
 # Arrays that lie as they do in the file; other weights of two axes are transposed.
 _TABLE = re.compile(
-  r"(head/(table|output)|label|caption/null|fill|pos\w*|start_token|time)/w"
+  r"(head/(table|output)|label|caption/null|fill|pos\w*|start_token|time|level"
+  r"|trunk/blocks/offset)/w"
 )
 
 
@@ -165,6 +166,44 @@ RAR: tuple[Row, ...] = (
 )
 
 
+# Shift, scale and gate of attention, then of the MLP, among gates, scales and shifts.
+_SIX = (4, 2, 0, 5, 3, 1)
+
+
+def _six(name: str) -> str:
+  """Parts of a projection in our order."""
+  return " + ".join(f"{name}[{i}/6]" for i in _SIX)
+
+
+VAR: tuple[Row, ...] = (
+  ("trunk/blocks/self/q/w", "blocks.*.attn.mat_qkv.weight[0/3]"),
+  ("trunk/blocks/self/q/b", "blocks.*.attn.q_bias"),
+  (
+    "trunk/blocks/self/kv/w",
+    "blocks.*.attn.mat_qkv.weight[1/3] + blocks.*.attn.mat_qkv.weight[2/3]",
+  ),
+  ("trunk/blocks/self/v_bias/w", "blocks.*.attn.v_bias"),
+  ("trunk/blocks/self/heat/w", "blocks.*.attn.scale_mul_1H11"),
+  (r"trunk/blocks/self/out/(\w+)", r"blocks.*.attn.proj.\1"),
+  (r"trunk/blocks/mlp/up/(\w+)", r"blocks.*.ffn.fc1.\1"),
+  (r"trunk/blocks/mlp/down/(\w+)", r"blocks.*.ffn.fc2.\1"),
+  (r"trunk/blocks/modulation/(\w+)", _six(r"blocks.*.ada_lin.1.\1")),
+  (
+    "trunk/blocks/offset/w",
+    " + ".join(f"blocks.*.ada_gss[{i}:{i + 1}]" for i in _SIX),
+  ),
+  (r"shared/(\w+)", _six(r"shared_ada_lin.1.\1")),
+  (r"modulation/(\w+)", r"head_nm.ada_lin.1.\1"),
+  ("fill/w", "pos_start"),
+  ("pos/w", "pos_1LC"),
+  ("level/w", "lvl_embed.weight"),
+  ("label/w", "class_emb.weight"),
+  (r"head/tokens/(\w+)", r"word_embed.\1"),
+  ("head/output/w", "head.weight"),
+  ("head/bias/w", "head.bias"),
+)
+
+
 def _length(run) -> int:
   return Net.of(run).tokens.length
 
@@ -184,6 +223,14 @@ _SPELLINGS = {
     flax,
     sections=("params", "target", ""),
     skip=("MlmLayer_0.mlm_bias.bias",),  # Of words that are no codes.
+  ),
+  "var": Spelling(
+    VAR,
+    WORDS,
+    torch,
+    sections=("var", "state_dict", ""),
+    # Buffers; rows of ada_gss are all used, one by one.
+    skip=("attn_bias_for_masking", "lvl_1L", r".*\.zero_k_bias", r".*\.ada_gss"),
   ),
   "rar": Spelling(
     RAR,

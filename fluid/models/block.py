@@ -40,6 +40,7 @@ class Style:
       'shared' (all blocks have one projection, and a learned table each).
     dropout, attention_dropout, path_dropout: shares of what blocks add, of attention
       weights, and of examples whose block adds nothing, in training.
+    depth: blocks over which path_dropout grows, from 0 at the first (0: all alike).
   """
 
   cross: bool = False
@@ -54,6 +55,7 @@ class Style:
   dropout: float = 0.0
   attention_dropout: float = 0.0
   path_dropout: float = 0.0
+  depth: int = 0
 
   def norm_layer(self, **kwargs) -> layers.Norm:
     """A norm of this style."""
@@ -210,14 +212,14 @@ class Block(nn.Module):
       zeros, axes = nn.initializers.zeros, ("embed", None, None)
       self.modulation = layers.Linear((d,), six, axes, init=zeros)
     if style.modulation == "shared":
-      self.modulation = layers.Table((MODULATIONS, self.width), (None, None))
+      self.offset = layers.Table((MODULATIONS, self.width), (None, None))
 
   def modulations(self, vector):
     """The condition's vector -> [B, L or 1, 6, D]; None without AdaLN."""
     if self.style.modulation == "own":
       return self.modulation(nn.silu(vector))
     if self.style.modulation == "shared":
-      return vector + self.modulation().astype(vector.dtype)
+      return vector + self.offset().astype(vector.dtype)
     return None
 
   def __call__(self, carry, own, given: Given, *, first=0, at=None):
@@ -300,20 +302,23 @@ def dropouts(keys, number, style: Style) -> Dropouts:
     return Dropouts()
   fold = jax.vmap(jax.random.fold_in, (0, None))
   keys = fold(keys, number)
+  path = style.path_dropout
+  if path and style.depth:
+    path = path * number / max(style.depth - 1, 1)
 
   def of(index):
     def drop(x):
       x = dropout(x, fold(keys, index), style.dropout)
-      return dropout(x, fold(keys, index + 1), style.path_dropout, whole=True)
+      return dropout(x, fold(keys, index + 1), path, whole=True)
 
     return drop
 
   return Dropouts(fold(keys, 0), of(1), of(3))
 
 
-def dropout(x, keys, rate: float, *, whole: bool = False):
+def dropout(x, keys, rate: float | jax.Array, *, whole: bool = False):
   """x [B, L, D] with a share of its values, or of its examples, zero; mean kept."""
-  if keys is None or not rate:
+  if keys is None or isinstance(rate, float) and not rate:
     return x
   shape = (1, 1) if whole else x.shape[1:]
   keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate, shape))(keys)

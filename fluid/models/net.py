@@ -29,6 +29,7 @@ class _Module(nn.Module):
   spec: TokenSpec
   text: Any
   vocab: int
+  scales: Any = None
 
   def setup(self):
     m = self.model
@@ -56,7 +57,7 @@ class _Module(nn.Module):
     `dropped` are keys of dropout [B], `keys` of the order.
     """
     plan = self.model.order.plan(rows.keys(keys, passes), step, self.spec)
-    x = rows.repeat(self.head.embed(tokens), passes)
+    x = rows.repeat(self.embed(tokens), passes)
     if dropped is not None:
       dropped = rows.keys(dropped, passes)
     return plan, self._trunk(x, plan, cond, keys=dropped)[0]
@@ -65,13 +66,15 @@ class _Module(nn.Module):
     return self._condition(text, text_mask, drop)
 
   def embed(self, tokens):
+    if self.scales is not None and tokens.ndim == 2:  # Else they are latents already.
+      tokens = self.scales.inputs(tokens)
     return self.head.embed(tokens)
 
   def start(self, cond, length):
     return self._trunk.start(cond, length)
 
   def run(self, tokens, plan, cond, kept, at):
-    return self._trunk(self.head.embed(tokens), plan, cond, kept, at)
+    return self._trunk(self.embed(tokens), plan, cond, kept, at)
 
   def draw(self, z, keys, z_uncond, guidance, temperature, draw):
     return self.head.sample(
@@ -87,12 +90,15 @@ class Net:
     model: its parts.
     tokens: token space; its kind is the head's.
     text, vocab: text encoder, and how many ids (or classes) it has.
+    scales: what turns tokens of several scales into inputs, the fixed part of their
+      tokenizer (multiscale.Latents); None where tokens are of one grid.
   """
 
   model: config.Model
   tokens: TokenSpec
   text: Any
   vocab: int
+  scales: Any = None
 
   @classmethod
   def of(
@@ -126,12 +132,17 @@ class Net:
     if tokens is None:
       tokens = run.tokenizer.make(run.data.image_size).spec
     return build(
-      run.model, tokens, run.text, vocab or run.text.vocab_size, platform=platform
+      run.model,
+      tokens,
+      run.text,
+      vocab or run.text.vocab_size,
+      platform=platform,
+      scales=run.tokenizer.latents() if tokens.scales else None,
     )
 
   @property
   def module(self) -> nn.Module:
-    return _Module(self.model, self.tokens, self.text, self.vocab)
+    return _Module(self.model, self.tokens, self.text, self.vocab, self.scales)
 
   @property
   def order(self) -> Order:
@@ -250,6 +261,7 @@ def build(
   vocab: int,
   *,
   platform: str = "",
+  scales: Any = None,
 ) -> Net:
   """The model for a token space and a text encoder; see Net.
 
@@ -277,5 +289,15 @@ def build(
       f"model.trunk '{model.trunk.kind}' needs the {model.trunk.reads} of a condition; "
       f"model.condition '{model.condition.kind}' has {model.condition.gives[0]} alone"
     )
+  scaled = {
+    f"model.head '{model.head.kind}'": model.head.scaled,
+    f"model.order '{model.order.kind}'": model.order.pattern == "scales",
+  }
+  for part, needs in scaled.items():
+    if needs != bool(tokens.scales):
+      found = "of several scales" if tokens.scales else "of one grid"
+      raise config.ConfigError(
+        f"{part} does not fit the tokenizer, whose tokens are {found}"
+      )
   trunk = model.trunk.on(platform or jax.default_backend(), model.dtype)
-  return Net(dataclasses.replace(model, trunk=trunk), tokens, text, vocab)
+  return Net(dataclasses.replace(model, trunk=trunk), tokens, text, vocab, scales)

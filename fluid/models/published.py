@@ -13,16 +13,20 @@ from fluid import config
 from fluid.models.conditions.caption import CaptionConfig
 from fluid.models.conditions.label import ClassConfig
 from fluid.models.heads import CategoricalConfig, DiffusionConfig
+from fluid.models.heads.scales import ScalesConfig
 from fluid.models.orders.permuted import Permuted
 from fluid.models.orders.random import Random
 from fluid.models.orders.raster import Raster
+from fluid.models.orders.scales import Scales
 from fluid.models.trunks.llamagen import LlamaGenConfig
 from fluid.models.trunks.mar import MARConfig
 from fluid.models.trunks.maskgit import MaskGITConfig
 from fluid.models.trunks.rar import RARConfig
+from fluid.models.trunks.var import VARConfig
 from fluid.text.classes import ClassesConfig
 from fluid.text.t5 import T5Config
 from fluid.tokenizers import maskgit as maskgit_tokenizer
+from fluid.tokenizers import multiscale
 from fluid.tokenizers import published as tokenizers
 
 # Width, layers of encoder and decoder, heads; layers and width of the head; guidance.
@@ -49,6 +53,7 @@ RAR = {
   "xl": (1280, 32, 5120, 6.9, 1.5, 1.02),
   "xxl": (1408, 40, 6144, 8.0, 1.2, 1.02),
 }
+VAR = (16, 20, 24, 30)  # Depths.
 
 
 def _run(model: config.Model, tokenizer, image_size: int, text=None, **sample):
@@ -135,6 +140,26 @@ def rar(size: str) -> config.Run:
   return _run(model, maskgit_tokenizer.MaskGITVQConfig(), 256, **sample)
 
 
+def var(depth: int, image_size: int = 256) -> config.Run:
+  """Tian et al. 2024 (arXiv 2404.02905); its `cfg` is one less than our guidance."""
+  model = config.Model(
+    size=f"var_d{depth}",
+    head=ScalesConfig(),
+    order=Scales(),
+    trunk=VARConfig(
+      width=64 * depth,
+      heads=depth,
+      layers=depth,
+      shared_modulation=image_size == 512,
+      path_dropout=0.1 * depth / 24,
+    ),
+    condition=ClassConfig(),
+  )
+  scales = multiscale.SCALES_512 if image_size == 512 else multiscale.SCALES_256
+  sample = dict(guidance=2.5, top_k=900, top_p=0.96, batch=32)
+  return _run(model, multiscale.VARVQConfig(scales=scales), image_size, **sample)
+
+
 def _sizes(family: str, make: Callable, sizes) -> dict[str, Callable[[], config.Run]]:
   return {f"{family}_{size}": functools.partial(make, size) for size in sizes}
 
@@ -147,4 +172,6 @@ RUNS: dict[str, Callable[[], config.Run]] = {
   "maskgit": functools.partial(maskgit, 256),
   "maskgit_512": functools.partial(maskgit, 512),
   **_sizes("rar", rar, RAR),
+  **{f"var_d{d}": functools.partial(var, d) for d in VAR},
+  "var_d36_512": functools.partial(var, 36, 512),
 }

@@ -15,7 +15,9 @@ from fluid.parallel import sharding
 
 # Parameters of a stack: names of the weights that decay, and of the others.
 WEIGHTS = r"blocks/((self|cross|mlp)/(q|kv|out|up|gated|down)|modulation)/w"
-OTHERS = r"(blocks/.*/(b|bias|scale)|blocks/self/(heat|v_bias)/w|norm/(bias|scale))"
+OTHERS = (
+  r"(blocks/.*/(b|bias|scale)|blocks/(self/(heat|v_bias)|offset)/w|norm/(bias|scale))"
+)
 # Matrices among the weights: axes of their inputs and outputs; keys and values are two.
 MATRICES = (
   (r"blocks/(self|cross)/q/w", (1,), (2, 3)),

@@ -23,6 +23,7 @@ class TokenSpec:
   Attributes:
     kind: 'discrete' (ids below `vocab`) or 'continuous' (vectors of `channels`).
     length: tokens per image.
+    channels: of continuous tokens, or of the latents of several scales.
     grid: (rows, columns) of the tokens; raster order is row by row. Where there are
       scales it is (1, length).
     scales: sides of the grids that follow one another, coarse to fine; () for one grid.
@@ -68,6 +69,10 @@ class TokenizerConfig(config.Part):
   ema: float = 0.998
   l2_weight: float = 1.0
   edge_weight: float = 0.5
+
+  def latents(self) -> Any:
+    """Of a tokenizer of several scales: what makes inputs of tokens."""
+    raise NotImplementedError
 
   def make(self, image_size: int, variables: Any = None) -> "Tokenizer":
     """The tokenizer of images of this size; without variables it is untrained.

@@ -18,4 +18,8 @@ from typing import Any
 from fluid.models.heads.categorical import CategoricalConfig
 from fluid.models.heads.diffusion import DiffusionConfig
 
-HEADS: dict[str, Any] = {"categorical": CategoricalConfig, "diffusion": DiffusionConfig}
+HEADS: dict[str, Any] = {
+  "categorical": CategoricalConfig,
+  "diffusion": DiffusionConfig,
+  "scales": "fluid.models.heads.scales:ScalesConfig",
+}

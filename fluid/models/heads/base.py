@@ -16,12 +16,14 @@ class Head(config.Part):
   Attributes:
     tokens: kind of the token space it fits, 'discrete' or 'continuous'.
     scores: it knows the probability of what it draws.
+    scaled: it reads the latents of several scales in the place of tokens.
     PARAMETERS: (pattern of a name, whether weights decay, component) of its own.
     Draw: its options in config section 'sample'.
   """
 
   tokens: ClassVar[str] = ""
   scores: ClassVar[bool] = False
+  scaled: ClassVar[bool] = False
   PARAMETERS: ClassVar[tuple] = ()
   Draw: ClassVar[type] = config.Draw
 

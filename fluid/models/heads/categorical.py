@@ -4,6 +4,7 @@ B batch, L tokens, D trunk width, V vocabulary.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ class CategoricalConfig(Head):
   tokens = "discrete"
   scores = True
   Draw = CategoricalDraw
-  PARAMETERS = (
+  PARAMETERS: ClassVar[tuple] = (
     (r"head/table/w", False, "embeddings"),
     (r"head/output/w", True, "head"),
     (r"head/bias/w", False, "head"),

@@ -15,11 +15,13 @@ from fluid.models.orders.base import Decoding, Order, Stage, stage
 from fluid.models.orders.permuted import Permuted
 from fluid.models.orders.random import Random
 from fluid.models.orders.raster import Raster
+from fluid.models.orders.scales import Scales
 
 ORDERS: dict[str, Any] = {
   "raster": Raster,
   "random": Random,
   "permuted": Permuted,
+  "scales": Scales,
 }
 
 __all__ = ["ORDERS", "Decoding", "Order", "Stage", "stage"]

@@ -27,4 +27,5 @@ TRUNKS: dict[str, Any] = {
   "llamagen": "fluid.models.trunks.llamagen:LlamaGenConfig",
   "maskgit": "fluid.models.trunks.maskgit:MaskGITConfig",
   "rar": "fluid.models.trunks.rar:RARConfig",
+  "var": "fluid.models.trunks.var:VARConfig",
 }
