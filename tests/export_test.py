@@ -1,5 +1,6 @@
 """A run given away draws and scores what the run does, from any place."""
 
+import json
 import os
 import shutil
 
@@ -33,6 +34,8 @@ def test_it_draws_and_scores_what_the_run_does(workdir, given, monkeypatch):  # 
   names = {p.name for p in given.iterdir()}
   assert {"config.json", "model.json", "weights.safetensors"} <= names
   assert not names & {"checkpoints", "metrics.jsonl"}
+  said = (given / "README.md").read_text()
+  assert "random order" in said and "2 steps of 8" in said and "| commit |" in said
   prompts = ["a red circle", "two stars"]
   one, other = fluid.load(workdir), fluid.load(given)
   assert one.step == other.step and other.weights == "ema"
@@ -66,3 +69,19 @@ def test_what_it_has_not_is_one_line(given, tmp_path):
   file.write_bytes(file.read_bytes()[:-4])
   with pytest.raises(config.ConfigError, match="safetensors cannot be read .its SHA"):
     fluid.load(tmp_path / "cut")
+
+
+def test_the_card_has_the_last_evaluation_up_to_its_step(tmp_path):
+  lines = [
+    {"step": 1, "train/loss": 3.0},
+    {"step": 1, "time": 1.0, "evals": "loss", "val/loss": 2.0},
+    {"step": 2, "time": 2.0, "evals": "loss", "val/loss": 1.5, "val/count": 7},
+    {"step": 4, "time": 3.0, "evals": "loss", "val/loss": 1.0},
+  ]
+  path = tmp_path / "metrics.jsonl"
+  path.write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"step": 3')
+  found = export.judged(path, 2)
+  assert found == {"val/loss": 1.5, "val/count": 7}
+  text = export.card(config.Run(), {"step": 2, "weights": "ema", "commit": "ab"}, found)
+  assert "| val/loss | 1.5 |" in text and "| commit | ab |" in text
+  assert export.judged(tmp_path / "none", 2) == {}

@@ -289,8 +289,12 @@ def save(path: str, run, options, params: Any) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   sha256 = exported.write(folder, params, weights="ema", step=0)
   described = {
-    "tokens": net.tokens.to_dict(),
-    "vocab_size": net.vocab,
+    "cell": run.model.cell,
+    "tokens": run.model.head.tokens,
+    "order": run.model.order.kind,
+    "size": run.model.size,
+    "token_spec": net.tokens.to_dict(),
+    "vocab": net.vocab,
     "step": 0,
     "weights": "ema",
     "weights_sha256": sha256,
