@@ -57,7 +57,7 @@ def export(workdir, out, *, weights: str = "ema", step: int | None = None) -> No
 
 
 def judged(path: pathlib.Path, step: int) -> dict[str, float]:
-  """The last value up to a step of all that evaluations gave; nothing without a file."""
+  """The last value up to a step of all that evaluations gave; none without a file."""
   out: dict[str, float] = {}
   lines = path.read_text("utf-8").splitlines() if path.is_file() else []
   for line in lines:
@@ -86,7 +86,7 @@ def card(run: config.Run, described: dict, values: dict[str, float]) -> str:
     commit += ", with changes"
   facts = {
     "model": f"{model.head.kind} head, {model.order.kind} order, {model.trunk.kind}"
-    f" trunk ({model.trunk.width} wide), {model.condition.kind} condition",
+    f" trunk of width {model.trunk.width}, {model.condition.kind} condition",
     "parameters": f"{parameters:,}" if parameters else "see model.json",
     "images": f"{run.data.image_size} x {run.data.image_size}, tokenizer "
     f"{run.tokenizer.kind}",

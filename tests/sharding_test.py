@@ -6,7 +6,8 @@ import pytest
 
 from configs import sizes
 from fluid import config, rng, sampling
-from fluid.models import build
+from fluid.models import Net, build
+from fluid.models.published import RUNS
 from fluid.parallel import sharding
 from fluid.tokenizers.base import TokenSpec
 from fluid.tokenizers.multiscale import VARVQConfig
@@ -96,6 +97,21 @@ def test_shardings_type_check(cell, size, mesh):
   if model.head.scaled:
     tokens, scales = latents.make(256).spec, latents.latents()
   net = build(model, tokens, encoder, 256, scales=scales)
+  params = type_checked(net, mesh)
+  if sum(n > 1 for n in mesh) > 1 or mesh[1] > 1:
+    blocks = params["trunk"]["blocks"] if cell.trunk == "fluid" else {}
+    for path, a in jax.tree_util.tree_leaves_with_path(blocks):
+      if path[-1].key == "w":
+        assert any(a.sharding.spec), f"{jax.tree_util.keystr(path)} is replicated"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_published_sizes_type_check(name):
+  type_checked(Net.of(RUNS[name]()), (1, 2, 2, 2))
+
+
+def type_checked(net, mesh):
+  """Shapes of the parameters, whose gradients have to have their shardings."""
   mesh = sharding.make_mesh(config.Mesh(*mesh))
   with jax.set_mesh(mesh):
     params = jax.eval_shape(net.init, jax.random.key(0))
@@ -119,11 +135,7 @@ def test_shardings_type_check(cell, size, mesh):
     params,
     grads,
   )
-  if sum(n > 1 for n in mesh.shape.values()) > 1 or mesh.shape["fsdp"] > 1:
-    blocks = params["trunk"]["blocks"] if cell.trunk == "fluid" else {}
-    for path, a in jax.tree_util.tree_leaves_with_path(blocks):
-      if path[-1].key == "w":
-        assert any(a.sharding.spec), f"{jax.tree_util.keystr(path)} is replicated"
+  return params
 
 
 def test_mesh_that_does_not_divide_is_refused():
