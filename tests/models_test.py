@@ -301,9 +301,10 @@ def test_rematerialisation_repeats_attention_alone_or_most_products():
 
 def test_stack_equals_a_loop_over_its_layers():
   """The scanned stack against its block applied by hand, layer by layer."""
-  from fluid.models.block import Block, Given, Style
+  from fluid.models.block import Block
   from fluid.models.layers import Norm
   from fluid.models.stack import Stack
+  from fluid.models.style import Given, Style
 
   stack = Stack(3, 32, 2, 64, Style(cross=True))
   x = jax.random.normal(jax.random.key(0), (2, L, 32))

@@ -12,7 +12,8 @@ import pytest
 from fluid import config, rng
 from fluid.models import CONDITIONS, HEADS, ORDERS, TRUNKS, build
 from fluid.tokenizers.base import TokenSpec
-from fluid.tokenizers.multiscale import Latents, VARVQConfig
+from fluid.tokenizers.latents import Latents
+from fluid.tokenizers.multiscale import VARVQConfig
 
 L, T, B = 16, 6, 8
 SPECS = {

@@ -6,88 +6,18 @@ Parameters are float32 and cast to the activations' type where they are used; no
 softmax compute in float32.
 """
 
-import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 
 from fluid.models import layers, rows
 from fluid.models.attention import attend_cached, attention
+from fluid.models.dropout import dropouts
+from fluid.models.style import MODULATIONS, Given, Style
 
-MODULATIONS = 6  # Of AdaLN: shift, scale and gate of attention, then of the MLP.
 _HOTTEST = 100.0  # The most that unit queries and keys are multiplied by (VAR).
-
-
-@dataclasses.dataclass(frozen=True)
-class Style:
-  """What blocks of one stack have in common; by default those of Fluid.
-
-  Attributes:
-    cross: a block has cross-attention, between the others.
-    norm: 'layer', 'plain' (LayerNorm without affine) or 'rms'.
-    epsilon: of the norms.
-    post: norms come after each residual sum (BERT), and not before what is added.
-    mlp: activation: 'gelu_tanh', 'gelu' (exact), or 'swiglu', which is gated.
-    bias: of linear layers: 'all', 'none', or 'not_keys'.
-    match: how queries meet keys: 'dot', 'layer' (a LayerNorm for each head's) or 'unit'
-      (unit vectors, times a learned factor for each head).
-    sharpness: factor on their products beside 1 / sqrt(K).
-    modulation: AdaLN: '', 'own' (every block projects the condition's vector) or
-      'shared' (all blocks have one projection, and a learned table each).
-    dropout, attention_dropout, path_dropout: shares of what blocks add, of attention
-      weights, and of examples whose block adds nothing, in training.
-    depth: blocks over which path_dropout grows, from 0 at the first (0: all alike).
-  """
-
-  cross: bool = False
-  norm: str = "layer"
-  epsilon: float = 1e-6
-  post: bool = False
-  mlp: str = "gelu_tanh"
-  bias: str = "all"
-  match: str = "dot"
-  sharpness: float = 1.0
-  modulation: str = ""
-  dropout: float = 0.0
-  attention_dropout: float = 0.0
-  path_dropout: float = 0.0
-  depth: int = 0
-
-  def norm_layer(self, **kwargs) -> layers.Norm:
-    """A norm of this style."""
-    return layers.Norm(
-      affine=self.norm != "plain",
-      epsilon=self.epsilon,
-      centred=self.norm != "rms",
-      **kwargs,
-    )
-
-
-@struct.dataclass
-class Given:
-  """What all blocks of a stack read beside x.
-
-  Attributes:
-    text, text_mask: [B, T, D], [B, T]: for cross-attention. x may have several rows for
-      each of theirs.
-    mask: [B, L], keys of self-attention that may be attended; behind a cache, those of
-      all its slots. A row that may attend to none gets an output of no meaning.
-    turns: (cosine, sine) [L, K/2] by which pairs of a query's and a key's channels are
-      turned (rotary positions).
-    vector: of AdaLN, [B, L or 1, D], or what its shared projection gave [B, 1, 6, D].
-    keys: [B], of dropout (None: none).
-  """
-
-  text: Any = None
-  text_mask: Any = None
-  mask: Any = None
-  turns: Any = None
-  vector: Any = None
-  keys: Any = None
 
 
 class Attention(nn.Module):
@@ -283,46 +213,6 @@ class Block(nn.Module):
     if drop is not None:
       added = drop(added)
     return norm(x + added) if self.style.post else x + added
-
-
-@dataclasses.dataclass(frozen=True)
-class Dropouts:
-  """Keys of attention's [B], and functions on what attention and MLP add."""
-
-  attention: Any = None
-  attended: Any = None
-  mlp: Any = None
-
-
-def dropouts(keys, number, style: Style) -> Dropouts:
-  """Of layer `number`; nothing without keys."""
-  if keys is None or not (
-    style.dropout or style.attention_dropout or style.path_dropout
-  ):
-    return Dropouts()
-  fold = jax.vmap(jax.random.fold_in, (0, None))
-  keys = fold(keys, number)
-  path = style.path_dropout
-  if path and style.depth:
-    path = path * number / max(style.depth - 1, 1)
-
-  def of(index):
-    def drop(x):
-      x = dropout(x, fold(keys, index), style.dropout)
-      return dropout(x, fold(keys, index + 1), path, whole=True)
-
-    return drop
-
-  return Dropouts(fold(keys, 0), of(1), of(3))
-
-
-def dropout(x, keys, rate: float | jax.Array, *, whole: bool = False):
-  """x [B, L, D] with a share of its values, or of its examples, zero; mean kept."""
-  if keys is None or isinstance(rate, float) and not rate:
-    return x
-  shape = (1, 1) if whole else x.shape[1:]
-  keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate, shape))(keys)
-  return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
 def unit(x: jax.Array) -> jax.Array:

@@ -91,7 +91,7 @@ class Net:
     tokens: token space; its kind is the head's.
     text, vocab: text encoder, and how many ids (or classes) it has.
     scales: what turns tokens of several scales into inputs, the fixed part of their
-      tokenizer (multiscale.Latents); None where tokens are of one grid.
+      tokenizer (latents.Latents); None where tokens are of one grid.
   """
 
   model: config.Model

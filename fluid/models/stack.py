@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fluid.models import block
-from fluid.models.block import Given, Style
+from fluid.models.style import Given, Style
 from fluid.parallel import sharding
 
 # Parameters of a stack: names of the weights that decay, and of the others.

@@ -10,7 +10,6 @@ L tokens of all scales, C latent channels, V vocabulary.
 """
 
 import dataclasses
-import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from fluid import config as config_lib
-from fluid.parallel import sharding
-from fluid.tokenizers import autoencoder, base, store, vq
+from fluid.tokenizers import autoencoder, base, latents, store, vq
 
 BLEND = 0.5  # Share of the smoothing convolution; the rest is the enlarged codes.
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -76,12 +74,12 @@ class VARVQConfig(autoencoder.AutoencoderConfig):
   def latents(self):
     """Of the weights in `path`; of zeros where there is none, for shapes alone."""
     if not self.path:
-      return Latents(self, None)
+      return latents.Latents(self, None)
     read = store.read_weights
     content = store.read_config(self.path)
     shapes = jax.eval_shape(self.make(content["image_size"]).init, jax.random.key(0))
     weights = read(self.path, content["weights_sha256"], shapes)["params"]
-    return Latents(self, weights)
+    return latents.Latents(self, weights)
 
 
 def enlarging(small: int, large: int) -> np.ndarray:
@@ -190,69 +188,6 @@ class MultiScale(autoencoder.Autoencoder):
 
   def __call__(self, images):
     return self.decode(self.latents(self.quantize(self.encode(images))[0])[-1])
-
-
-class Latents:
-  """The part of a tokenizer between tokens and latents, with its fixed weights.
-
-  Equal and of one hash where config and weights are, so that it can be static in jit:
-  the weights (about a megabyte) are constants of what is compiled, no parameters.
-
-  Attributes:
-    sides: of the scales.
-  """
-
-  def __init__(self, config: VARVQConfig, params):
-    self._config = dataclasses.replace(config, path="")
-    self._module = self._config.module()
-    if params is None:
-      tokens = jnp.zeros((1, sum(s * s for s in config.scales)), jnp.int32)
-      made = lambda: self._module.init(
-        jax.random.key(0), tokens, method=self._module.latents
-      )
-      shapes = jax.eval_shape(made)["params"]
-      params = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
-    wanted = ("codebook", *(f"smooth_{i}" for i in range(config.smoothers)))
-    self._params = {
-      k: jax.tree.map(np.asarray, v) for k, v in params.items() if k in wanted
-    }
-    self.sides = tuple(config.scales)
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(self._params):
-      digest.update(leaf.tobytes())
-    self._identity = (self._config, digest.hexdigest())
-
-  def __eq__(self, other):
-    return isinstance(other, Latents) and self._identity == other._identity
-
-  def __hash__(self):
-    return hash(self._identity)
-
-  def _apply(self, method, *args):
-    params = jax.tree.map(jnp.asarray, self._params)
-    run = lambda *args: self._module.apply({"params": params}, *args, method=method)
-    if sharding.explicit():  # Convolutions and gathers: by the compiler.
-      mesh = jax.sharding.get_abstract_mesh()
-      run = jax.sharding.auto_axes(
-        run, axes=mesh.axis_names, out_sharding=sharding.batch_spec()
-      )
-    return run(*args)
-
-  def blank(self, rows: int) -> jax.Array:
-    """The sum before the first scale [B, h, w, C]."""
-    return jnp.zeros((rows, *[self.sides[-1]] * 2, self._config.channels))
-
-  def inputs(self, tokens) -> jax.Array:
-    """[B, L] -> inputs of all scales but the first [B, L - s s, C]."""
-    return self._apply(self._module.inputs, tokens)
-
-  def add(self, latent, tokens, scale: int) -> jax.Array:
-    """The sum with the tokens of one more scale [B, s s]."""
-    return latent + self._apply(self._module.contribution, tokens, scale)
-
-  def at(self, latent, scale: int) -> jax.Array:
-    """The sum as the input of a scale [B, s s, C]."""
-    return self._apply(self._module.at_scale, latent, scale)
 
 
 class VARVQ(base.Tokenizer):

@@ -12,9 +12,9 @@ from flax import linen as nn
 from fluid import config
 from fluid.config import rules
 from fluid.models import layers
-from fluid.models.block import Given
 from fluid.models.conditions.base import Cond, Condition
 from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
+from fluid.models.style import Given
 from fluid.parallel.sharding import spec
 
 

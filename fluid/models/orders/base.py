@@ -40,7 +40,7 @@ class Decoding(Protocol):
 
   keys: jax.Array  # [B]
   length: int
-  scales: Any  # Of several: the fixed part of a tokenizer, multiscale.Latents.
+  scales: Any  # Of several: the fixed part of a tokenizer, latents.Latents.
 
   def blank(self) -> jax.Array:
     """Tokens [B, L, ...], all zero."""

@@ -8,8 +8,8 @@ from flax import linen as nn
 from fluid import config
 from fluid.config import rules
 from fluid.models import attention
-from fluid.models.block import Style
 from fluid.models.stack import Stack
+from fluid.models.style import Style
 from fluid.tokenizers.base import TokenSpec
 
 PLAIN = Style()

@@ -15,9 +15,9 @@ from flax import linen as nn
 from fluid import config
 from fluid.config import rules
 from fluid.models import layers
-from fluid.models.block import Given, Style
 from fluid.models.plan import Plan, rows
 from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
+from fluid.models.style import Given, Style
 from fluid.models.trunks.base import Blocks
 from fluid.tokenizers.base import TokenSpec
 

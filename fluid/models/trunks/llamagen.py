@@ -12,10 +12,10 @@ import numpy as np
 from flax import linen as nn
 
 from fluid.config import rules
-from fluid.models import block, rows
-from fluid.models.block import Given, Style
+from fluid.models import dropout, rows
 from fluid.models.plan import Plan
 from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
+from fluid.models.style import Given, Style
 from fluid.models.trunks.base import Blocks
 from fluid.parallel import sharding
 from fluid.tokenizers.base import TokenSpec
@@ -129,7 +129,7 @@ class LlamaGenTrunk(nn.Module):
       return self.trunk(x, given, causal=True, kept=kept, first=first)
     mask = _slots(mask, x.shape[1])
     x = jnp.concatenate([prefix[:, :-1], x], 1)
-    x = block.dropout(x, keys, self.cfg.dropout)
+    x = dropout.dropout(x, keys, self.cfg.dropout)
     given = Given(mask=mask, turns=self._turns(front, plan.positions), keys=keys)
     z, kept = self.trunk(x, given, causal=True)
     return z[:, front:], kept

@@ -15,9 +15,9 @@ from flax import linen as nn
 from fluid.config import rules
 from fluid.models import layers
 from fluid.models import rows as passes_of
-from fluid.models.block import Given, Style
 from fluid.models.plan import Plan, rows
 from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
+from fluid.models.style import Given, Style
 from fluid.models.trunks.base import Blocks
 from fluid.parallel import sharding
 from fluid.tokenizers.base import TokenSpec
@@ -32,7 +32,7 @@ class MARConfig(Blocks):
   Attributes:
     decoder_layers: of the decoder; `layers` are the encoder's.
     buffer: copies of the class before the image's tokens.
-    dropout, attention_dropout: see block.Style.
+    dropout, attention_dropout: see Style.
   """
 
   kind = "mar"

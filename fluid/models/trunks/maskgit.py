@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fluid.config import rules
-from fluid.models import block, layers
+from fluid.models import dropout, layers
 from fluid.models import rows as passes_of
-from fluid.models.block import Given, Style
 from fluid.models.plan import Plan
 from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
+from fluid.models.style import Given, Style
 from fluid.models.trunks.base import Blocks
 from fluid.tokenizers.base import TokenSpec
 
@@ -27,7 +27,7 @@ class MaskGITConfig(Blocks):
   Attributes:
     hidden_width: of the MLPs (0: 4 x width).
     epsilon: of the norms.
-    dropout, attention_dropout: see block.Style; the first also of embeddings.
+    dropout, attention_dropout: see Style; the first also of embeddings.
   """
 
   kind = "maskgit"
@@ -101,7 +101,7 @@ class MaskGITTrunk(nn.Module):
     vector = passes_of.repeat(cond.vector, x.shape[0] // cond.vector.shape[0])
     x = jnp.concatenate([vector[:, None].astype(x.dtype), x], 1)
     x = self.norm_in(x + self.pos().astype(x.dtype))
-    x = block.dropout(x, keys, self.cfg.dropout)
+    x = dropout.dropout(x, keys, self.cfg.dropout)
     z, _ = self.trunk(x, Given(keys=keys), at=None if at is None else 1 + at)
     z = z[:, 1:] if at is None else z
     return self.norm_out(nn.gelu(self.transform(z))), kept

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fluid.config import rules
-from fluid.models import block, layers, rows
-from fluid.models.block import Given, Style
+from fluid.models import dropout, layers, rows
 from fluid.models.plan import Plan
 from fluid.models.plan import rows as rows_of
 from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
+from fluid.models.style import Given, Style
 from fluid.models.trunks.base import Blocks
 from fluid.parallel import sharding
 from fluid.tokenizers.base import TokenSpec
@@ -28,7 +28,7 @@ class RARConfig(Blocks):
 
   Attributes:
     hidden_width: of the MLPs (0: 4 x width).
-    dropout, attention_dropout: see block.Style; the first also of embeddings.
+    dropout, attention_dropout: see Style; the first also of embeddings.
   """
 
   kind = "rar"
@@ -123,7 +123,7 @@ class RARTrunk(nn.Module):
     else:
       before, of_it = self._first(vector)
       x = jnp.concatenate([before, x], 1)
-      x = block.dropout(x, keys, self.cfg.dropout)
+      x = dropout.dropout(x, keys, self.cfg.dropout)
       given = Given(vector=jnp.concatenate([of_it, about], 1), keys=keys)
       z, _ = self.trunk(x, given, causal=True)
       z = z[:, 1:]

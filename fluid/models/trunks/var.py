@@ -11,9 +11,9 @@ from flax import linen as nn
 
 from fluid.config import rules
 from fluid.models import layers, rows
-from fluid.models.block import MODULATIONS, Given, Style
 from fluid.models.plan import Plan
 from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
+from fluid.models.style import MODULATIONS, Given, Style
 from fluid.models.trunks.base import Blocks
 from fluid.tokenizers.base import TokenSpec
 

@@ -1,0 +1,52 @@
+"""Dropout with a key for each example, so that batches may be cut as one likes.
+
+B batch, L tokens, D width.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fluid.models.style import Style
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropouts:
+  """Keys of attention's [B], and functions on what attention and MLP add."""
+
+  attention: Any = None
+  attended: Any = None
+  mlp: Any = None
+
+
+def dropouts(keys, number, style: Style) -> Dropouts:
+  """Of layer `number`; nothing without keys."""
+  if keys is None or not (
+    style.dropout or style.attention_dropout or style.path_dropout
+  ):
+    return Dropouts()
+  fold = jax.vmap(jax.random.fold_in, (0, None))
+  keys = fold(keys, number)
+  path = style.path_dropout
+  if path and style.depth:
+    path = path * number / max(style.depth - 1, 1)
+
+  def of(index):
+    def drop(x):
+      x = dropout(x, fold(keys, index), style.dropout)
+      return dropout(x, fold(keys, index + 1), path, whole=True)
+
+    return drop
+
+  return Dropouts(fold(keys, 0), of(1), of(3))
+
+
+def dropout(x, keys, rate: float | jax.Array, *, whole: bool = False):
+  """x [B, L, D] with a share of its values, or of its examples, zero; mean kept."""
+  if keys is None or isinstance(rate, float) and not rate:
+    return x
+  shape = (1, 1) if whole else x.shape[1:]
+  keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate, shape))(keys)
+  return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
