@@ -16,7 +16,7 @@ from fluid import config as config_lib
 from fluid import files, tokenizers
 from fluid.convert.family import Family
 from fluid.convert.spellings import SPELLINGS
-from fluid.durable import exported
+from fluid.durable import exported, paths
 from fluid.errors import ConfigError
 from fluid.models import Net
 from fluid.models.published import RUNS
@@ -59,6 +59,7 @@ def abstract(run, options) -> Any:
 def save(path: str, run, options, params: Any) -> None:
   """Writes the folder of a run with these parameters, and no checkpoints."""
   del options
+  run = paths.made_absolute(run)
   folder, net = pathlib.Path(path), Net.of(run)
   folder.mkdir(parents=True, exist_ok=True)
   sha256 = exported.write(folder, params, weights="ema", step=0)
