@@ -44,7 +44,8 @@ def test_loss_on_a_mesh_equals_one_device(cell, shape):
     params = jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), params, like)
     batch = sharding.shard_batch(jax.tree.map(np.asarray, batch), mesh)
     got, got_grad = jax.jit(jax.value_and_grad(f))(params, batch)
-    cfg = options(net, guidance=2.0, steps=4, diffusion_steps=3)
+    # Bounded: what a random denoiser makes of rounding grows from token to token.
+    cfg = options(net, guidance=2.0, steps=4, diffusion_steps=3, clip=3.0)
     drawn = sampling._generate(
       params, batch["text"], batch["text_mask"], keys_of(), net=net, cfg=cfg
     )
@@ -58,9 +59,7 @@ def test_loss_on_a_mesh_equals_one_device(cell, shape):
   )
   params, batch = jax.tree.map(np.asarray, (params, batch))
   alone = generate(net, params, batch["text"], batch["text_mask"], keys_of(), cfg)
-  # Random denoisers give values of many thousands, whose sums come near zero.
-  atol = max(1e-4, 1e-6 * np.abs(alone).max())
-  np.testing.assert_allclose(drawn, alone, rtol=1e-3, atol=atol)
+  np.testing.assert_allclose(drawn, alone, rtol=1e-3, atol=1e-4)
 
 
 MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)]
