@@ -58,7 +58,8 @@ class Decoder:
     if guided and self.options.guidance != 1:
       twice = lambda a: jnp.concatenate([a, a]) if a is not None else None
       tokens, at = twice(tokens), twice(at)
-      plan = plan.each(lambda a: twice(a) if len(a) > 1 else a)
+      rows = len(self.keys)  # Others have one row for all.
+      plan = plan.each(lambda a: twice(a) if len(a) == rows else a)
     elif self.options.guidance != 1:  # The first half: the prompts.
       rows = len(tokens)
       kept = jax.tree.map(lambda a: a[:, :rows], kept)

@@ -1,5 +1,6 @@
 """Eight simulated devices for every test, and the reference numbers where they are."""
 
+import functools
 import os
 import pathlib
 
@@ -40,3 +41,15 @@ def fixtures():
   if not path.is_dir():
     pytest.skip(f"no reference numbers at {path} (set FLUID_FIXTURES)")
   return path
+
+
+@pytest.fixture(scope="session")
+def converted(fixtures, tmp_path_factory):
+  """name -> a published model of the fixtures, see tests.published."""
+  from tests import published
+
+  @functools.cache
+  def get(name):
+    return published.convert(name, fixtures / name, tmp_path_factory.mktemp(name))
+
+  return get

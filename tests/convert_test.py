@@ -171,8 +171,9 @@ def test_sources_are_parts_sums_and_layers_and_used_once():
   shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
   shapes = {"layers/kernel": shape(2, 3, 4), "both": shape(3, 3), "one": shape(2)}
   shapes |= dict.fromkeys("qkv", shape(2))
+  given: dict = {"one": 1.0}
   fill = lambda rows, shapes: names.fill(
-    shapes, weights, [names.Spelling(rows)], config=None, given={"one": 1.0}
+    shapes, weights, [names.Spelling(rows)], config=None, given=given
   )
   found = fill(rows, shapes)
   np.testing.assert_array_equal(found["layers/kernel"][1], file["blocks.1.w"].T)
@@ -181,12 +182,23 @@ def test_sources_are_parts_sums_and_layers_and_used_once():
   np.testing.assert_array_equal(found["one"], [1, 1])
   assert all(v.dtype == np.float32 for v in found.values())
   del shapes["v"]
-  with pytest.raises(ConfigError, match=re.escape("1 left over: qkv (6,)")):
+  with pytest.raises(ConfigError, match=re.escape("1 left over: 2 rows of qkv (6,)")):
     fill(rows, shapes)
   shapes["again"] = shape(2)
   twice = (*rows, ("again", "qkv[1/3]"))
   with pytest.raises(ConfigError, match=re.escape("1 used twice: qkv[1/3]")):
     fill(twice, shapes)
+  # Rows of a table, whatever axes of size one come before them.
+  file["table"] = np.arange(10.0).reshape(1, 5, 2)
+  weights, given = Weights({"table": lambda: file["table"]}), {}
+  rows = (("first", "table[0:2]"), ("rest", "table[2:]"), ("some", "table[2:4]"))
+  shapes = {"first": shape(2, 2), "rest": shape(3, 2)}
+  found = fill(rows, shapes)
+  np.testing.assert_array_equal(np.concatenate([*found.values()]), file["table"][0])
+  with pytest.raises(ConfigError, match=re.escape("1 rows of table (1, 5, 2)")):
+    fill(rows, {"first": shape(2, 2), "some": shape(2, 2)})
+  with pytest.raises(ConfigError, match="from table.0:9. .it has 5 rows"):
+    fill((("first", "table[0:9]"),), {"first": shape(9, 2)})
 
 
 def test_command_line(tmp_path, capsys):

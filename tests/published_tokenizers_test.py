@@ -10,7 +10,7 @@ import pytest
 
 from fluid import tokenizers as tokenizers_lib
 from fluid.convert import family, tokenizers
-from fluid.tokenizers import base, multiscale
+from fluid.tokenizers import base, latents, multiscale
 
 CLOSE = 1e-4  # Relative to the largest value.
 TIE = 1e-5  # Of two distances, where the reference may choose either code.
@@ -190,18 +190,19 @@ def test_var_equals_reference(name, loaded, record_property):
     matrix = multiscale.averaging(scales[-1], scales[k])
     flat = np.asarray(multiscale.resize(rest, matrix)).reshape(-1, latent.shape[-1])
     same_codes(found[k], codes, flat, codebook, record_property)
-  close(tokenizer.inputs(tokens), cases["var_input"])
+  fixed = latents.Latents(tokenizer.config, tokenizer.variables["params"])
+  close(fixed.inputs(tokens), cases["var_input"])
   reconstruction = np.clip(last(cases["reconstruction"]), -1, 1)
   close(tokenizer.decode(tokens), reconstruction)
   greedy = (tokenizer.decode(cases["greedy/codes"].astype(np.int32)) + 1) / 2
   close(greedy, last(cases["greedy/image_0_1"]))
   # Scale by scale, as a model that samples goes.
-  step, parts = jnp.zeros_like(latent), []
+  step, parts = fixed.blank(len(latent)), []
   for k, codes in enumerate(expected):
-    step, inputs = tokenizer.add_scale_with(tokenizer.variables, step, codes, k)
-    parts.append(inputs)
-  close(np.concatenate(parts[:-1], 1), cases["var_input"])
-  assert parts[-1] is None
+    parts.append(fixed.at(step, k))
+    step = fixed.add(step, codes, k)
+  close(np.concatenate(parts[1:], 1), cases["var_input"])
+  assert not np.any(parts[0])
   close(step, sums[-1])
 
 

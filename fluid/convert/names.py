@@ -22,6 +22,7 @@ each layer:
 """
 
 import collections
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -187,31 +188,33 @@ class _Plan:
 
   def _tensor(self, name: str) -> np.ndarray:
     array = self.weights[_whole(name)]
-    if part := _part(name):
-      return np.split(array, part[1])[part[0]]
     if "[" not in name:
       return array
-    start, stop = _rows(name)
-    array = array.reshape(array.shape[[n > 1 for n in array.shape].index(True) :])
-    if stop is not None and stop > len(array):
-      raise ValueError(f"it has {len(array)} rows")
-    return array[start:stop]
+    array = _table(array)
+    rows = _rows(name, len(array))
+    return array[rows.start : rows.stop]
 
   def _left(self, used: list[str]) -> list[str]:
-    """Tensors, or parts of them, that no parameter asks for."""
-    parts: dict[str, set[int]] = {}
+    """Tensors, or rows of them, that no parameter asks for."""
+    parts: dict[str, list[str]] = {}
     for name in used:
-      of, total = _part(name) or (0, 1)
-      if "[" in name and "/" not in name:  # Some rows; which are left is not counted.
-        of, total = (-1, 1) if _rows(name)[1] is not None else (0, 1)
-      left = parts.setdefault(_whole(name), set(range(total)))
-      left.discard(of)
-    skipped = lambda name: any(re.fullmatch(p, name) for p in self.spelling.skip)
-    return [
-      f"{name} {self.weights[name].shape}"
-      for name in self.weights
-      if parts.get(name, True) and not skipped(name)
-    ]
+      parts.setdefault(_whole(name), []).append(name)
+    out = []
+    for name in self.weights:
+      asked = parts.get(name, [])
+      if name in asked or any(re.fullmatch(p, name) for p in self.spelling.skip):
+        continue
+      array = self.weights[name]
+      if asked:
+        total = len(_table(array))
+        rows = set(range(total))
+        with contextlib.suppress(ValueError):  # Said of what asks for them.
+          rows.difference_update(*(_rows(part, total) for part in asked))
+        if rows:
+          out.append(f"{len(rows)} rows of {name} {array.shape}")
+      else:
+        out.append(f"{name} {array.shape}")
+    return out
 
   def _fault(self, what: str, names: list[str]) -> None:
     if names:
@@ -225,16 +228,28 @@ def _expand(template: str, groups: list[str]) -> str:
   return re.sub(r"\\(\d)", lambda m: groups[int(m[1]) - 1], template)
 
 
-def _part(name: str) -> tuple[int, int] | None:
-  """'x[1/3]' -> (1, 3)."""
-  match = re.search(r"\[(\d+)/(\d+)\]$", name)
-  return (int(match[1]), int(match[2])) if match else None
+def _table(array: np.ndarray) -> np.ndarray:
+  """Without axes of size one before the rows."""
+  lead = next((i for i, n in enumerate(array.shape) if n > 1), 0)
+  return array.reshape(array.shape[lead:])
 
 
-def _rows(name: str) -> tuple[int, int | None]:
-  """'x[2:18]' -> (2, 18); 'x[2:]' -> (2, None)."""
+def _rows(name: str, total: int) -> range:
+  """Rows that 'x[1/3]' or 'x[2:18]' asks for, of so many.
+
+  Raises:
+    ValueError: the tensor does not have them.
+  """
+  if part := re.search(r"\[(\d+)/(\d+)\]$", name):
+    of, parts = int(part[1]), int(part[2])
+    if total % parts:
+      raise ValueError(f"its {total} rows are not {parts} equal parts")
+    return range(of * total // parts, (of + 1) * total // parts)
   start, stop = re.search(r"\[(\d+):(\d*)\]$", name).groups()  # type: ignore[union-attr]
-  return int(start), int(stop) if stop else None
+  end = int(stop) if stop else total
+  if end > total:
+    raise ValueError(f"it has {total} rows")
+  return range(int(start), end)
 
 
 def _whole(name: str) -> str:

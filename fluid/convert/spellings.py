@@ -144,7 +144,7 @@ RAR: tuple[Row, ...] = (
   ("pos/w", lambda run: f"pos_embed[0:{_length(run) + 2}]"),
   ("pos_target/w", lambda run: f"target_aware_pos_embed[2:{_length(run) + 2}]"),
   ("time/w", lambda run: f"timesteps_embeddings[0:{_length(run) + 1}]"),
-  (r"modulation/(\w+)", r"adaln_before_head.adaLN_modulation.1.\1"),
+  (r"final/modulation/(\w+)", r"adaln_before_head.adaLN_modulation.1.\1"),
   ("head/table/w", lambda run: f"embeddings.weight[0:{_codes(run)}]"),
   # Between codes and classes there is a mask token, which nothing uses.
   ("label/w", lambda run: f"embeddings.weight[{_codes(run) + 1}:]"),
@@ -180,7 +180,7 @@ VAR: tuple[Row, ...] = (
     " + ".join(f"blocks.*.ada_gss[{i}:{i + 1}]" for i in _SIX),
   ),
   (r"shared/(\w+)", _six(r"shared_ada_lin.1.\1")),
-  (r"modulation/(\w+)", r"head_nm.ada_lin.1.\1"),
+  (r"final/modulation/(\w+)", r"head_nm.ada_lin.1.\1"),
   ("fill/w", "pos_start"),
   ("pos/w", "pos_1LC"),
   ("level/w", "lvl_embed.weight"),
@@ -216,8 +216,7 @@ SPELLINGS = {
     WORDS,
     torch,
     sections=("var", "state_dict", ""),
-    # Buffers; rows of ada_gss are all used, one by one.
-    skip=("attn_bias_for_masking", "lvl_1L", r".*\.zero_k_bias", r".*\.ada_gss"),
+    skip=("attn_bias_for_masking", "lvl_1L", r".*\.zero_k_bias"),  # Buffers.
   ),
   "rar": Spelling(
     RAR,

@@ -161,7 +161,8 @@ class Block(nn.Module):
       own: of this layer, None or the keys and values of the text (None: not known yet),
         [B, T, H, K], with a past [B, H, T, K], and its number.
       given: what all layers read.
-      at: positions [B, M] to compute; all of x still gives the keys.
+      at: positions [B, M] to compute; all of x still gives the keys. Not beside turns,
+        nor a vector for each position: causal passes, which have these, want all.
 
     Returns:
       The carry, with the new positions written to the past, and None.
@@ -175,8 +176,6 @@ class Block(nn.Module):
     if past is None:
       if at is not None:
         x, y = (jnp.take_along_axis(a, at[..., None], 1) for a in (x, y))
-      if at is not None and turns is not None:
-        turns = tuple(a[at] for a in turns)
       given_self = dict(mask=given.mask, causal=self.causal, drop=drops.attention)
       added = self.attend(y, k, v, turns=turns, **given_self)
     else:
@@ -195,7 +194,7 @@ class Block(nn.Module):
         added = self.read(y, *text_kv, mask=given.text_mask)
       else:
         added = self.read.cached(y, *text_kv, given.text_mask[:, None])
-      x = self._out(self.norm_cross, x, added, None, 0, drops.attended)
+      x = self._out(self.norm_cross, x, added, None, 0, drops.read)
     added = self.mlp(self._in(self.norm_mlp, x, six, 3))
     return (self._out(self.norm_mlp, x, added, six, 3, drops.mlp), past), None
 
@@ -215,6 +214,22 @@ class Block(nn.Module):
     return norm(x + added) if self.style.post else x + added
 
 
+class ModulatedNorm(nn.Module):
+  """The norm after the last block of models with AdaLN: scale and shift by a vector."""
+
+  width: int
+
+  def setup(self):
+    zeros, axes = nn.initializers.zeros, ("embed", None, None)
+    self.modulation = layers.Linear((self.width,), (2, self.width), axes, init=zeros)
+    self.norm = layers.Norm(affine=False)
+
+  def __call__(self, x: jax.Array, vector: jax.Array) -> jax.Array:
+    """x [B, L, D], vector [B, L or 1, D] -> [B, L, D]."""
+    scale, shift = jnp.moveaxis(self.modulation(nn.silu(vector)), -2, 0)
+    return self.norm(x) * (1 + scale) + shift
+
+
 def unit(x: jax.Array) -> jax.Array:
   """[..., K] of length one."""
   y = x.astype(jnp.float32)
@@ -226,7 +241,7 @@ def turned(x: jax.Array, turns) -> jax.Array:
   """Pairs of neighbouring channels of x [B, L, H, K], turned; see Given."""
   if turns is None:
     return x
-  cos, sin = (a[..., None, :] for a in turns)  # [L, 1, K/2] or [B, L, 1, K/2]
+  cos, sin = (a[:, None] for a in turns)  # [L, 1, K/2]
   pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
   a, b = pairs[..., 0], pairs[..., 1]
   y = jnp.stack([a * cos - b * sin, b * cos + a * sin], -1)

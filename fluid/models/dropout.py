@@ -14,11 +14,12 @@ from fluid.models.style import Style
 
 @dataclasses.dataclass(frozen=True)
 class Dropouts:
-  """Keys of attention's [B], and functions on what attention and MLP add."""
+  """Keys of attention's [B], and functions on what a block's three layers add."""
 
   attention: Any = None
   attended: Any = None
   mlp: Any = None
+  read: Any = None
 
 
 def dropouts(keys, number, style: Style) -> Dropouts:
@@ -40,7 +41,7 @@ def dropouts(keys, number, style: Style) -> Dropouts:
 
     return drop
 
-  return Dropouts(fold(keys, 0), of(1), of(3))
+  return Dropouts(fold(keys, 0), of(1), of(3), of(5))
 
 
 def dropout(x, keys, rate: float | jax.Array, *, whole: bool = False):

@@ -32,8 +32,8 @@ class Plan:
       sees those of its own block and of those before.
     first: slot number of the first one, where the plan is of later slots alone: behind
       a cache that holds those before.
-    most: the most slots of a row that show their token, where that is not all: a trunk
-      may leave out the others.
+    most: the most slots of a row that show their token (None: all may): a trunk may
+      leave out the others.
   """
 
   read: Index
@@ -43,7 +43,7 @@ class Plan:
   known: jax.Array | None = None
   causal: bool | tuple[int, ...] = False
   first: int | jax.Array = 0
-  most: int = 0
+  most: int | None = None
 
   def show(self, x: jax.Array, fill: jax.Array) -> jax.Array:
     """Embedded tokens [B, L, D], fill [D] or [B, 1, D] -> inputs [B, S, D]."""

@@ -29,6 +29,11 @@ def repeat(x: jax.Array, passes: int) -> jax.Array:
   return sharding.by_rows(x)  # One example's axis has no sharding of its own.
 
 
+def like(x: jax.Array, rows: jax.Array) -> jax.Array:
+  """Examples [B, ...] -> as many rows as there are in another array [B P, ...]."""
+  return repeat(x, rows.shape[0] // x.shape[0])
+
+
 def join(tree: Any, passes: int) -> Any:
   """Rows [B P, L, ...] -> those of an example behind each other [B, P L, ...]."""
   return jax.tree.map(lambda x: _reshaped(x, x.shape[0] // passes), tree)

@@ -19,13 +19,30 @@ OTHERS = (
   r"(blocks/.*/(b|bias|scale)|blocks/(self/(heat|v_bias)|offset)/w|norm/(bias|scale))"
 )
 # Matrices among the weights: axes of their inputs and outputs; keys and values are two.
-MATRICES = (
+_MATRICES = (
   (r"blocks/(self|cross)/q/w", (1,), (2, 3)),
   (r"blocks/(self|cross)/kv/w", (1,), (3, 4)),
   (r"blocks/(self|cross)/out/w", (1, 2), (3,)),
   (r"blocks/mlp/(up|down)/w", (1,), (2,)),
   (r"blocks/mlp/gated/w", (1,), (3,)),
 )
+
+
+def parameters(*stacks: str, component: str = "core") -> tuple[tuple, ...]:
+  """Rows of PARAMETERS for stacks of these names."""
+  return tuple(
+    (f"{stack}/{names}", decays, component)
+    for stack in stacks
+    for names, decays in ((WEIGHTS, True), (OTHERS, False))
+  )
+
+
+def matrices(*stacks: str) -> tuple[tuple, ...]:
+  """Rows of MATRICES for stacks of these names."""
+  return tuple(
+    (f"{stack}/{name}", *axes) for stack in stacks for name, *axes in _MATRICES
+  )
+
 
 _NOTHING = Given()
 _REMAT = {

@@ -48,13 +48,12 @@ class Style:
   path_dropout: float = 0.0
   depth: int = 0
 
-  def norm_layer(self, **kwargs) -> layers.Norm:
+  def norm_layer(self) -> layers.Norm:
     """A norm of this style."""
     return layers.Norm(
       affine=self.norm != "plain",
       epsilon=self.epsilon,
       centred=self.norm != "rms",
-      **kwargs,
     )
 
 

@@ -227,31 +227,6 @@ class VARVQ(base.Tokenizer):
     images = self._apply(variables, self.module.decode, latent)
     return jnp.clip(images, -1.0, 1.0)
 
-  def inputs(self, tokens: jax.Array) -> jax.Array:
-    """Tokens [B, L] -> inputs of all scales but the first, [B, L - s s, C] float32."""
-    return self._jit("inputs_with")(self.variables, tokens)
-
-  def inputs_with(self, variables, tokens):
-    """Pure; see `inputs`."""
-    return self._apply(variables, self.module.inputs, tokens)
-
-  def add_scale_with(self, variables, latent, tokens, scale: int):
-    """One step of sampling: pure.
-
-    Args:
-      variables: of this tokenizer.
-      latent: the sum so far [B, h, w, C], zeros before scale 0.
-      tokens: of this scale [B, s s].
-      scale: its number.
-
-    Returns:
-      (latent, inputs of the next scale [B, s s, C], or None after the last).
-    """
-    latent = latent + self._apply(variables, self.module.contribution, tokens, scale)
-    if scale + 1 == len(self.config.scales):
-      return latent, None
-    return latent, self._apply(variables, self.module.at_scale, latent, scale + 1)
-
   def training_state(self, variables):
     """What training carries beside the parameters: nothing."""
     return {}

@@ -13,7 +13,7 @@ from fluid import config
 from fluid.config import rules
 from fluid.models import layers
 from fluid.models.conditions.base import Cond, Condition
-from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
+from fluid.models.stack import matrices, parameters
 from fluid.models.style import Given
 from fluid.parallel.sharding import spec
 
@@ -30,14 +30,13 @@ class TextConfig(Condition):
   kind = "text"
   texts = ("learned", "t5", "minilm")
   PARAMETERS = (
-    (f"aligner/stack/{WEIGHTS}", True, "aligner"),
-    (f"aligner/stack/{OTHERS}", False, "aligner"),
+    *parameters("aligner/stack", component="aligner"),
     (r"aligner/proj/w", True, "aligner"),
     (r"aligner/proj/b", False, "aligner"),
     (r"aligner/(table|null|pos)/w", False, "embeddings"),
   )
 
-  MATRICES = tuple((f"aligner/stack/{name}", *axes) for name, *axes in MATRICES)
+  MATRICES = matrices("aligner/stack")
 
   layers: int = 6
   width: int = 256

@@ -187,11 +187,16 @@ def reveal(tokens, unknown, new, score, after):
   return jnp.where(unknown, 0, tokens), unknown
 
 
-def _plan(n: int, masked: jax.Array, most: int = 0) -> Plan:
+def _plan(n: int, masked: jax.Array, most: int | None = None) -> Plan:
   """Every token in its own slot, those of `masked` [B, L] hidden and predicted."""
   own = np.arange(n)
   return Plan(
-    read=own, positions=own, targets=own, predicted=masked, known=~masked, most=most
+    read=own,
+    positions=own,
+    targets=own,
+    predicted=masked,
+    known=~masked,
+    most=None if most is None else max(most, 1),
   )
 
 

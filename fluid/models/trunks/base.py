@@ -117,3 +117,28 @@ class Blocks(Trunk):
       kernel=self.attention,
       final=final,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropping(Blocks):
+  """One whose blocks drop what they add and attention's weights in training.
+
+  Attributes:
+    hidden_width: of the MLPs (0: 4 x width).
+    dropout, attention_dropout: see Style; the first may be of embeddings as well.
+  """
+
+  hidden_width: int = 0
+  dropout: float = 0.1
+  attention_dropout: float = 0.1
+
+  def check(self, name):
+    super().check(name)
+    rules.not_negative(self, name, "hidden_width")
+    for field in ("dropout", "attention_dropout"):
+      rules.share(f"{name}{field}", getattr(self, field), open_end=True)
+
+  @property
+  def hidden(self):
+    """See Blocks."""
+    return self.hidden_width or super().hidden

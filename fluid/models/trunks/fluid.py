@@ -16,7 +16,7 @@ from fluid import config
 from fluid.config import rules
 from fluid.models import layers
 from fluid.models.plan import Plan, rows
-from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
+from fluid.models.stack import matrices, parameters
 from fluid.models.style import Given, Style
 from fluid.models.trunks.base import Blocks
 from fluid.tokenizers.base import TokenSpec
@@ -34,12 +34,11 @@ class FluidConfig(Blocks):
 
   kind = "fluid"
   PARAMETERS = (
-    (f"trunk/{WEIGHTS}", True, "core"),
-    (f"trunk/{OTHERS}", False, "core"),
+    *parameters("trunk"),
     (r"(fill|pos|pos_out)/w|norm_in/(bias|scale)", False, "embeddings"),
   )
 
-  MATRICES = tuple((f"trunk/{name}", *axes) for name, *axes in MATRICES)
+  MATRICES = matrices("trunk")
 
   mlp_ratio: int = 4
   residual_init: float = 1.0

@@ -14,7 +14,7 @@ from flax import linen as nn
 from fluid.config import rules
 from fluid.models import dropout, rows
 from fluid.models.plan import Plan
-from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
+from fluid.models.stack import matrices, parameters
 from fluid.models.style import Given, Style
 from fluid.models.trunks.base import Blocks
 from fluid.parallel import sharding
@@ -34,8 +34,8 @@ class LlamaGenConfig(Blocks):
 
   kind = "llamagen"
   follows = ("next",)
-  PARAMETERS = ((f"trunk/{WEIGHTS}", True, "core"), (f"trunk/{OTHERS}", False, "core"))
-  MATRICES = tuple((f"trunk/{name}", *axes) for name, *axes in MATRICES)
+  PARAMETERS = parameters("trunk")
+  MATRICES = matrices("trunk")
 
   multiple: int = 256
   theta: float = 10_000.0

@@ -16,47 +16,39 @@ from fluid.config import rules
 from fluid.models import layers
 from fluid.models import rows as passes_of
 from fluid.models.plan import Plan, rows
-from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
+from fluid.models.stack import matrices, parameters
 from fluid.models.style import Given, Style
-from fluid.models.trunks.base import Blocks
+from fluid.models.trunks.base import Dropping
 from fluid.parallel import sharding
 from fluid.tokenizers.base import TokenSpec
 
-_STACKS = ("encoder", "decoder")
-
 
 @dataclasses.dataclass(frozen=True)
-class MARConfig(Blocks):
+class MARConfig(Dropping):
   """Pre-norm blocks in an encoder and a decoder of one width.
 
   Attributes:
     decoder_layers: of the decoder; `layers` are the encoder's.
     buffer: copies of the class before the image's tokens.
-    dropout, attention_dropout: see Style.
   """
 
   kind = "mar"
   follows = ("masked",)
   reads = "vector"
   PARAMETERS = (
-    *((f"{s}/{WEIGHTS}", True, "core") for s in _STACKS),
-    *((f"{s}/{OTHERS}", False, "core") for s in _STACKS),
+    *parameters("encoder", "decoder"),
     (r"join/w", True, "core"),
     (r"join/b", False, "core"),
     (r"(fill|pos|pos_decoder|pos_out)/w|norm_in/(bias|scale)", False, "embeddings"),
   )
-  MATRICES = tuple((f"{s}/{name}", *axes) for s in _STACKS for name, *axes in MATRICES)
+  MATRICES = matrices("encoder", "decoder")
 
   decoder_layers: int = 12
   buffer: int = 64
-  dropout: float = 0.1
-  attention_dropout: float = 0.1
 
   def check(self, name):
     super().check(name)
     rules.positive(self, name, "decoder_layers", "buffer")
-    for field in ("dropout", "attention_dropout"):
-      rules.share(f"{name}{field}", getattr(self, field), open_end=True)
 
   @property
   def style(self):
@@ -101,11 +93,11 @@ class MARTrunk(nn.Module):
     """
     front, n = self.cfg.buffer, x.shape[1]
     known = jnp.ones(x.shape[:2], bool) if plan.known is None else plan.known
-    vector = passes_of.repeat(cond.vector, x.shape[0] // cond.vector.shape[0])
+    vector = passes_of.like(cond.vector, x)
     buffer = jnp.repeat(vector[:, None].astype(x.dtype), front, 1)
     pos = self.pos().astype(x.dtype)
     x = x + pos[front:]
-    there, most = known, plan.most or n
+    there, most = known, n if plan.most is None else plan.most
     if most < n:
       index = jnp.argsort(~known, axis=1, stable=True)[:, :most]  # [B, N]
       x, there = _at(x, index), jnp.take_along_axis(known, index, 1)

@@ -12,52 +12,38 @@ from fluid.config import rules
 from fluid.models import dropout, layers
 from fluid.models import rows as passes_of
 from fluid.models.plan import Plan
-from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
+from fluid.models.stack import matrices, parameters
 from fluid.models.style import Given, Style
-from fluid.models.trunks.base import Blocks
+from fluid.models.trunks.base import Dropping
 from fluid.tokenizers.base import TokenSpec
 
 _NORMS = "norm_in|norm_out"
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskGITConfig(Blocks):
+class MaskGITConfig(Dropping):
   """Post-norm blocks, and a transform before the logits.
 
   Attributes:
-    hidden_width: of the MLPs (0: 4 x width).
     epsilon: of the norms.
-    dropout, attention_dropout: see Style; the first also of embeddings.
   """
 
   kind = "maskgit"
   follows = ("masked",)
   reads = "vector"
   PARAMETERS = (
-    (f"trunk/{WEIGHTS}", True, "core"),
-    (f"trunk/{OTHERS}", False, "core"),
+    *parameters("trunk"),
     (r"transform/w", True, "core"),
     (rf"transform/b|({_NORMS})/(bias|scale)", False, "core"),
     (r"(fill|pos)/w", False, "embeddings"),
   )
-  MATRICES = tuple((f"trunk/{name}", *axes) for name, *axes in MATRICES)
+  MATRICES = matrices("trunk")
 
-  hidden_width: int = 0
   epsilon: float = 1e-12
-  dropout: float = 0.1
-  attention_dropout: float = 0.1
 
   def check(self, name):
     super().check(name)
     rules.positive(self, name, "epsilon")
-    rules.not_negative(self, name, "hidden_width")
-    for field in ("dropout", "attention_dropout"):
-      rules.share(f"{name}{field}", getattr(self, field), open_end=True)
-
-  @property
-  def hidden(self):
-    """See Blocks."""
-    return self.hidden_width or super().hidden
 
   @property
   def style(self):
@@ -98,7 +84,7 @@ class MaskGITTrunk(nn.Module):
   def __call__(self, x, plan: Plan, cond, kept=None, at=None, keys=None):
     """See fluid.models.trunks."""
     x = plan.show(x, self.fill())
-    vector = passes_of.repeat(cond.vector, x.shape[0] // cond.vector.shape[0])
+    vector = passes_of.like(cond.vector, x)
     x = jnp.concatenate([vector[:, None].astype(x.dtype), x], 1)
     x = self.norm_in(x + self.pos().astype(x.dtype))
     x = dropout.dropout(x, keys, self.cfg.dropout)

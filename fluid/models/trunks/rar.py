@@ -11,52 +11,31 @@ import dataclasses
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fluid.config import rules
 from fluid.models import dropout, layers, rows
+from fluid.models.block import ModulatedNorm
 from fluid.models.plan import Plan
 from fluid.models.plan import rows as rows_of
-from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
+from fluid.models.stack import matrices, parameters
 from fluid.models.style import Given, Style
-from fluid.models.trunks.base import Blocks
+from fluid.models.trunks.base import Dropping
 from fluid.parallel import sharding
 from fluid.tokenizers.base import TokenSpec
 
 
 @dataclasses.dataclass(frozen=True)
-class RARConfig(Blocks):
-  """Blocks with AdaLN from class and step, and normalised queries and keys.
-
-  Attributes:
-    hidden_width: of the MLPs (0: 4 x width).
-    dropout, attention_dropout: see Style; the first also of embeddings.
-  """
+class RARConfig(Dropping):
+  """Blocks with AdaLN from class and step, and normalised queries and keys."""
 
   kind = "rar"
   follows = ("next", "permuted")
   reads = "vector"
   PARAMETERS = (
-    (f"trunk/{WEIGHTS}", True, "core"),
-    (f"trunk/{OTHERS}", False, "core"),
-    (r"modulation/w", True, "core"),
-    (r"modulation/b", False, "core"),
+    *parameters("trunk"),
+    (r"final/modulation/w", True, "core"),
+    (r"final/modulation/b", False, "core"),
     (r"(start_token|pos|pos_target|time)/w", False, "embeddings"),
   )
-  MATRICES = tuple((f"trunk/{name}", *axes) for name, *axes in MATRICES)
-
-  hidden_width: int = 0
-  dropout: float = 0.1
-  attention_dropout: float = 0.1
-
-  def check(self, name):
-    super().check(name)
-    rules.not_negative(self, name, "hidden_width")
-    for field in ("dropout", "attention_dropout"):
-      rules.share(f"{name}{field}", getattr(self, field), open_end=True)
-
-  @property
-  def hidden(self):
-    """See Blocks."""
-    return self.hidden_width or super().hidden
+  MATRICES = matrices("trunk")
 
   @property
   def style(self):
@@ -88,9 +67,7 @@ class RARTrunk(nn.Module):
     self.pos_target = layers.Table((n, d), (None, None))
     self.time = layers.Table((1 + n, d), (None, None))  # Of start and slots.
     self.trunk = c.stack(c.layers, c.style, final=False)
-    zeros, axes = nn.initializers.zeros, ("embed", None, None)
-    self.modulation = layers.Linear((d,), (2, d), axes, init=zeros)
-    self.norm = layers.Norm(affine=False)
+    self.final = ModulatedNorm(d)
 
   def start(self, cond, length: int = 0):
     """See fluid.models.trunks; with a length, the start token is run."""
@@ -112,7 +89,7 @@ class RARTrunk(nn.Module):
     """See fluid.models.trunks."""
     del at  # Of causal orders, all slots that are run are wanted.
     slots = plan.first + jnp.arange(plan.targets.shape[-1])
-    vector = rows.repeat(cond.vector, x.shape[0] // cond.vector.shape[0])
+    vector = rows.like(cond.vector, x)
     x = plan.show(x, vector[:, None].astype(x.dtype))
     x = x + rows_of(self.pos(), plan.positions + 2, x.dtype)
     x = x + rows_of(self.pos_target(), plan.targets, x.dtype)
@@ -127,5 +104,4 @@ class RARTrunk(nn.Module):
       given = Given(vector=jnp.concatenate([of_it, about], 1), keys=keys)
       z, _ = self.trunk(x, given, causal=True)
       z = z[:, 1:]
-    scale, shift = jnp.moveaxis(self.modulation(nn.silu(about)), -2, 0)
-    return self.norm(z) * (1 + scale) + shift, kept
+    return self.final(z, about), kept

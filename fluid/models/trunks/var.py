@@ -5,14 +5,14 @@ B batch, L tokens of all scales, S slots, D width.
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from fluid.config import rules
 from fluid.models import layers, rows
+from fluid.models.block import ModulatedNorm
 from fluid.models.plan import Plan
-from fluid.models.stack import MATRICES, OTHERS, WEIGHTS
+from fluid.models.stack import matrices, parameters
 from fluid.models.style import MODULATIONS, Given, Style
 from fluid.models.trunks.base import Blocks
 from fluid.tokenizers.base import TokenSpec
@@ -32,13 +32,12 @@ class VARConfig(Blocks):
   follows = ("scales",)
   reads = "vector"
   PARAMETERS = (
-    (f"trunk/{WEIGHTS}", True, "core"),
-    (f"trunk/{OTHERS}", False, "core"),
-    (r"(modulation|shared)/w", True, "core"),
-    (r"(modulation|shared)/b", False, "core"),
+    *parameters("trunk"),
+    (r"(final/modulation|shared)/w", True, "core"),
+    (r"(final/modulation|shared)/b", False, "core"),
     (r"(fill|pos|level)/w", False, "embeddings"),
   )
-  MATRICES = tuple((f"trunk/{name}", *axes) for name, *axes in MATRICES)
+  MATRICES = matrices("trunk")
 
   unit_attention: bool = True
   shared_modulation: bool = False
@@ -79,11 +78,10 @@ class VARTrunk(nn.Module):
     self.pos = layers.Table((n, d), (None, None))
     self.level = layers.Table((len(self.spec.scales), d), (None, None))
     self.trunk = c.stack(c.layers, c.style, final=False)
-    zeros, axes = nn.initializers.zeros, ("embed", None, None)
     if c.shared_modulation:
+      axes = ("embed", None, None)
       self.shared = layers.Linear((d,), (MODULATIONS, d), axes)
-    self.modulation = layers.Linear((d,), (2, d), axes, init=zeros)
-    self.norm = layers.Norm(affine=False)
+    self.final = ModulatedNorm(d)
 
   def start(self, cond, length: int = 0):
     """See fluid.models.trunks."""
@@ -92,16 +90,14 @@ class VARTrunk(nn.Module):
   def __call__(self, x, plan: Plan, cond, kept=None, at=None, keys=None):
     """See fluid.models.trunks."""
     del at  # Of causal orders, all slots that are run are wanted.
-    vector = rows.repeat(cond.vector, x.shape[0] // cond.vector.shape[0])[:, None]
+    vector = rows.like(cond.vector, x)[:, None]
     x = plan.show(x, vector + self.fill().astype(vector.dtype))
     sides = np.array(self.spec.scales)
     level = np.repeat(np.arange(len(sides)), sides**2)[plan.positions]
     x = x + (self.pos()[plan.positions] + self.level()[level]).astype(x.dtype)
-    about = nn.silu(vector)
-    given = Given(
-      vector=self.shared(about) if self.cfg.shared_modulation else vector, keys=keys
-    )
+    shared = self.cfg.shared_modulation
+    about = self.shared(nn.silu(vector)) if shared else vector
+    given = Given(vector=about, keys=keys)
     # Behind a cache all slots are of one scale, and see each other.
     z, kept = self.trunk(x, given, causal=plan.causal, kept=kept, first=plan.first)
-    scale, shift = jnp.moveaxis(self.modulation(about), -2, 0)
-    return self.norm(z) * (1 + scale) + shift, kept
+    return self.final(z, vector), kept
