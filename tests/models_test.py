@@ -246,18 +246,18 @@ def test_padding_tokens_of_the_text_change_nothing(cell):
 
 @cells
 def test_losses_and_samples_do_not_depend_on_the_batch(cell):
-  """Rows computed together equal rows computed alone: keys are per example."""
+  """A row computed with others equals it computed alone: keys are per example."""
   net = tiny(cell)
   params, batch = params_of(net), batch_of(net)
-  part = jax.tree.map(lambda a: a[2:4], batch)
+  part = jax.tree.map(lambda a: a[2:3], batch)
   whole = loss(net, params, batch, keys_of())
-  alone = loss(net, params, part, keys_of()[2:4])
-  np.testing.assert_array_equal(whole["mask"][2:4], alone["mask"])
-  np.testing.assert_allclose(whole["loss"][2:4], alone["loss"], rtol=1e-4, atol=1e-5)
+  alone = loss(net, params, part, keys_of()[2:3])
+  np.testing.assert_array_equal(whole["mask"][2:3], alone["mask"])
+  np.testing.assert_allclose(whole["loss"][2:3], alone["loss"], rtol=1e-4, atol=1e-5)
   cfg = options(net, guidance=2.0, steps=4, diffusion_steps=3)
   draw = lambda b, k: generate(net, params, b["text"], b["text_mask"], k, cfg)
   np.testing.assert_allclose(
-    draw(batch, keys_of())[2:4], draw(part, keys_of()[2:4]), rtol=1e-3, atol=1e-4
+    draw(batch, keys_of())[2:3], draw(part, keys_of()[2:3]), rtol=1e-3, atol=1e-4
   )
 
 
