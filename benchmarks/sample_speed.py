@@ -5,7 +5,7 @@
 
 Random parameters: the work does not depend on what was learned (benchmarks.sample
 weighs speed against quality on trained runs). The sampler, the machine's best matmul
-and, with --peer=torch, a plain PyTorch sampler of the same steps (random order only)
+and, with --peer=torch, a plain PyTorch sampler of the same steps (benchmarks/peers)
 run in turn. FLOPs are those of the products in the sampler's jaxpr, padding and masked
 keys included. --positions times a raster step by its position in the image.
 """
@@ -60,13 +60,10 @@ def measure(run: config.Run, peer: bool, positions: bool, rounds: int) -> dict:
     "matmul": best,
   }
   if peer:
-    from benchmarks import torch_peer
+    from benchmarks import peers
 
-    if run.model.order.kind != "random" or cfg.guidance == 1:
-      raise cli.UserError("--peer=torch samples random order with guidance only")
-    variants["torch"] = torch_peer.sample(
-      net, train_step.random_batch(net, cfg.batch), cfg
-    )
+    batch = train_step.random_batch(net, cfg.batch)
+    variants["torch"] = peers.sample(net, batch, cfg)
   times = timing.interleave(variants, rounds=rounds, warmup=1)
   fastest = best_flops / min(times["matmul"])
   report["matmul_flops_per_s"] = fastest

@@ -5,7 +5,7 @@
 
 A step is forward, backward, clipping, AdamW and the moving average, on random tokens.
 The step, the machine's best matmul and, with --peer=torch, a plain PyTorch eager step
-of the same shapes (benchmarks/torch_peer.py, autocast for bfloat16) run in turn.
+of the same shapes (benchmarks/peers, autocast for bfloat16) run in turn.
 Peak memory comes from one process for each, compared with a process that only imports;
 `program_bytes` is the compiled step alone (state and temporaries, as XLA assigned
 them), without the compiler and what initialisation left behind.
@@ -72,10 +72,10 @@ def ours(run: config.Run):
 
 def peer(run: config.Run):
   """The PyTorch step, likewise."""
-  from benchmarks import torch_peer
+  from benchmarks import peers
 
   net = models.Net.of(run)
-  return torch_peer.step(net, random_batch(net, run.batch), run.optim)
+  return peers.step(net, random_batch(net, run.batch), run.optim)
 
 
 def memory(args: list[str], variant: str) -> int:
