@@ -11,11 +11,10 @@ import pathlib
 import zlib
 
 import numpy as np
-from PIL import Image
 
 from fluid import config
 from fluid.config import ConfigError
-from fluid.data import BadExample
+from fluid.data import BadExample, images
 
 # With one metadata.jsonl for all, a file in this many is validation.
 VAL_EVERY = 20
@@ -98,21 +97,11 @@ class Folder:
 
   def _image(self, path: pathlib.Path) -> np.ndarray:
     try:
-      with Image.open(path) as found:
-        if found.mode in ("I", "I;16", "F"):
-          raise ValueError(f"mode {found.mode} is not 8 bits a channel")
-        image = found.convert("RGBA")
+      return images.square(images.read(path), self.size)
     except FileNotFoundError as e:
       raise BadExample(f"image {path} is missing, but {self.file} names it") from e
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+    except (images.ImageError, OSError) as e:
       raise BadExample(
         f"image {path} cannot be read ({e}): repair it or remove its line from "
         f"{self.file}"
       ) from e
-    white = Image.new("RGBA", image.size, "white")
-    image = Image.alpha_composite(white, image).convert("RGB")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box)
-    return np.asarray(image)

@@ -20,10 +20,11 @@ import numpy as np
 from fluid import config, rng
 from fluid.config import identity, rules
 from fluid.data import make_source, shapes
-from fluid.evals import distribution, geneval
 from fluid.evals import features as feature_nets
+from fluid.evals import geneval
 from fluid.evals.base import Evaluation
 from fluid.evals.detectors import DETECTORS
+from fluid.evals.metrics import frechet, kernels
 from fluid.sampling import Sampler, to_uint8
 from fluid.tokenizers import in_batches, store
 
@@ -267,16 +268,16 @@ class Distribution:
     with jax.set_mesh(self.context.mesh):
       x = self._extract(images)
       y = self._cached("real", lambda: self._images(0, self.real))
-      yield "kid", distribution.kid(x, y)
-      yield from zip(("kid_lo", "kid_hi"), distribution.kid_interval(x, y))
-      stats = [distribution.Statistics().add(z) for z in (x, y)]
-      yield "fd", distribution.frechet_distance(*stats)
+      yield "kid", kernels.kid(x, y)
+      yield from zip(("kid_lo", "kid_hi"), kernels.kid_interval(x, y))
+      stats = [frechet.Statistics().add(z) for z in (x, y)]
+      yield "fd", frechet.frechet_distance(*stats)
       yield from (("kid_images", len(x)), ("kid_real", len(y)))
       yield "features", self.features.name
       if self.tokenizer:
         stop = min(2 * self.real, len(self.source))
         again = self._cached("tokenizer", lambda: self._decoded(stop))
-        yield "kid_tokenizer", distribution.kid(again, y)
+        yield "kid_tokenizer", kernels.kid(again, y)
     yield from timing.items()
 
   def _extract(self, images):

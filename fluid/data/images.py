@@ -1,0 +1,98 @@
+"""One reader of image files, for training and for metrics alike.
+
+What is read is what a viewer shows: turned by its EXIF orientation, in sRGB, its first
+frame, transparency on white. Other pipelines take stored pixels as they are (PIL's
+convert("RGB")); of plain 8-bit RGB files both are the same.
+"""
+
+import io
+import pathlib
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+# Extensions of what is taken for an image in a folder, in lower case.
+ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+MOST_PIXELS = 1 << 28  # 16,384 squared; a larger image is refused before it is decoded.
+
+
+class ImageError(ValueError):
+  """An image that cannot be used, and why."""
+
+
+def read(source: str | pathlib.Path | bytes) -> np.ndarray:
+  """An image -> uint8 [H, W, 3], sRGB.
+
+  16-bit grey is scaled to 8 bits. Colour profiles are applied; of CMYK without one,
+  Pillow's formula is.
+
+  Args:
+    source: path, or what the file holds.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ImageError: truncated, no image, too large, or of floats, whose range nobody says.
+  """
+  file = io.BytesIO(source) if isinstance(source, bytes) else source
+  try:
+    with Image.open(file) as image:
+      if image.width * image.height > MOST_PIXELS:
+        raise ImageError(f"{image.width} x {image.height} pixels are too many")
+      image.seek(0)
+      return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+  except (FileNotFoundError, ImageError):
+    raise
+  except Exception as e:  # Pillow's decoders raise whatever a broken file provokes.
+    raise ImageError(str(e) or type(e).__name__) from e
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+  profile = image.info.get("icc_profile")
+  if image.mode.startswith("I"):
+    image, profile = _eight_bits(image), None
+  if image.mode == "F":
+    raise ImageError("its pixels are floats, whose range is not known: save 8 bits")
+  if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return _in_srgb(Image.alpha_composite(white, image).convert("RGB"), profile)
+  if image.mode == "P":
+    image = image.convert("RGB")
+  return _in_srgb(image, profile).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+  """Integers of 16 bits -> 8; of 32 bits only where they are no larger."""
+  pixels = np.asarray(image).astype(np.int64)
+  if pixels.min() < 0 or pixels.max() > 65535:
+    raise ImageError("its pixels have 32 bits: save 8 or 16")
+  return Image.fromarray(np.round(pixels / 257).astype(np.uint8))
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+  if not profile:
+    return image
+  try:
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    space = source.profile.xcolor_space.strip()
+  except (OSError, ImageCms.PyCMSError) as e:
+    raise ImageError(f"its colour profile cannot be read ({e})") from e
+  # One of another colour space than the pixels' says nothing about them.
+  if space != {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}.get(image.mode):
+    return image
+  target = ImageCms.createProfile("sRGB")
+  if "sRGB" in ImageCms.getProfileDescription(source):
+    return image
+  return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+
+
+def square(image: np.ndarray, size: int) -> np.ndarray:
+  """The central square of uint8 [H, W, 3], resized to [size, size, 3].
+
+  By Pillow's bicubic filter, which is antialiased.
+  """
+  found = Image.fromarray(image)
+  side = min(found.size)
+  left, top = (found.width - side) // 2, (found.height - side) // 2
+  box = (left, top, left + side, top + side)
+  return np.asarray(found.resize((size, size), Image.Resampling.BICUBIC, box))

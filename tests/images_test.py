@@ -1,0 +1,107 @@
+"""Image files are read as a viewer shows them, or refused with the reason."""
+
+import io
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from fluid.data import images
+
+
+def _bytes(image, kind="PNG", **options):
+  file = io.BytesIO()
+  image.save(file, kind, **options)
+  return file.getvalue()
+
+
+def test_what_people_have(fixtures):
+  folder = fixtures.parent / "cases" / "data" / "modes"
+  if not folder.is_dir():
+    pytest.skip("no folder of cases beside the fixtures")
+  read = lambda name: images.read(folder / name).astype(int)
+  turned = read("e.jpg")
+  top, bottom = turned[: len(turned) // 3], turned[-len(turned) // 3 :]
+  assert top[..., 0].min() > 150 > top[..., 2].max()
+  assert bottom[..., 2].min() > 150 > bottom[..., 0].max()
+  assert np.abs(read("c.jpg") - [255, 0, 0]).max() < 8
+  ramp = read("g16.png")
+  assert ramp.min() == 0 and ramp.max() > 240 and len(np.unique(ramp)) > 30
+  assert read("tiny.png").shape == (1, 1, 3) and read("wide.png").shape == (3, 400, 3)
+  assert images.square(images.read(folder / "wide.png"), 8).shape == (8, 8, 3)
+  for name in ("p.png", "la.png"):
+    assert read(name).shape[-1] == 3
+  for name in ("tr.png", "zero.png"):
+    with pytest.raises(images.ImageError):
+      images.read(folder / name)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_orientation(turn):
+  """Each of the eight is undone: a picture is stored so that it looks the same."""
+  upright = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 12
+  stored = {
+    1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+    5: upright.swapaxes(0, 1), 6: np.rot90(upright),
+    7: upright[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(upright, -1),
+  }[turn]  # fmt: skip
+  exif = Image.Exif()
+  exif[0x0112] = turn
+  file = _bytes(Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
+  np.testing.assert_array_equal(images.read(file), upright)
+
+
+def test_transparency_is_white_in_every_mode():
+  clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+  palette = Image.new("P", (4, 4), 1)
+  palette.putpalette([0, 0, 0, 255, 0, 0])
+  grey = Image.new("LA", (4, 4), (0, 0))
+  for file in (_bytes(clear), _bytes(palette, transparency=1), _bytes(grey)):
+    assert (images.read(file) == 255).all()
+
+
+def test_the_first_frame_counts():
+  frames = [Image.new("RGB", (5, 5), c) for c in ("red", "blue")]
+  for kind in ("GIF", "WEBP", "TIFF"):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    file = _bytes(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert (images.read(file) == [255, 0, 0]).all()
+
+
+def test_colour_profiles_are_applied():
+  lab = ImageCms.createProfile("LAB")
+  srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+  patch = Image.new("RGB", (4, 4), (200, 60, 30))
+  plain = images.read(_bytes(patch, icc_profile=srgb.tobytes()))
+  assert (plain == [200, 60, 30]).all()
+  # Made of sRGB's: what it calls red is its blue, and the other way round.
+  named = srgb.tobytes().replace("sRGB".encode("utf-16-be"), "xRGB".encode("utf-16-be"))
+  swapped = named.replace(b"rXYZ", b"____").replace(b"bXYZ", b"rXYZ", 1)
+  swapped = swapped.replace(b"____", b"bXYZ")
+  read = images.read(_bytes(Image.new("RGB", (4, 4), (255, 0, 0)), icc_profile=swapped))
+  assert np.abs(read[0, 0].astype(int) - [0, 0, 255]).max() < 3
+  # A profile of another colour space than the pixels' says nothing about them.
+  other = ImageCms.ImageCmsProfile(lab).tobytes()
+  assert (images.read(_bytes(patch, icc_profile=other)) == [200, 60, 30]).all()
+  with pytest.raises(images.ImageError, match="colour profile cannot be read"):
+    images.read(_bytes(patch, icc_profile=b"no profile"))
+
+
+def test_what_is_refused(monkeypatch, tmp_path):
+  nan = _bytes(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF")
+  with pytest.raises(images.ImageError, match="floats"):
+    images.read(nan)
+  wide = Image.fromarray(np.full((4, 4), 1 << 20, np.int32))
+  with pytest.raises(images.ImageError, match="32 bits"):
+    images.read(_bytes(wide, "TIFF"))
+  noise = np.random.RandomState(0).randint(0, 256, (32, 32, 3), np.uint8)
+  good = _bytes(Image.fromarray(noise))
+  for damaged in (good[: len(good) // 2], b"no image", b""):
+    with pytest.raises(images.ImageError):
+      images.read(damaged)
+  monkeypatch.setattr(images, "MOST_PIXELS", 1000)
+  with pytest.raises(images.ImageError, match="32 x 32 pixels are too many"):
+    images.read(good)
+  with pytest.raises(FileNotFoundError):
+    images.read(pathlib.Path(tmp_path / "none.png"))
