@@ -20,7 +20,8 @@ from benchmarks import timing
 from fluid import api, config, evals
 from fluid.console import cli
 from fluid.data import pipeline
-from fluid.evals.samples import DistributionConfig, GenEvalConfig
+from fluid.evals.distribution import DistributionConfig
+from fluid.evals.samples import GenEvalConfig
 from fluid.parallel import sharding
 from fluid.sample import options as sampling_options
 from fluid.sampling import Sampler

@@ -66,7 +66,8 @@ def evaluate(
   name = "-".join([str(loaded.step), weights, *overrides]).replace("/", "_") + ".json"
   described = {"step": loaded.step, "weights": weights, "overrides": list(overrides)}
   file = pathlib.Path(workdir) / "eval" / name
-  distributed.write_json(file, described | {"values": plain})
+  content = described | {"values": plain, "records": context.records}
+  distributed.write_json(file, content)
   if not overrides and jax.process_index() == 0:
     append(pathlib.Path(workdir) / "metrics.jsonl", loaded.step, plain)
   return plain

@@ -13,7 +13,7 @@ from fluid import evaluate as evaluate_lib
 from fluid import sample as sample_lib
 from fluid.data import captions, pipeline, records
 from fluid.durable import checkpoint
-from fluid.evals import features, images, loss, samples
+from fluid.evals import distribution, features, images, loss, samples
 from fluid.files import write_json
 from fluid.models.conditions.label import ClassConfig
 from fluid.parallel import sharding
@@ -38,13 +38,14 @@ def test_grid_places_images_row_by_row():
 class FakeFeatures:
   """Mean colour of an image and of its upper half: quick, and tells sets apart."""
 
-  name, dim, params = "Fake", 6, ()
+  name, digest, outputs, params = "Fake", "0", {"pool": 6}, ()
 
   def preprocess(self, images):
     return images.astype(np.float32) / 255
 
   def apply(self, params, x):
-    return jax.numpy.concatenate([x.mean((1, 2)), x[:, :8].mean((1, 2))], -1)
+    halves = x.mean((1, 2)), x[:, :8].mean((1, 2))
+    return {"pool": jax.numpy.concatenate(halves, -1)}
 
 
 def written(root, text_encoder, evaluators, **changes):
@@ -88,7 +89,7 @@ def workdir(tmp_path_factory):
     "loss": loss.LossConfig(),
     "images": images.ImagesConfig(prompts="geneval", n=4),
     "geneval": samples.GenEvalConfig(n=1, k=2, heldout=1, layout=True),
-    "distribution": samples.DistributionConfig(
+    "distribution": distribution.DistributionConfig(
       prompts="geneval", examples=12, features="Fake", every=0
     ),
   }
@@ -109,7 +110,7 @@ def test_a_model_of_classes_is_drawn_and_evaluated_by_class(tmp_path, monkeypatc
   evaluators = {
     "loss": loss.LossConfig(),
     "images": images.ImagesConfig(n=4),
-    "distribution": samples.DistributionConfig(examples=8, features="Fake"),
+    "distribution": distribution.DistributionConfig(examples=8, features="Fake"),
   }
   workdir = written(
     tmp_path, ClassesConfig(), evaluators, condition=ClassConfig(drop=0.2)

@@ -39,11 +39,11 @@ def net():
 
 @pytest.fixture(scope="module")
 def computed(net):
-  return features.extract(net, pictures())
+  return features.extract(net, pictures())["pool"]
 
 
 def test_network_equals_torch(net, computed):
-  assert computed.shape == (4, net.dim) and computed.dtype == np.float32
+  assert computed.shape == (4, net.outputs["pool"]) and computed.dtype == np.float32
   np.testing.assert_allclose(computed[:, STRONG], TORCH_STRONG, atol=5e-5)
   np.testing.assert_allclose(computed.mean(1), TORCH_MEAN, rtol=1e-4)
   kernel, bias = net.classifier
@@ -52,13 +52,13 @@ def test_network_equals_torch(net, computed):
 
 def test_a_row_depends_on_its_image_alone(net, computed):
   order = np.array([2, 0, 3])
-  again = features.extract(net, pictures()[order], batch=2)
+  again = features.extract(net, pictures()[order], batch=2)["pool"]
   np.testing.assert_allclose(again, computed[order], atol=1e-5)
 
 
 def test_devices_do_not_matter(net, computed):
   with jax.set_mesh(sharding.make_mesh(config.Mesh())):
-    again = features.extract(net, pictures(), batch=8)
+    again = features.extract(net, pictures(), batch=8)["pool"]
   np.testing.assert_allclose(again, computed, atol=1e-5)
 
 
@@ -75,12 +75,13 @@ def test_cached_features_are_computed_once(tmp_path):
 
   def compute():
     calls.append(1)
-    return np.arange(3.0)
+    return {"pool": np.arange(3.0)}
 
-  path = tmp_path / "folder" / "x.npy"
+  path = tmp_path / "folder" / "x.npz"
   for _ in range(2):
-    np.testing.assert_array_equal(features.cached(path, compute), np.arange(3.0))
-  assert len(calls) == 1 and [p.name for p in path.parent.iterdir()] == ["x.npy"]
+    found = features.cached(path, compute)
+    np.testing.assert_array_equal(found["pool"], np.arange(3.0))
+  assert len(calls) == 1 and [p.name for p in path.parent.iterdir()] == ["x.npz"]
 
 
 def test_weight_file_cannot_run_code():

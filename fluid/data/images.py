@@ -83,7 +83,9 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
   target = ImageCms.createProfile("sRGB")
   if "sRGB" in ImageCms.getProfileDescription(source):
     return image
-  return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+  found = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+  assert found is not None  # It is where the image is changed in place.
+  return found
 
 
 def square(image: np.ndarray, size: int) -> np.ndarray:

@@ -12,9 +12,10 @@ one row of EVALS.
 from typing import Any
 
 from fluid.evals.base import EvalContext, Evaluation, Evaluator
+from fluid.evals.distribution import DistributionConfig
 from fluid.evals.images import ImagesConfig
 from fluid.evals.loss import LikelihoodConfig, LossConfig
-from fluid.evals.samples import DistributionConfig, GenEvalConfig
+from fluid.evals.samples import GenEvalConfig
 
 EVALS: dict[str, Any] = {
   "loss": LossConfig,

@@ -53,6 +53,7 @@ class EvalContext:
       their number; each iteration is one pass.
     track: (batches, name, how many) -> the same batches: between them it says how far
       the work is, and may end it (fluid.console.progress.track).
+    records: what metrics say of their numbers, JSON-able; evaluators add to it.
     drawn, compiled: what was drawn last, which evaluators share, and the settings that
       samplers are compiled for (fluid.evals.samples.draw).
   """
@@ -64,6 +65,7 @@ class EvalContext:
   workdir: pathlib.Path
   loader: Callable[[str, int], Iterable[dict]]
   track: Callable[..., Iterator] = distributed.track
+  records: list[dict] = dataclasses.field(default_factory=list, repr=False)
   drawn: list = dataclasses.field(default_factory=list, repr=False)
   compiled: set = dataclasses.field(default_factory=set, repr=False)
 

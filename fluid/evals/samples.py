@@ -1,9 +1,9 @@
-"""Evaluators of sampled images, which share the images they draw.
+"""Images drawn for evaluators, which share them, and GenEval of these.
 
 GenEval prompts are balanced over tags, and so are the images of the shapes set: where
 `distribution` is told to use the same prompts, no image is drawn twice.
 
-Legend: N images, P prompts, K images of each, D features.
+Legend: N images, P prompts, K images of each.
 """
 
 import dataclasses
@@ -18,15 +18,13 @@ import jax
 import numpy as np
 
 from fluid import config, rng
-from fluid.config import identity, rules
+from fluid.config import rules
 from fluid.data import make_source, shapes
-from fluid.evals import features as feature_nets
 from fluid.evals import geneval
 from fluid.evals.base import Evaluation
 from fluid.evals.detectors import DETECTORS
-from fluid.evals.metrics import frechet, kernels
 from fluid.sampling import Sampler, to_uint8
-from fluid.tokenizers import in_batches, store
+from fluid.tokenizers import in_batches
 
 TOKENIZER_BATCH = 64
 
@@ -208,94 +206,3 @@ class GenEval:
       return None
     images = reconstruct(self.context.tokenizer, np.stack([e["image"] for e in real]))
     return geneval.overall(self.detect(images), [e["meta"] for e in real])
-
-
-@dataclasses.dataclass(frozen=True)
-class DistributionConfig(Evaluation):
-  """KID and Frechet distance between sampled and real validation images.
-
-  Real images are the first of the split and captions come after them: an image and a
-  sample for its own caption are no independent pair, which the estimate of KID assumes.
-
-  Attributes:
-    examples: samples (of prompts 'val').
-    real: real images (0: as many as `examples`; at most half of the split).
-    prompts: 'val', or 'geneval' to use the images that evals.geneval draws.
-    features: entry of fluid.evals.features.FEATURES.
-    tokenizer: also yield kid_tokenizer, the KID of decode(encode(x)) for other real
-      images: what no model of these tokens can be expected to beat.
-    seed: of the noise.
-    sample: overrides of config.sample.
-  """
-
-  kind = "distribution"
-
-  examples: int = 512
-  real: int = 0
-  prompts: str = "val"
-  features: str = "EffNet"
-  tokenizer: bool = True
-  seed: int = 0
-  sample: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-  def make(self, net, context):
-    """See Evaluation."""
-    return Distribution(net, context, **self.arguments())
-
-
-class Distribution:
-  """See DistributionConfig."""
-
-  def __init__(
-    self, net, context, *, examples, real, prompts, features, tokenizer, seed, sample
-  ):
-    self.net, self.context, self.seed, self.sample = net, context, seed, sample
-    self.source = make_source(context.run.data, "val")
-    self.real = min(real or examples, len(self.source) // 2)
-    lines = metadata(context, prompts, n=examples, first=self.real)
-    self.prompts = [line["prompt"] for line in lines]
-    check_prompts(context, self.prompts)
-    self.features = feature_nets.load(features)
-    self.tokenizer = tokenizer
-
-  def run(
-    self, params, step: int, weights: str = "ema"
-  ) -> Iterator[tuple[str, float | str]]:
-    """Yields kid, kid_lo, kid_hi, fd, their numbers of images, and features."""
-    images, timing = draw(
-      self.net, self.context, params, step, self.prompts, seed=self.seed, **self.sample
-    )
-    with jax.set_mesh(self.context.mesh):
-      x = self._extract(images)
-      y = self._cached("real", lambda: self._images(0, self.real))
-      yield "kid", kernels.kid(x, y)
-      yield from zip(("kid_lo", "kid_hi"), kernels.kid_interval(x, y))
-      stats = [frechet.Statistics().add(z) for z in (x, y)]
-      yield "fd", frechet.frechet_distance(*stats)
-      yield from (("kid_images", len(x)), ("kid_real", len(y)))
-      yield "features", self.features.name
-      if self.tokenizer:
-        stop = min(2 * self.real, len(self.source))
-        again = self._cached("tokenizer", lambda: self._decoded(stop))
-        yield "kid_tokenizer", kernels.kid(again, y)
-    yield from timing.items()
-
-  def _extract(self, images):
-    return feature_nets.extract(self.features, images, track=self.context.track)
-
-  def _images(self, start, stop):
-    return np.stack([self.source[i]["image"] for i in range(start, stop)])
-
-  def _decoded(self, stop):
-    return reconstruct(self.context.tokenizer, self._images(self.real, stop))
-
-  def _cached(self, name, images):
-    """Features of fixed images, kept in the data cache under what they depend on."""
-    run = self.context.run
-    made_from = identity.identity(run.data, "data.") | {"real": self.real}
-    if name == "tokenizer":
-      made_from["weights"] = store.read_config(run.tokenizer.path)["weights_sha256"]
-    digest = identity.digest(made_from)
-    file = f"{self.features.name}-{name}-{self.real}-{digest}.npy"
-    path = pathlib.Path(run.data.cache) / "features" / file
-    return feature_nets.cached(path, lambda: self._extract(images()))

@@ -3,105 +3,131 @@
 Legend: N images, H, W pixels, D features.
 """
 
+import concurrent.futures
 import functools
 import pathlib
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from fluid import config, files
 from fluid.console import progress
+from fluid.evals.features.base import FOLDER, FeatureNet, MissingWeights, TextNet
 from fluid.evals.features.efficientnet import EfficientNetLite0
 from fluid.parallel import distributed, sharding
 
+__all__ = [
+  "FEATURES",
+  "FOLDER",
+  "FeatureNet",
+  "MissingWeights",
+  "TextNet",
+  "cached",
+  "extract",
+  "load",
+]
 
-class FeatureNet(Protocol):
-  """A frozen network that turns images into vectors.
-
-  Attributes:
-    name: printed with every number made from its features.
-    dim: D.
-    params: arrays that `apply` takes.
-  """
-
-  name: str
-  dim: int
-  params: Any
-
-  def preprocess(self, images: np.ndarray) -> np.ndarray:
-    """uint8 [N, H, W, 3] -> what `apply` takes, on the host (resizing)."""
-
-  def apply(self, params: Any, x: jax.Array) -> jax.Array:
-    """Pure: preprocessed images -> float32 [N, D]."""
-
-
-FEATURES: dict[str, Callable[[], FeatureNet]] = {"EffNet": EfficientNetLite0}
+FEATURES: dict[str, Callable[..., FeatureNet]] = {"EffNet": EfficientNetLite0}
 
 
 @functools.cache
-def load(name: str) -> FeatureNet:
+def load(name: str, **options) -> FeatureNet:
   """The network called `name`; ConfigError for an unknown one or missing weights."""
   if name not in FEATURES:
     raise config.ConfigError(
       f"unknown feature network '{name}'; choose from {', '.join(FEATURES)}"
     )
-  return FEATURES[name]()
+  return FEATURES[name](**options)
 
 
-@functools.partial(jax.jit, static_argnames="net")
-def _apply(params, x, *, net):
+@functools.partial(jax.jit, static_argnames=("net", "outputs"))
+def _apply(params, x, *, net, outputs):
+  def run(params, x):
+    found = net.apply(params, x)
+    return {name: found[name] for name in outputs}
+
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
-    return net.apply(params, x)
+    return run(params, x)
   # The compiler lays out the network; only its input and result are pinned.
   x = jax.sharding.reshard(x, sharding.batch_spec())
   run = jax.sharding.auto_axes(
-    net.apply, axes=mesh.axis_names, out_sharding=sharding.batch_spec()
+    run, axes=mesh.axis_names, out_sharding=sharding.batch_spec()
   )
   return run(params, x)
 
 
 def extract(
-  net: FeatureNet, images: np.ndarray, *, batch: int = 0, track=progress.silent
-) -> np.ndarray:
-  """Features of images.
+  net: FeatureNet,
+  images: Sequence[np.ndarray] | np.ndarray,
+  outputs: Sequence[str] = (),
+  *,
+  batch: int = 0,
+  track=progress.silent,
+) -> dict[str, np.ndarray]:
+  """Features of images, read and resized one batch ahead of the network.
 
   Args:
     net: feature network.
-    images: uint8 [N, H, W, 3].
+    images: N of uint8 [H, W, 3], an array or anything that gives slices of it.
+    outputs: which of the network's (none: the first).
     batch: images per call (0: 4 a device on CPU, where more falls out of the cache,
       else 64). The last batch is padded; a row's features do not depend on the others.
     track: (batches, name, how many) -> the same batches, see progress.track.
 
   Returns:
-    float32 [N, D].
+    Output -> float32 [N, D].
   """
+  outputs = tuple(outputs) or tuple(net.outputs)[:1]
   each = 4 if jax.default_backend() == "cpu" else 64
   batch = batch or each * max(1, jax.sharding.get_abstract_mesh().size)
-  out = []
+  out: dict[str, list] = {name: [] for name in outputs}
   starts = range(0, len(images), batch)
-  for i in track(starts, f"{net.name} features", len(starts)):
-    chunk = images[i : i + batch]
-    padded = np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), 0)])
-    y = _apply(net.params, net.preprocess(padded), net=net)
-    out.append(sharding.to_host(y)[: len(chunk)])
-  return np.concatenate(out)
+
+  def collect(found, rows):
+    for name, y in found.items():
+      out[name].append(sharding.to_host(y)[:rows])
+
+  with concurrent.futures.ThreadPoolExecutor(1) as reader:
+    read = lambda i: _prepared(net, images[i : i + batch], batch)
+    ahead, before = reader.submit(read, 0), None
+    for i in track(starts, f"{net.name} features", len(starts)):
+      x = ahead.result()
+      if i + batch < len(images):
+        ahead = reader.submit(read, i + batch)
+      found = _apply(net.params, x, net=net, outputs=outputs)
+      if before is not None:
+        collect(*before)
+      before = found, min(batch, len(images) - i)
+    if before is not None:
+      collect(*before)
+  return {name: np.concatenate(rows) for name, rows in out.items()}
 
 
-def cached(path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-  """The array stored at `path` (.npy), computed and stored if it is not there.
+def _prepared(net, images, batch: int) -> np.ndarray:
+  """What the network takes of images of any sizes, filled up to a batch."""
+  chunk = list(images)
+  if len({x.shape for x in chunk}) == 1:
+    x = net.preprocess(np.stack(chunk))
+  else:
+    x = np.concatenate([net.preprocess(image[None]) for image in chunk])
+  return np.concatenate([x, np.repeat(x[-1:], batch - len(x), 0)])
+
+
+def cached(path, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """The arrays stored at `path` (.npz), computed and stored if they are not there.
 
   All processes call it; process 0 writes.
   """
   path = pathlib.Path(path)
   if distributed.everyone(path.exists()):
-    return np.load(path)
+    with np.load(path) as found:
+      return dict(found)
   value = compute()
   if jax.process_index():
     return value
   # A run beside this one never reads half a file.
   with files.replacing(path) as scratch, scratch.open("wb") as f:
-    np.save(f, value)
+    np.savez(f, **value)  # type: ignore[arg-type]
   return value

