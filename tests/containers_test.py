@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import functools
 import io
 import json
 import os
@@ -100,13 +101,34 @@ def write_zip(path, tree, storages=(), compression=zipfile.ZIP_STORED, **records
   return path
 
 
+def write_legacy(path, tree, storages=()):
+  """The same in torch's format before 1.6."""
+  content = io.BytesIO()
+  sizes = {"short": 2, "int": 4, "long": 4}
+  about = {"protocol_version": 1001, "little_endian": True, "type_sizes": sizes}
+  keys = [storage.key for storage in storages]
+  for part in (0x1950A86A20F9469CFC6C, 1001, about, tree, keys):
+    Pickler(content, 2).dump(part)
+  for storage in storages:
+    content.write(storage.data.size.to_bytes(8, "little") + storage.data.tobytes())
+  path.write_bytes(content.getvalue())
+  return path
+
+
+WRITERS = [
+  write_zip,
+  functools.partial(write_zip, compression=zipfile.ZIP_DEFLATED),
+  write_legacy,
+]
+
+
 def floats(count=24, key="0", size=None):
   return Storage("FloatStorage", key, np.arange(count, dtype=np.float32), size)
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("seed", range(20))
-def test_any_view_is_read_as_numpy_reads_it(seed, compression, tmp_path):
+def test_any_view_is_read_as_numpy_reads_it(seed, write, tmp_path):
   """Random shapes, offsets and strides (also 0) of one storage that all share."""
   gen = np.random.default_rng(seed)
   storage = floats(500)
@@ -122,7 +144,9 @@ def test_any_view_is_read_as_numpy_reads_it(seed, compression, tmp_path):
       [storage.data[offset + int((at * strides).sum())] for at in np.ndindex(*shape)],
       np.float32,
     ).reshape(shape)
-  path = write_zip(tmp_path / "w.pth", tree, [storage], compression)
+  other = floats(7, "1")
+  tree["other"], expected["other"] = View(other, 0, (7,), (1,)), other.data
+  path = write(tmp_path / "w.pth", tree, [other, storage])
   found = containers.read(path)
   assert list(found) == list(expected)
   for name, value in expected.items():
@@ -178,18 +202,19 @@ def test_a_training_checkpoint_gives_its_tensors_and_its_sections(tmp_path):
     containers.read(path, "module")
 
 
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
 @pytest.mark.parametrize(
   "call",
   [(os.system, "touch X"), (exec, "1"), (print, "x"), (getattr, int), (open, "X")],
 )
-def test_a_file_that_would_run_code_is_refused_and_does_not(call, tmp_path):
+def test_a_file_that_would_run_code_is_refused_and_does_not(call, write, tmp_path):
   class Evil:
     def __reduce__(self):
       return call[0], call[1:]
 
   storage = floats()
   tree = {"w": View(storage, 0, (2,), (1,)), "x": Evil()}
-  path = write_zip(tmp_path / "w", tree, [storage])
+  path = write(tmp_path / "w", tree, [storage])
   before = sorted(os.listdir())
   with pytest.raises(containers.FileError, match="would run code .*do not use it"):
     containers.read(path)
@@ -231,6 +256,23 @@ def test_a_view_outside_its_storage_is_refused(view, message, tmp_path):
     containers.read(path)
 
 
+def test_a_legacy_file_that_is_cut_short_is_refused_wherever_it_is_cut(tmp_path):
+  views = {
+    "a": View(floats(), 0, (2, 3), (3, 1)),
+    "b": View(floats(4, "1"), 0, (4,), (1,)),
+  }
+  path = write_legacy(tmp_path / "w", views, [floats(), floats(4, "1")])
+  whole = path.read_bytes()
+  assert list(containers.read(path)) == ["a", "b"]
+  for stop in range(14, len(whole)):  # After the magic number.
+    path.write_bytes(whole[:stop])
+    with pytest.raises(containers.FileError, match="cut short"):
+      containers.read(path)
+  small = {"a": View(floats(), 20, (5,), (1,))}
+  with pytest.raises(containers.FileError, match="small for a .24 numbers, needs 25"):
+    containers.read(write_legacy(path, small, [floats()]))
+
+
 def test_wrong_files_are_one_clear_line(tmp_path):
   def refused(content, message, name="w"):
     path = tmp_path / name
@@ -246,7 +288,7 @@ def test_wrong_files_are_one_clear_line(tmp_path):
   refused(b"version https://git-lfs", "pointer of Git LFS")
   old = io.BytesIO()
   pickle.dump(0x1950A86A20F9469CFC6C, old, 2)
-  refused(old.getvalue() + b"...", "torch before 1.6.*save it once")
+  refused(old.getvalue() + b"...", "cut short or damaged .torch before 1.6")
   refused(pickle.dumps({"a": 1}), "bare pickle")
   refused(b"{}", "no index of shards", "x.index.json")
   storage = floats()

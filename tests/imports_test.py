@@ -25,8 +25,8 @@ ANALYSIS = (
 FLUID = (
   ("fluid.errors", "fluid.files", "fluid.rng", "fluid.trees"),
   ("fluid.convert.pickles", "fluid.convert.weights"),
-  "fluid.convert.torch_zip",
-  "fluid.convert.containers",
+  ("fluid.convert.torch_zip", "fluid.convert.torch_legacy", "fluid.convert.graph_def"),
+  ("fluid.convert.containers", "fluid.convert.names"),
   "fluid.config",
   "fluid.console",
   "fluid.parallel",

@@ -4,8 +4,9 @@
   weights = containers.read("checkpoint-last.pth", section=("model_ema", "model"))
 
 Knows safetensors (one file, an index with shards, a folder that holds either), torch's
-zips (read by a closed unpickler: nothing in the file is ever run) and flax's msgpack.
-Arrays are read when they are asked for, msgpack's apart; bfloat16 stays as ml_dtypes'.
+zips and what came before them (read by a closed unpickler: nothing in the file is ever
+run), flax's msgpack and TensorFlow's frozen graphs. Arrays are read when they are asked
+for, msgpack's and a graph's apart; bfloat16 stays as ml_dtypes'.
 Nested dicts and lists are flattened, their keys joined by dots; what is not a tensor is
 left out.
 """
@@ -14,12 +15,13 @@ import functools
 import json
 import math
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 
 import ml_dtypes
 import numpy as np
 
-from fluid.convert import torch_zip
+from fluid.convert import graph_def, torch_legacy, torch_zip
 from fluid.convert.weights import AGAIN, FileError, Weights, leaves
 from fluid.errors import one_line
 
@@ -99,7 +101,7 @@ def _read(path: pathlib.Path) -> Weights:
   except OSError as e:
     raise FileError(path, f"cannot be read ({one_line(e)})", "check the path") from e
   found = "is empty" if not head else f"is of no known kind (begins with {head[:8]!r})"
-  raise FileError(path, found, "use safetensors, a torch zip or flax msgpack")
+  raise FileError(path, found, "use safetensors, torch's, flax msgpack or a GraphDef")
 
 
 def _index(path: pathlib.Path) -> Weights:
@@ -175,19 +177,15 @@ def _refuse(found: str, remedy: str) -> Callable[[pathlib.Path], Weights]:
 _READERS: tuple[tuple[Callable[[bytes], bool], Callable], ...] = (
   (lambda head: head[:4] == b"PK\x03\x04", torch_zip.read),
   (lambda head: head[5:9] == b"\0\0\0{", _safetensors),
-  (
-    lambda head: head[:14] == _OLD_TORCH,
-    _refuse(
-      "is in the format of torch before 1.6, which is not a zip",
-      "load and save it once with a newer torch",
-    ),
-  ),
+  (lambda head: head[:14] == _OLD_TORCH, torch_legacy.read),
   (
     lambda head: (
       head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     ),
     _refuse("is a bare pickle, which may run code", "ask for safetensors"),
   ),
+  # A node, its length, and its name.
+  (lambda head: bool(re.match(rb"\n[\x80-\xff]*[\0-\x7f]\n", head)), graph_def.read),
   (
     lambda head: head[:7] == b"version",
     _refuse("is a pointer of Git LFS, not the file", "fetch it with git lfs pull"),

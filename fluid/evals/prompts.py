@@ -57,7 +57,7 @@ def _records() -> Iterator[dict]:
   pair = lambda: (COCO[i] for i in rng.choice(n, 2, replace=False))
   # Nobody is asked for in colours: numbers skip the first class.
   coloured = lambda k: [COCO[i] for i in (rng.choice(n - 1, k, replace=False) + 1) % n]
-  for i in rng.choice(n, size=(n,), replace=False):
+  for i in rng.choice(np.arange(n), n, replace=False):
     yield {"tag": "single_object", "include": _things(COCO[i]), "prompt": COCO[i]}
   for _ in range(_DRAWS):
     a, b = pair()

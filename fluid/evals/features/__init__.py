@@ -15,6 +15,7 @@ from fluid import config, files
 from fluid.console import progress
 from fluid.evals.features.base import FOLDER, FeatureNet, MissingWeights, TextNet
 from fluid.evals.features.efficientnet import EfficientNetLite0
+from fluid.evals.features.inception import Inception
 from fluid.parallel import distributed, sharding
 
 __all__ = [
@@ -28,7 +29,10 @@ __all__ = [
   "load",
 ]
 
-FEATURES: dict[str, Callable[..., FeatureNet]] = {"EffNet": EfficientNetLite0}
+FEATURES: dict[str, Callable[..., FeatureNet]] = {
+  "EffNet": EfficientNetLite0,
+  "Inception": Inception,
+}
 
 
 @functools.cache

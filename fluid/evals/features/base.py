@@ -3,6 +3,7 @@
 N images, H, W pixels, D features.
 """
 
+import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -47,6 +48,16 @@ class TextNet(FeatureNet, Protocol):
 
   def texts(self, prompts: Sequence[str]) -> np.ndarray:
     """Prompts -> float32 [N, D] of the first output."""
+
+
+def digest(path) -> str:
+  """Of a file of weights; of a folder's, of all of them."""
+  path, found = pathlib.Path(path), hashlib.sha256()
+  for file in sorted(path.iterdir()) if path.is_dir() else (path,):
+    if file.is_file():
+      with file.open("rb") as f:
+        found.update(hashlib.file_digest(f, "sha256").digest())
+  return found.hexdigest()[:12]
 
 
 def find(network: str, names: tuple[str, ...], source: str, path="") -> pathlib.Path:

