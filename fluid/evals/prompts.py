@@ -54,10 +54,11 @@ def _things(*things: str) -> list[dict]:
 def _records() -> Iterator[dict]:
   rng = np.random.default_rng(SEED)
   n = len(COCO)
-  pair = lambda: (COCO[i] for i in rng.choice(n, 2, replace=False))
+  different = lambda n, k: np.asarray(rng.choice(n, k, replace=False))
+  pair = lambda: (COCO[i] for i in different(n, 2))
   # Nobody is asked for in colours: numbers skip the first class.
-  coloured = lambda k: [COCO[i] for i in (rng.choice(n - 1, k, replace=False) + 1) % n]
-  for i in rng.choice(np.arange(n), n, replace=False):
+  coloured = lambda k: [COCO[i] for i in (different(n - 1, k) + 1) % n]
+  for i in different(n, n):
     yield {"tag": "single_object", "include": _things(COCO[i]), "prompt": COCO[i]}
   for _ in range(_DRAWS):
     a, b = pair()
