@@ -314,3 +314,23 @@ def test_binned_likelihood_is_as_exact_above_the_mean_as_below():
   ends = np.where(x > mean, [-ends[1], -ends[0]], ends)
   low, high = 1 / (1 + np.exp(-ends))
   np.testing.assert_allclose(found, np.log(np.maximum(high - low, 1e-12)), rtol=1e-4)
+
+
+def test_the_bound_is_the_density_where_the_reverse_chain_is_exact():
+  """Of standard normal data all x_t are, and the reverse steps are known: the terms of
+  any x_0 add up to -log p(x_0), in expectation over the noise."""
+  diffusion = module.Diffusion(100)
+  x0 = jnp.asarray([[-1.5, 0.2, 0.9]])
+  t = jnp.arange(100)
+  shape = (2000, 100, 3)
+  noise = jax.random.normal(jax.random.key(0), shape)
+  at = jnp.broadcast_to(t, shape[:2])
+  x_t = diffusion.noised(x0, at, noise)
+  eps = diffusion.at("sqrt_one_minus_bar", at) * x_t
+  output = jnp.concatenate([eps, jnp.ones_like(eps)], -1)  # The upper bound: beta.
+  terms = diffusion.bound(output, x0, at, noise)
+  sums = np.asarray(terms.sum(1) + diffusion.prior(x0[0]), np.float64)
+  want = 0.5 * (x0**2 + np.log(2 * np.pi)).sum()
+  sem = sums.std() / np.sqrt(len(sums))
+  assert sem < 0.01 * want
+  assert abs(sums.mean() - want) < 4 * sem

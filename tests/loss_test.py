@@ -100,16 +100,20 @@ def test_likelihood_is_the_plain_loop(head, order):
       out = one(params, row, rng.example_keys(key, row["id"]))
       hit, each = np.asarray(out["mask"][0]), np.asarray(out["loss"][0], np.float64)
       counts.add(int(hit.sum()))
-      nats[-1].append(tiny.LENGTH * each[hit].mean())
+      found = np.asarray(out["nats" if head == "diffusion" else "loss"][0], np.float64)
+      nats[-1].append(tiny.LENGTH * found[hit].mean())
       for l in np.flatnonzero(hit):
         known = l if order == "raster" else (~hit).sum()
         bins[:, 10 * known // tiny.LENGTH] += each[l], 1
   nats = np.mean(nats, 1)
-  assert ("val/nats" in got) == (head == "categorical")
+  name = "val/nats" if head == "categorical" else "val/density_nats"
+  assert [k for k in got if k.endswith("nats")] == [name]
+  assert got[name] == pytest.approx(nats.mean(), rel=1e-5)
+  sem = nats.std(ddof=1) / np.sqrt(len(nats))
+  assert got[f"{name}_sem"] == pytest.approx(sem, rel=1e-3)
   if head == "categorical":
-    assert got["val/nats"] == pytest.approx(nats.mean(), rel=1e-5)
-    sem = nats.std(ddof=1) / np.sqrt(len(nats))
-    assert got["val/nats_sem"] == pytest.approx(sem, rel=1e-3)
+    values = 3 * run.data.image_size**2 * np.log(2)
+    assert got["val/bits_per_dim"] == pytest.approx(nats.mean() / values)
   assert len(counts) == 1 if order == "raster" else len(counts) > 8
   for i in np.flatnonzero(bins[1]):
     want = bins[0, i] / bins[1, i]

@@ -58,9 +58,13 @@ class LossConfig(Evaluation):
 class LikelihoodConfig(LossConfig):
   """Nats of an image given its text, and the loss by the share of tokens known.
 
-  Nats per image stand on one axis for all orders: of raster they are exact, of random
-  order a bound (Order.likelihood). Of discrete tokens alone: the loss of a diffusion
-  head is in other units, and has the second table alone.
+  Nats per image stand on one axis for all orders of one tokenizer: of discrete tokens
+  they are exact (raster, permuted, scales) or the any-order bound (random). Of
+  continuous tokens they are a bound on a density, 'density_nats', which is of other
+  units: it may be negative, and is comparable for one tokenizer alone. What a sampler
+  decodes by confidence has no likelihood: these are of the model's own plans.
+  'bits_per_dim' is what coding the tokens costs for each value of a pixel: of images
+  that such tokens can say, not of any image.
   """
 
   kind = "likelihood"
@@ -130,12 +134,15 @@ class Likelihood(Loss):
   def summarize(self, rows):
     """Named values; the standard error is over examples, draws included."""
     rows = {k: v.astype(np.float64)[rows["real"]] for k, v in rows.items()}
-    nats = rows["nats"]
-    if self.net.tokens.kind == "discrete":
-      yield f"{self.split}/nats", nats.mean()
-      if len(nats) > 1:
-        yield f"{self.split}/nats_sem", nats.std(ddof=1) / math.sqrt(len(nats))
-      yield f"{self.split}/nats_count", len(nats)
+    nats, discrete = rows["nats"], self.net.tokens.kind == "discrete"
+    name = f"{self.split}/{'nats' if discrete else 'density_nats'}"
+    yield name, nats.mean()
+    if len(nats) > 1:
+      yield f"{name}_sem", nats.std(ddof=1) / math.sqrt(len(nats))
+    yield f"{name}_count", len(nats)
+    if discrete:
+      values = 3 * self.context.run.data.image_size**2
+      yield f"{self.split}/bits_per_dim", nats.mean() / (values * math.log(2))
     yield from _by_bin(f"{self.split}/loss_known", rows["bin_sum"], rows["bin_count"])
 
 
@@ -150,12 +157,13 @@ def likelihood_sums(params, batch, key, *, net, draws: int = 1) -> dict[str, jax
   total: dict[str, jax.Array] = {}
   for draw in range(draws):
     out, mask = _pass(params, batch, key, net, draw)
-    loss = _masked(out["loss"], mask)
+    out = {"nats": out["loss"]} | out
+    loss, nats = (_masked(out[k], mask) for k in ("loss", "nats"))
     # A tenth begins where its share does, whatever the division rounds to.
     index = (net.order.known(out["mask"]) * BINS + 1e-4).astype(jnp.int32)
     hit = (index[..., None] == jnp.arange(BINS)) & mask[..., None]
     sums = {
-      "nats": net.tokens.length / draws * loss.sum(1) / jnp.maximum(mask.sum(1), 1),
+      "nats": net.tokens.length / draws * nats.sum(1) / jnp.maximum(mask.sum(1), 1),
       "bin_sum": jnp.where(hit, loss[..., None], 0).sum(1),
       "bin_count": hit.sum(1),
     }

@@ -130,26 +130,54 @@ class Diffusion:
     `output` is that for noised(x0, t, noise). The bound (bits per channel) reaches the
     variance only: its eps is held constant.
     """
+    error, gap, log_var = self._gap(output, t, noise)
+    mse = jnp.square(error).mean(-1)
+    nll = -_discretized_log_likelihood(x0, gap, 0.5 * log_var)
+    kl = self._divergence(gap, log_var, t)
+    vb = jnp.where(t == 0, nll.mean(-1), kl.mean(-1)) / math.log(2)
+    return mse, vb
+
+  def bound(self, output, x0, t, noise):
+    """A term of a bound on -log p(x_0), nats [...], summed over C.
+
+    The sum over all t and `prior`, in expectation over the noise, bounds the density of
+    x_0: differential nats, which may be negative, and mean nothing across tokenizers.
+    At t = 0 the density itself stands for the bins of `losses`, which are of pixels.
+    """
+    _, gap, log_var = self._gap(output, t, noise)
+    nll = 0.5 * (log_var + jnp.square(gap) * jnp.exp(-log_var) + math.log(2 * math.pi))
+    kl = self._divergence(gap, log_var, t)
+    return jnp.where((t == 0)[..., None], nll, kl).sum(-1)
+
+  def prior(self, x0):
+    """KL of q(x_T | x_0) from a standard normal, nats [...], summed over C."""
+    alpha, sigma = (self.tables[f"sqrt_{k}"][-1] for k in ("bar", "one_minus_bar"))
+    square = jnp.square(alpha * x0) + sigma**2
+    return 0.5 * (square - 1 - 2 * math.log(sigma)).sum(-1)
+
+  def _gap(self, output, t, noise):
+    """Error of eps, true less predicted mean of the posterior, predicted log variance.
+
+    At t = 0 the true mean is x_0 itself. The means' own difference would be rounding
+    for the most part: where little noise is left they agree to three digits, and the
+    bound divides by a standard deviation as small.
+    """
     eps, fraction = jnp.split(output, 2, -1)
     error = noise - eps
-    mse = jnp.square(error).mean(-1)
-    # The means of the true and of the predicted posterior differ by this (at t = 0 the
-    # true one is x0 itself). Their own difference would be rounding for the most part:
-    # where little noise is left they agree to three digits, and the bound divides by a
-    # standard deviation as small.
     gap = -self.at("mean_x0", t) * self.at("sqrt_recip_bar_minus_one", t)
     gap = gap * jax.lax.stop_gradient(error)
-    log_var, true_log_var = self._log_variance(fraction, t), self.at("log_variance", t)
-    kl = 0.5 * (
+    return error, gap, self._log_variance(fraction, t)
+
+  def _divergence(self, gap, log_var, t):
+    """KL of the true posterior from the predicted one, nats [..., C]."""
+    true_log_var = self.at("log_variance", t)
+    return 0.5 * (
       log_var
       - true_log_var
       + jnp.exp(true_log_var - log_var)
       + jnp.square(gap) * jnp.exp(-log_var)
       - 1
     )
-    nll = -_discretized_log_likelihood(x0, gap, 0.5 * log_var)
-    vb = jnp.where(t == 0, nll.mean(-1), kl.mean(-1)) / math.log(2)
-    return mse, vb
 
   def step(self, output, x_t, t, noise, temperature=1.0, clip=0.0):
     """One ancestral step x_t -> x_{t-1}; `temperature` scales the noise added."""

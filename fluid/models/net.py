@@ -198,8 +198,9 @@ class Net:
 
     Returns:
       'loss' [B, S] float32, 'mask' [B, S] (outputs that count), and of the diffusion
-      head 'mse', 'vb', 't' [B, S, R], of the categorical head 'accuracy' [B, S]. In
-      training, S are the outputs of all passes of the order over an example.
+      head 'mse', 'vb', 't' [B, S, R] and, in evaluation, 'nats' [B, S], of the
+      categorical head 'accuracy' [B, S]. In training, S are the outputs of all passes
+      of the order over an example.
     """
     args = batch["tokens"], batch["text"], batch["text_mask"]
     return self.apply(params, "losses", *args, keys, train, step)

@@ -190,9 +190,9 @@ class DiffusionHead(nn.Module):
   def loss(self, z: jax.Array, target: jax.Array, keys: jax.Array, train: bool) -> dict:
     """z [B, L, D], target [B, L, C], keys [B] -> loss [B, L]; mse, vb, t [B, L, R].
 
-    Every token is denoised R = batch_mul times, with other steps and noise.
+    Every token is denoised R = batch_mul times, with other steps and noise. Evaluation
+    adds nats [B, L], of the bound on a token's density (Diffusion.bound).
     """
-    del train
     diffusion = Diffusion(self.cfg.steps)
     shape = (*target.shape[1:2], self.cfg.batch_mul)
 
@@ -209,7 +209,11 @@ class DiffusionHead(nn.Module):
     y = self.net.time(t, z.dtype) + self.net.condition(z)[:, :, None]
     output = self.net.denoise(x_t, y)
     mse, vb = diffusion.losses(output, x0, t, noise)
-    return {"loss": (mse + vb).mean(-1), "mse": mse, "vb": vb, "t": t}
+    out = {"loss": (mse + vb).mean(-1), "mse": mse, "vb": vb, "t": t}
+    if not train:
+      terms = len(diffusion) * diffusion.bound(output, x0, t, noise)
+      out["nats"] = terms.mean(-1) + diffusion.prior(x0[:, :, 0])
+    return out
 
   def sample(
     self,
