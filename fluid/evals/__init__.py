@@ -12,7 +12,7 @@ one row of EVALS.
 from typing import Any
 
 from fluid.evals.base import EvalContext, Evaluation, Evaluator
-from fluid.evals.distribution import DistributionConfig
+from fluid.evals.distribution import DistributionConfig, ReconstructionConfig
 from fluid.evals.images import ImagesConfig
 from fluid.evals.loss import LikelihoodConfig, LossConfig
 from fluid.evals.samples import GenEvalConfig
@@ -23,6 +23,7 @@ EVALS: dict[str, Any] = {
   "images": ImagesConfig,
   "geneval": GenEvalConfig,
   "distribution": DistributionConfig,
+  "reconstruction": ReconstructionConfig,
 }
 
 __all__ = ["EVALS", "EvalContext", "Evaluation", "Evaluator", "make"]

@@ -164,3 +164,58 @@ class Distribution:
     if name == "tokenizer":
       made_from["weights"] = store.read_config(run.tokenizer.path)["weights_sha256"]
     return ImageSet(name, _Lazy(count, images), digest=identity.digest(made_from))
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructionConfig(Evaluation):
+  """What the tokenizer keeps: images against decode(encode(image)).
+
+  Attributes:
+    examples: the first of the split (0: all).
+    metrics: of fluid.evals.measures.METRICS; 'fid' here is what papers call rFID.
+    features, protocol: see DistributionConfig.
+  """
+
+  kind = "reconstruction"
+
+  examples: int = 1024
+  metrics: tuple[str, ...] = ("psnr", "ssim", "fd")
+  features: str = "EffNet"
+  protocol: str = "torch_fidelity"
+
+  def make(self, net, context):
+    """See Evaluation."""
+    return Reconstruction(net, context, **self.arguments())
+
+
+class Reconstruction:
+  """See ReconstructionConfig."""
+
+  def __init__(self, net, context, *, examples, metrics, features, protocol):
+    del net  # The model has no part in it.
+    self.context, self.protocol, self.features = context, protocol, features
+    self.metrics = [measures.on(name, features) for name in metrics]
+    self.source = make_source(context.run.data, "val")
+    self.examples = min(examples or len(self.source), len(self.source))
+
+  def run(
+    self, params, step: int, weights: str = "ema"
+  ) -> Iterator[tuple[str, float | str]]:
+    """Yields reconstruction/{metric} and its interval."""
+    del params
+    images = np.stack([self.source[i]["image"] for i in range(self.examples)])
+    again = reconstruct(self.context.tokenizer, images)
+    x, y = ImageSet("reconstructions", again), ImageSet("images", images)
+    with jax.set_mesh(self.context.mesh):
+      track = self.context.track
+      records = measures.measure(
+        self.metrics, x, y, protocol=self.protocol, track=track
+      )
+    for record in records:
+      name = "reconstruction/" + record["metric"].removesuffix(f"@{self.features}")
+      yield name, record["value"]
+      if "lo" in record:
+        yield from ((f"{name}_lo", record["lo"]), (f"{name}_hi", record["hi"]))
+    yield "reconstruction/images", self.examples
+    described = {"step": step, "weights": weights, "of": "reconstruction"}
+    self.context.records += [r | described for r in records]
