@@ -26,7 +26,7 @@ FLUID = (
   ("fluid.errors", "fluid.files", "fluid.rng", "fluid.trees"),
   ("fluid.convert.pickles", "fluid.convert.weights"),
   "fluid.convert.torch_zip",
-  "fluid.convert.containers",
+  ("fluid.convert.containers", "fluid.convert.names"),
   "fluid.config",
   "fluid.console",
   "fluid.parallel",
