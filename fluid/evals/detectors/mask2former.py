@@ -7,8 +7,8 @@ pixel for the image, draws a pixel into one instance only, keeps as many pairs a
 are queries, and drops low scores.
 
 The weights are those of the paper's authors, as transformers stores them (MODEL). The
-reference evaluator has mmdet's own training of the same network, which is no less
-accurate but another: scores near a threshold may differ.
+reference evaluator has mmdet's, of another training of the same network: what lies near
+a threshold may be judged differently.
 
 Legend: N images, H, W pixels, h, w tokens, E channels, L levels, S tokens of all
 levels, Q queries, A heads, K classes, D detections.
@@ -19,7 +19,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -254,7 +254,7 @@ class Network:
     return jnp.einsum("nqe,nhwe->nqhw", x, features)
 
   def inner(self, height: int, width: int) -> tuple[int, int]:
-    """Size that an image is resized to, its ratio kept; then it is padded."""
+    """Height and width that an image is resized to, its ratio kept, before padding."""
     long, short = self.edges
     scale = min(long / max(height, width), short / min(height, width))
     return int(height * scale + 0.5), int(width * scale + 0.5)
@@ -267,7 +267,7 @@ class Network:
     """
     n, h, w, _ = images.shape
     inner = self.inner(h, w)
-    x = jnp.round(_resize(images.astype(jnp.float32), (n, *inner, 3)))
+    x = jnp.floor(_resize(images.astype(jnp.float32), (n, *inner, 3)) + 0.5)
     padding = ((0, 0), *((0, -k % MULTIPLE) for k in inner), (0, 0))
     x = jnp.pad(x, padding, constant_values=PAD)
     return (x - jnp.asarray(MEAN)) / jnp.asarray(STD)
@@ -312,10 +312,10 @@ def instances(
   boxes = jnp.stack([ends[i] for i in range(2) for ends in spans], -1)
   boxes = jnp.where(area[..., None] > 0, boxes, 0).astype(jnp.float32)
 
-  chances = jax.nn.softmax(classes)[..., :-1]
-  kinds = chances.shape[-1]
-  chances = chances.reshape(len(chances), -1)
-  best, pairs = lax.top_k(chances, min(DETECTIONS, chances.shape[1]))
+  probability = jax.nn.softmax(classes)[..., :-1]
+  kinds = probability.shape[-1]
+  probability = probability.reshape(len(probability), -1)
+  best, pairs = lax.top_k(probability, min(DETECTIONS, probability.shape[1]))
   queries, labels = pairs // kinds, pairs % kinds
   return {
     "scores": best * jnp.take_along_axis(quality, queries, 1),
@@ -353,12 +353,13 @@ class Mask2Former:
 
   def detect_with_masks(
     self, images: np.ndarray
-  ) -> list[tuple[Objects, dict[str, np.ndarray]]]:
-    """[N, H, W, 3] uint8 -> per image the detections, and bool masks [D, H, W].
+  ) -> Iterator[tuple[Objects, dict[str, np.ndarray]]]:
+    """Yields the detections and the masks of each image of [N, H, W, 3] uint8.
 
-    The masks of a class lie in the order of its detections.
+    Masks are class -> bool [detections, H, W], in the order of the class's detections;
+    those of one batch are in memory at a time.
     """
-    return list(self._found(images, masks=True))
+    return self._found(images, masks=True)
 
   def _found(self, images, masks):
     if images.shape[1:] != (*self.image_size, 3):
@@ -367,7 +368,7 @@ class Mask2Former:
     mesh = jax.sharding.get_mesh()
     self._place(mesh)
     # One shape for all calls, so that each size is compiled once.
-    each = 1 if jax.default_backend() == "cpu" else 8
+    each = 1 if jax.default_backend() == "cpu" else 4
     batch = each * (1 if mesh.empty else sharding.batch_parts(mesh))
     for i in range(0, len(images), batch):
       chunk = images[i : i + batch]
@@ -578,21 +579,17 @@ def _sample(value, size: tuple[int, int], at, share) -> jax.Array:
     [N, S, A, E / A].
   """
   h, w = size
-  first = jnp.floor(at)
-  after = at - first
-  x, y = jnp.moveaxis(first.astype(jnp.int32), -1, 0)
-  right, below = jnp.moveaxis(after, -1, 0)
+  corner = np.array([(0, 0), (1, 0), (0, 1), (1, 1)])
+  first = jnp.floor(at)[..., None, :]
+  after = at[..., None, :] - first
+  pixels = first.astype(jnp.int32) + corner  # [N, S, A, POINTS, 4, 2]
+  inside = ((pixels >= 0) & (pixels < np.array((w, h)))).all(-1)
+  weight = jnp.where(corner, after, 1 - after).prod(-1) * inside * share[..., None]
+  # A pixel outside has no weight, whatever is taken in its place.
   take = lambda pixels, where: pixels.at[where].get(mode="clip")
   take = jax.vmap(jax.vmap(take, (1, 1), 1))  # Over images, and over heads.
-  out = jnp.zeros(())
-  for dy, weight_y in ((0, 1 - below), (1, below)):
-    for dx, weight_x in ((0, 1 - right), (1, right)):
-      inside = (x + dx >= 0) & (x + dx < w) & (y + dy >= 0) & (y + dy < h)
-      weight = share * weight_x * weight_y * inside
-      # A pixel outside has no weight, whatever is taken in its place.
-      found = take(value, (y + dy) * w + x + dx)
-      out = out + jnp.einsum("nsap,nsapk->nsak", weight, found)
-  return out
+  found = take(value, pixels[..., 1] * w + pixels[..., 0])
+  return jnp.einsum("nsapc,nsapck->nsak", weight, found)
 
 
 def _attend(p: Params, query, key, value, heads: int, blocked=None) -> jax.Array:
