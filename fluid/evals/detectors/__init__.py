@@ -9,4 +9,12 @@ when counting, 0.3 else), and a colour name, or None to leave it to a ColorClass
 
 from fluid.evals.detectors.shapes import ShapesDetector
 
-DETECTORS = {"shapes": ShapesDetector}
+
+def _mask2former(image_size):
+  # Only who asks for the network pays for its import.
+  from fluid.evals.detectors.mask2former import Mask2Former
+
+  return Mask2Former(image_size)
+
+
+DETECTORS = {"shapes": ShapesDetector, "mask2former": _mask2former}
