@@ -10,13 +10,14 @@ Legend: N images, H, W pixels, P prompts, K images of each.
 
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from fluid.data.captions import TAGS
+from fluid.errors import ConfigError
 
 COLORS = (
   "red",
@@ -48,20 +49,65 @@ class Detector(Protocol):
 
 
 class ColorClassifier(Protocol):
-  """Colours of the boxes [x1, y1, x2, y2] of one class in an image [H, W, 3] uint8."""
+  """Colours of the boxes [x1, y1, x2, y2] of one class in an image [H, W, 3] uint8.
+
+  `masks`, where a detector has some, are bool [H, W] of each box.
+  """
 
   def __call__(
-    self, image: np.ndarray, boxes: Sequence[Sequence[float]], name: str
+    self,
+    image: np.ndarray,
+    boxes: Sequence[Sequence[float]],
+    name: str,
+    masks: Sequence[np.ndarray | None] | None = None,
   ) -> list[str]: ...
 
 
-def add_colors(image: np.ndarray, objects: Objects, classify: ColorClassifier):
+def add_colors(
+  image: np.ndarray,
+  objects: Objects,
+  classify: ColorClassifier,
+  masks: Mapping[str, Sequence[np.ndarray]] | None = None,
+) -> Objects:
   """Detections of one image -> the same with every missing colour filled in."""
   out = {}
   for name, found in objects.items():
-    blank = [d for d in found if d[5] is None]
-    colors = iter(classify(image, [d[:4] for d in blank], name) if blank else ())
+    blank = [i for i, d in enumerate(found) if d[5] is None]
+    boxes = [found[i][:4] for i in blank]
+    own = [masks[name][i] for i in blank] if masks else None
+    colors = iter(classify(image, boxes, name, own) if blank else ())
     out[name] = [[*d[:5], next(colors) if d[5] is None else d[5]] for d in found]
+  return out
+
+
+def detect(
+  detector: Detector,
+  images: np.ndarray,
+  metadata: Sequence[dict],
+  classify: ColorClassifier | None = None,
+  track=None,
+) -> list[Objects]:
+  """Objects of images [N, H, W, 3] uint8, with the colours that their prompts ask for.
+
+  Args:
+    detector: one that has `detect_with_masks` shows the classifier its masks.
+    images: one for each line of metadata.
+    metadata: says of which classes a colour is asked.
+    classify: of detections whose colour the detector leaves open.
+    track: (images, name, how many) -> the same images, see progress.track.
+  """
+  rows = getattr(detector, "detect_with_masks", None)
+  found: Iterable = rows(images) if rows else ((o, None) for o in detector(images))
+  if track:
+    found = track(found, "objects", len(images))
+  out = []
+  for image, line, (objects, masks) in zip(images, metadata, found, strict=True):
+    wanted = {c["class"] for c in line.get("include", ()) if "color" in c}
+    if classify is not None and wanted:
+      # The most confident alone are looked at, but counting them needs them all.
+      asked = {k: v for k, v in objects.items() if k in wanted}
+      objects = objects | add_colors(image, asked, classify, masks)
+    out.append(objects)
   return out
 
 
@@ -230,10 +276,53 @@ def write_detections(path, objects: Iterable[Objects]) -> None:
       f.write(json.dumps(plain) + "\n")
 
 
-def read_detections(path) -> list[Objects]:
-  """What write_detections wrote, or another detector's output in that form."""
-  with open(path) as f:
-    return [json.loads(line) for line in f if line.strip()]
+def read_detections(path, images: int) -> list[Objects]:
+  """What write_detections wrote, or another detector's output in that form.
+
+  Raises:
+    ConfigError: the file is missing, damaged, or of another number of images.
+  """
+  try:
+    lines = pathlib.Path(path).read_text().splitlines()
+    found = [json.loads(line) for line in lines if line.strip()]
+  except (OSError, ValueError) as e:
+    raise ConfigError(
+      f"detections {path} cannot be read ({e}): a line of JSON for each image, class "
+      "-> [[x1, y1, x2, y2, score, colour], ...]"
+    ) from e
+  if len(found) != images:
+    raise ConfigError(
+      f"detections {path} are of {len(found)} images, but {images} were drawn; detect "
+      "again in what evals.geneval.layout writes"
+    )
+  return found
+
+
+def read_results(path) -> list[dict]:
+  """What the reference evaluator wrote: one line of JSON an image.
+
+  Returns:
+    'tag', 'prompt' and 'correct' of each image, as `summarize` takes them.
+
+  Raises:
+    ConfigError: the file is missing, or a line is none of its.
+  """
+  out = []
+  try:
+    lines = pathlib.Path(path).read_text().splitlines()
+  except OSError as e:
+    raise ConfigError(f"no {path}: name the results.jsonl of the evaluator") from e
+  for number, line in enumerate(lines, 1):
+    try:
+      row = json.loads(line)
+      out.append({"tag": row["tag"], "prompt": row["prompt"]})
+      out[-1]["correct"] = bool(row["correct"])
+    except (ValueError, KeyError, TypeError) as e:
+      raise ConfigError(
+        f"{path} line {number} is no result of GenEval's evaluator: it has no tag, "
+        "prompt and correct"
+      ) from e
+  return out
 
 
 def write_layout(out, metadata: Sequence[dict], images: np.ndarray) -> None:

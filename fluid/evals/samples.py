@@ -20,9 +20,12 @@ import numpy as np
 from fluid import config, rng
 from fluid.config import rules
 from fluid.data import make_source, shapes
-from fluid.evals import geneval
+from fluid.evals import features as feature_nets
+from fluid.evals import geneval, prompts
 from fluid.evals.base import Evaluation
+from fluid.evals.colors import ClipColors
 from fluid.evals.detectors import DETECTORS
+from fluid.evals.sets import open_set
 from fluid.sampling import Sampler, to_uint8
 from fluid.tokenizers import in_batches
 
@@ -38,10 +41,10 @@ class _Lenient:
       self.features = vocabulary.features
 
 
-def check_prompts(context, prompts: Sequence[str]) -> None:
+def check_prompts(context, asked: Sequence[str]) -> None:
   """Raises PromptError now, not after hours, for prompts that the model cannot take."""
   if context.vocabulary is not None:
-    _Lenient(context.vocabulary).encode(list(prompts), context.run.text.length)
+    _Lenient(context.vocabulary).encode(list(asked), context.run.text.length)
 
 
 def draw(
@@ -93,7 +96,8 @@ def metadata(
 
   Args:
     which: 'val': captions first..first+n of the data source; 'geneval': the prompts of
-      config.evals.geneval; 'shapes': n a tag; else a file of GenEval's metadata.
+      config.evals.geneval; 'shapes': n a tag; 'official': GenEval's own; else a file
+      of its metadata.
     heldout: of 'shapes': colour-shape pairs that training does not show.
   """
   if which == "val":
@@ -109,10 +113,13 @@ def metadata(
     return context.run.evals["geneval"].make(None, context).lines
   if which == "shapes":
     return shapes.geneval_prompts(n, heldout=heldout)
+  if which == "official":
+    return list(prompts.geneval())
   path = pathlib.Path(which)
   if not path.is_file():
     raise config.ConfigError(
-      f"no prompts '{which}': name 'shapes' or a file of GenEval metadata lines"
+      f"no prompts '{which}': name 'shapes', 'official' or a file of GenEval's lines of "
+      "metadata"
     )
   return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
@@ -122,14 +129,25 @@ class GenEvalConfig(Evaluation):
   """Share of images that show what their prompt says, per tag and overall.
 
   Attributes:
-    prompts: 'shapes', or a file of GenEval's metadata lines.
+    prompts: 'shapes', 'official' (the 553 of GenEval, fluid.evals.prompts), or a file
+      of GenEval's metadata lines.
     n: prompts a tag (of 'shapes').
-    k: images a prompt.
+    k: images a prompt; published numbers have 4.
     heldout: prompts a tag with colour-shape pairs not seen in training (of 'shapes').
-    detector: entry of fluid.evals.detectors.DETECTORS.
+    detector: entry of fluid.evals.detectors.DETECTORS, or 'none': images are drawn and
+      laid out for the reference evaluator, and not judged.
+    colors: feature network that names colours which the detector leaves open.
+    detections: a file with the objects of all images (geneval.read_detections), in
+      place of a detector.
+    results: what the reference evaluator wrote of the layout, in place of judging: no
+      image is drawn.
+    known: a folder in the layout whose images show what their prompts say. A detector
+      that does not find it in 80 % of them is refused: a wrong setting of one has given
+      published scores near 0. Without one the shapes detector looks at real images.
     seed: of the noise.
     sample: overrides of config.sample.
-    layout: write prompts and images to WORKDIR/geneval for the reference evaluator.
+    layout: write prompts, images and what was detected to WORKDIR/geneval, for the
+      reference evaluator.
   """
 
   kind = "geneval"
@@ -139,70 +157,137 @@ class GenEvalConfig(Evaluation):
   k: int = 2
   heldout: int = 0
   detector: str = "shapes"
+  colors: str = "CLIP-L14"
+  detections: str = ""
+  results: str = ""
+  known: str = ""
   seed: int = 0
   sample: dict[str, Any] = dataclasses.field(default_factory=dict)
   layout: bool = False
 
   def check(self, name):
-    rules.choice(f"{name}detector", self.detector, DETECTORS)
+    rules.choice(f"{name}detector", self.detector, (*DETECTORS, "none"))
+    if self.detector == "none" and not (self.layout or self.detections):
+      raise config.ConfigError(
+        f"config key '{name}detector' is 'none': set '{name}layout' to write the "
+        f"images, or '{name}detections' to what was found in them"
+      )
 
   def make(self, net, context):
     """See Evaluation."""
-    return GenEval(net, context, **self.arguments())
+    return GenEval(net, context, self)
+
+
+KNOWN = 0.8  # Of images with a known answer, what a detector must find.
 
 
 class GenEval:
   """See GenEvalConfig."""
 
-  def __init__(
-    self, net, context, *, prompts, n, k, heldout, detector, seed, sample, layout
-  ):
-    self.net, self.context, self.seed, self.sample = net, context, seed, sample
-    self.detect = DETECTORS[detector](context.run.data.image_size)
-    self.layout, self.k = layout, k
-    lines = [("geneval", line) for line in metadata(context, prompts, n=n)]
-    if heldout:
-      unseen = metadata(context, "shapes", n=heldout, heldout=True)
+  def __init__(self, net, context, cfg: GenEvalConfig):
+    self.net, self.context, self.cfg = net, context, cfg
+    lines = [("geneval", line) for line in metadata(context, cfg.prompts, n=cfg.n)]
+    if cfg.heldout:
+      unseen = metadata(context, "shapes", n=cfg.heldout, heldout=True)
       lines += [("geneval_heldout", line) for line in unseen]
-    self.groups = [group for group, _ in lines for _ in range(k)]
-    self.lines = [line for _, line in lines for _ in range(k)]
+    self.groups = [group for group, _ in lines for _ in range(cfg.k)]
+    self.lines = [line for _, line in lines for _ in range(cfg.k)]
+    self.results = geneval.read_results(cfg.results) if cfg.results else None
+    self.detections = self.detect = self.classify = None
+    if self.results is not None:
+      return
     check_prompts(context, [line["prompt"] for line in self.lines])
+    if cfg.detections:
+      self.detections = geneval.read_detections(cfg.detections, len(self.lines))
+    elif cfg.detector != "none":
+      self.detect = DETECTORS[cfg.detector](context.run.data.image_size)
+      if cfg.detector != "shapes":
+        self.classify = ClipColors(feature_nets.load(cfg.colors))
+      self._check_detector()
 
   def run(
     self, params, step: int, weights: str = "ema"
   ) -> Iterator[tuple[str, float | str]]:
     """Yields geneval/{tag}, geneval/overall and its interval; the same of heldout.
 
-    Two marks to read them by: geneval/chance, the overall score of the same images
-    under each other's prompts, and, where the source's examples carry GenEval metadata,
-    geneval/tokenizer, that of decode(encode(real image)): the ceiling of these tokens.
+    And {tag}_n, the images that a score is of. Two marks to read them by:
+    geneval/chance, the overall score of the same images under each other's prompts,
+    and, where the source's examples carry GenEval metadata, geneval/tokenizer, that of
+    decode(encode(real image)): the ceiling of these tokens.
     """
-    texts = [line["prompt"] for line in self.lines]
+    if self.results is not None:
+      yield from _scores("geneval", self.results)
+      return
+    cfg, texts = self.cfg, [line["prompt"] for line in self.lines]
     images, timing = draw(
-      self.net, self.context, params, step, texts, seed=self.seed, **self.sample
+      self.net, self.context, params, step, texts, seed=cfg.seed, **cfg.sample
     )
-    results: dict[str, list] = {}
-    found = self.detect(images)
-    for group, line, objects in zip(self.groups, self.lines, found):
-      correct, _ = geneval.score(objects, line)
-      row = {"tag": line["tag"], "prompt": line["prompt"], "correct": correct}
-      results.setdefault(group, []).append(row)
-    for group, rows in results.items():
-      for name, value in geneval.summarize(rows).items():
-        yield f"{group}/{name}", value
-    yield "geneval/chance", geneval.chance(found, self.lines)
-    if (ceiling := self._ceiling()) is not None:
-      yield "geneval/tokenizer", ceiling
-    if self.layout and jax.process_index() == 0:
+    found = self.detections
+    if self.detect is not None:
+      found = self._found(images, self.lines)
+    if cfg.layout and jax.process_index() == 0:
       out = self.context.workdir / "geneval" / f"step_{step:08d}-{weights}"
-      shaped = images.reshape(-1, self.k, *images.shape[1:])
-      geneval.write_layout(out, self.lines[:: self.k], shaped)
+      shaped = images.reshape(-1, cfg.k, *images.shape[1:])
+      geneval.write_layout(out, self.lines[:: cfg.k], shaped)
+      if found is not None:
+        geneval.write_detections(out / "detections.jsonl", found)
+    if found is not None:
+      results: dict[str, list] = {}
+      for group, line, objects in zip(self.groups, self.lines, found):
+        correct, _ = geneval.score(objects, line)
+        row = {"tag": line["tag"], "prompt": line["prompt"], "correct": correct}
+        results.setdefault(group, []).append(row)
+      for group, rows in results.items():
+        yield from _scores(group, rows)
+      yield "geneval/chance", geneval.chance(found, self.lines)
+    if self.detect is not None and (ceiling := self._ceiling()) is not None:
+      yield "geneval/tokenizer", ceiling
     yield from timing.items()
 
-  def _ceiling(self, examples: int = 256) -> float | None:
+  def _found(self, images, lines):
+    track = self.context.track
+    return geneval.detect(self.detect, images, lines, self.classify, track)
+
+  def _check_detector(self) -> None:
+    """Raises ConfigError where the detector fails on images of known answers."""
+    if self.cfg.known:
+      known = open_set(self.cfg.known)
+      lines, images = known.lines, np.stack(list(known.images or ()))
+      if not lines:
+        raise config.ConfigError(
+          f"{self.cfg.known} has no metadata.jsonl of GenEval beside its images"
+        )
+    elif self.cfg.detector == "shapes":
+      real = self._real(24)
+      images = np.stack([e["image"] for e in real])
+      lines = [e["meta"] for e in real]
+    else:
+      return
+    if not lines or "include" not in lines[0]:
+      return
+    value = geneval.overall(self._found(images, lines), lines)
+    if value < KNOWN:
+      raise config.ConfigError(
+        f"detector '{self.cfg.detector}' finds {value:.2f} of what {len(lines)} images "
+        f"of known answers show, less than {KNOWN}: its scores would mean nothing; "
+        "look at its weights and at the size of the images"
+      )
+
+  def _real(self, examples: int) -> list[dict]:
     source = make_source(self.context.run.data, "val")
-    real = [source[i] for i in range(min(examples, len(source)))]
+    return [source[i] for i in range(min(examples, len(source)))]
+
+  def _ceiling(self, examples: int = 256) -> float | None:
+    real = self._real(examples)
     if "include" not in real[0].get("meta", {}):
       return None
     images = reconstruct(self.context.tokenizer, np.stack([e["image"] for e in real]))
-    return geneval.overall(self.detect(images), [e["meta"] for e in real])
+    lines = [e["meta"] for e in real]
+    return geneval.overall(self._found(images, lines), lines)
+
+
+def _scores(group: str, rows: Sequence[dict]) -> Iterator[tuple[str, float]]:
+  for name, value in geneval.summarize(rows).items():
+    yield f"{group}/{name}", value
+  for tag in dict.fromkeys(row["tag"] for row in rows):
+    yield f"{group}/{tag}_n", sum(row["tag"] == tag for row in rows)

@@ -40,6 +40,7 @@ class ImageSet:
     made_with: what the file says they were made with; empty where it says nothing.
     digest: of what the images are, for caches.
     texts: prompts of the images, in their order, where they are known.
+    lines: metadata of GenEval's layout, one for each image.
   """
 
   name: str
@@ -48,6 +49,7 @@ class ImageSet:
   made_with: dict = dataclasses.field(default_factory=dict)
   digest: str = ""
   texts: Sequence[str] = ()
+  lines: Sequence[dict] = ()
 
   def __len__(self) -> int:
     return 0 if self.images is None else len(self.images)
@@ -96,10 +98,16 @@ def open_set(path: str | os.PathLike) -> ImageSet:
 
 def _folder(path: pathlib.Path) -> ImageSet:
   texts: tuple[str, ...] = ()
+  lines: tuple[dict, ...] = ()
   if (path / "samples.json").is_file():  # Of fluid.sample: a grid is beside them.
     rows = json.loads((path / "samples.json").read_text())["images"]
     paths = [path / row["file"] for row in rows]
     texts = tuple(row["prompt"] for row in rows)
+  elif layout := sorted(path.glob("[0-9]*/metadata.jsonl")):  # GenEval's.
+    images = [(json.loads(f.read_text()), f.parent / "samples") for f in layout]
+    pairs = [(line, p) for line, folder in images for p in sorted(folder.iterdir())]
+    lines, paths = tuple(line for line, _ in pairs), [p for _, p in pairs]
+    texts = tuple(line["prompt"] for line in lines)
   else:
     found = path.rglob("*")
     paths = sorted(p for p in found if p.suffix.lower() in image_files.ENDINGS)
@@ -112,7 +120,7 @@ def _folder(path: pathlib.Path) -> ImageSet:
   stats = [(p.relative_to(path).as_posix(), p.stat()) for p in paths]
   said = {name: [s.st_size, s.st_mtime_ns] for name, s in stats}
   digest = identity.digest(said)
-  return ImageSet(str(path), Folder(paths), digest=digest, texts=texts)
+  return ImageSet(str(path), Folder(paths), digest=digest, texts=texts, lines=lines)
 
 
 def _npz(path: pathlib.Path) -> ImageSet:

@@ -44,23 +44,12 @@ from fluid.evals.detectors.swin import (
   under,
 )
 from fluid.evals.geneval import Objects
+from fluid.evals.prompts import COCO
 from fluid.parallel import sharding
 
 MODEL = "facebook/mask2former-swin-small-coco-instance"
 WEIGHTS = "FLUID_WEIGHTS"
-# COCO's order, which is the classifier's, with GenEval's words for three of them.
-CLASSES = tuple(
-  "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,"
-  "fire hydrant,stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,"
-  "bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,"
-  "sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,"
-  "bottle,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,"
-  "carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,toilet,tv,"
-  "laptop,computer mouse,tv remote,computer keyboard,cell phone,microwave,oven,toaster,"
-  "sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,"
-  "toothbrush".split(",")
-)
-
+CLASSES = COCO  # Their order is the classifier's.
 LEVELS = 3  # All but the finest map attend and are attended to.
 POINTS = 4  # That a head looks at in each level.
 GROUPS = 32  # Of a group norm.
