@@ -25,7 +25,7 @@ ANALYSIS = (
 FLUID = (
   ("fluid.errors", "fluid.files", "fluid.rng", "fluid.trees"),
   ("fluid.convert.pickles", "fluid.convert.weights"),
-  "fluid.convert.torch_zip",
+  ("fluid.convert.names", "fluid.convert.torch_zip"),
   "fluid.convert.containers",
   "fluid.config",
   "fluid.console",
