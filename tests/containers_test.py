@@ -236,6 +236,28 @@ def test_what_is_unknown_is_never_called(tmp_path):
   assert not called
 
 
+def test_modules_of_torchscript_are_their_tensors(tmp_path):
+  """An archive of torch.jit.save, as OpenAI published CLIP."""
+  storage = floats()
+
+  class Module:
+    def __init__(self, kind, **attributes):
+      self.kind, self.attributes = kind, attributes
+
+    def __reduce__(self):
+      return Global(f"__torch__.{self.kind}"), (), {"training": True, **self.attributes}
+
+  inner = Module(
+    "torch.nn.Linear.___torch_mangle_3", weight=View(storage, 4, (2,), (3,))
+  )
+  tree = Module("CLIP", visual=inner, scale=View(storage, 1, (), ()))
+  found = containers.read(write_zip(tmp_path / "w.pt", tree, [storage]))
+  assert {k: v.tolist() for k, v in found.items()} == {
+    "visual.weight": [4.0, 7.0],
+    "scale": 1.0,
+  }
+
+
 @pytest.mark.parametrize(
   "view, message",
   [

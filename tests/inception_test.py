@@ -313,7 +313,7 @@ def test_what_does_not_fit_is_one_line(weights, tmp_path, monkeypatch):
       make()
     assert "\n" not in str(e.value)
 
-  refused(f"need pt_inception.*no {path}.: get it from")
+  refused(f"needs pt_inception.*no {path}.: get it from")
   bad = dict(weights)
   del bad["Conv2d_2a_3x3.conv.weight"]
   bad["Mixed_5b.branch1x1.bn.bias"] = np.zeros(7, np.float32)
@@ -333,9 +333,9 @@ def test_what_does_not_fit_is_one_line(weights, tmp_path, monkeypatch):
   )
   default = inception.Inception
   monkeypatch.delenv("FLUID_WEIGHTS", raising=False)
-  refused("'Inception' need pt_inception-2015-.*github.com/mse.*FLUID_WEIGHTS", default)
+  refused("'Inception' needs pt_inception.*github.com/mse.*FLUID_WEIGHTS", default)
   monkeypatch.setenv("FLUID_WEIGHTS", str(tmp_path))
-  refused(f"'Inception' need .*no {tmp_path}/pt_inception.*FLUID_WEIGHTS", default)
+  refused(f"'Inception' needs .*no {tmp_path}/pt_inception.*FLUID_WEIGHTS", default)
   file = tmp_path / "classify_image_graph_def.pb"
   file.write_bytes(graph(as_tensorflow(weights)))
   found = base.find("Inception", tuple(inception.FILES), "")

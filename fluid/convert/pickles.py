@@ -126,6 +126,14 @@ class _Dict(dict):
     del state
 
 
+class _Module(dict):
+  """A module of a TorchScript archive, which is its attributes and no code."""
+
+  def __setstate__(self, state):
+    if isinstance(state, dict):
+      self.update(state)
+
+
 class _Type(Inert):
   """A storage class."""
 
@@ -155,6 +163,8 @@ class Unpickler(pickle.Unpickler):
     if (module, name) in _KNOWN:
       return _KNOWN[module, name]
     top = module.partition(".")[0]
+    if top == "__torch__":
+      return _Module
     plain = top in ("builtins", "__builtin__") and name in _PLAIN
     if top in _RUNS and not plain:
       raise RunsCode(f"it asks for {module}.{name}")

@@ -70,7 +70,7 @@ def add_colors(
   masks: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> Objects:
   """Detections of one image -> the same with every missing colour filled in."""
-  out = {}
+  out: Objects = {}
   for name, found in objects.items():
     blank = [i for i, d in enumerate(found) if d[5] is None]
     boxes = [found[i][:4] for i in blank]

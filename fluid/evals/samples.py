@@ -12,7 +12,7 @@ import json
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from fluid.evals import geneval, prompts
 from fluid.evals.base import Evaluation
 from fluid.evals.colors import ClipColors
 from fluid.evals.detectors import DETECTORS
+from fluid.evals.features import TextNet
 from fluid.evals.sets import open_set
 from fluid.sampling import Sampler, to_uint8
 from fluid.tokenizers import in_batches
@@ -118,8 +119,7 @@ def metadata(
   path = pathlib.Path(which)
   if not path.is_file():
     raise config.ConfigError(
-      f"no prompts '{which}': name 'shapes', 'official' or a file of GenEval's lines of "
-      "metadata"
+      f"no prompts '{which}': name 'shapes', 'official' or a file of GenEval's metadata"
     )
   return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
@@ -202,7 +202,7 @@ class GenEval:
     elif cfg.detector != "none":
       self.detect = DETECTORS[cfg.detector](context.run.data.image_size)
       if cfg.detector != "shapes":
-        self.classify = ClipColors(feature_nets.load(cfg.colors))
+        self.classify = ClipColors(cast(TextNet, feature_nets.load(cfg.colors)))
       self._check_detector()
 
   def run(

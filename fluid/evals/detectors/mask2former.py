@@ -17,7 +17,6 @@ levels, Q queries, A heads, K classes, D detections.
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -43,12 +42,12 @@ from fluid.evals.detectors.swin import (
   norm_shapes,
   under,
 )
+from fluid.evals.features import base
 from fluid.evals.geneval import Objects
 from fluid.evals.prompts import COCO
 from fluid.parallel import sharding
 
 MODEL = "facebook/mask2former-swin-small-coco-instance"
-WEIGHTS = "FLUID_WEIGHTS"
 CLASSES = COCO  # Their order is the classifier's.
 LEVELS = 3  # All but the finest map attend and are attended to.
 POINTS = 4  # That a head looks at in each level.
@@ -414,17 +413,11 @@ def _by_class(row: Mapping[str, np.ndarray], masks: np.ndarray):
 
 def load(path: str = "") -> tuple[Network, dict[str, np.ndarray]]:
   """Sizes and float32 parameters of a folder; see Mask2Former."""
-  name = MODEL.partition("/")[2]
-  root = os.environ.get(WEIGHTS) or f"${WEIGHTS}"
-  folder = pathlib.Path(path or pathlib.Path(root) / name)
+  source = f"{MODEL} on the Hugging Face hub"
+  folder = base.find("mask2former", (MODEL.partition("/")[2],), source, path)
   config, file = folder / "config.json", folder / "model.safetensors"
   for needed in (config, file):
-    if not needed.is_file():
-      raise ConfigError(
-        f"detector 'mask2former' needs {needed}, which is missing: download it from "
-        f"{MODEL} on the Hugging Face hub into a folder {name}, and set the "
-        f"environment variable {WEIGHTS} to the folder around that"
-      )
+    base.find("mask2former", (needed.name,), source, needed)
   network = read_config(config)
   weights = containers.read(file)
   like = {k: jax.ShapeDtypeStruct(v, np.float32) for k, v in network.shapes().items()}

@@ -13,7 +13,10 @@ import numpy as np
 
 from fluid import config, files
 from fluid.console import progress
+from fluid.evals.features import clip, dinov2
 from fluid.evals.features.base import FOLDER, FeatureNet, MissingWeights, TextNet
+from fluid.evals.features.clip import CLIP
+from fluid.evals.features.dinov2 import DINOv2
 from fluid.evals.features.efficientnet import EfficientNetLite0
 from fluid.evals.features.inception import Inception
 from fluid.parallel import distributed, sharding
@@ -32,6 +35,8 @@ __all__ = [
 FEATURES: dict[str, Callable[..., FeatureNet]] = {
   "EffNet": EfficientNetLite0,
   "Inception": Inception,
+  **{model: functools.partial(CLIP, model=model) for model in clip.MODELS},
+  **{model: functools.partial(DINOv2, model=model) for model in dinov2.MODELS},
 }
 
 

@@ -81,6 +81,6 @@ def find(network: str, names: tuple[str, ...], source: str, path="") -> pathlib.
       return place
   looked = f"no {places[0]}" if places else "no file was named"
   raise MissingWeights(
-    f"features '{network}' need {names[0]} ({looked}): get it from {source}, and name "
-    f"its folder with --weights or the environment's {FOLDER}"
+    f"network '{network}' needs {names[0]} ({looked}): get it from {source}, and set "
+    f"the environment variable {FOLDER} to the folder that it lies in"
   )
