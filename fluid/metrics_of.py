@@ -15,9 +15,10 @@ import os
 from absl import flags
 
 from fluid import files
-from fluid.console import cli, progress
+from fluid.console import cli
 from fluid.evals import features as feature_nets
 from fluid.evals import measures, sets
+from fluid.parallel import distributed
 
 
 def possible(x: sets.ImageSet, y: sets.ImageSet | None) -> list[str]:
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> None:
     os.environ[feature_nets.FOLDER] = f.weights
   x, *rest = (sets.open_set(path) for path in argv[1:])
   y = rest[0] if rest else None
-  options = dict(cache=f.cache, batch=f.batch, track=progress.track)
+  options = dict(cache=f.cache, batch=f.batch, track=distributed.track)
   if f.statistics:
     write_statistics(f.statistics, x, f.protocol, **options)
     if y is None and not f.metrics:

@@ -278,3 +278,42 @@ def test_user_errors_are_one_line(workdir, tmp_path):
   for name, bad in (("fid", {}), ("loss", {"size": 3}), ("geneval", {"detector": "x"})):
     tree = config.to_dict(loaded.config) | {"evals": {name: bad}}
     assert f"evals.{name}" in message(config.from_config_dict, tree)
+
+
+def test_geneval_of_detections_and_of_results(workdir, monkeypatch):
+  """What was drawn and laid out is judged elsewhere, and comes back by a file."""
+  run = lambda *changes: evaluate_lib.evaluate(
+    workdir, names=["geneval"], overrides=[f"evals.geneval.{c}" for c in changes]
+  )
+  want = run("layout=True", "heldout=0")
+  drawn = workdir / "geneval" / "step_00000002-ema"
+  found = run("heldout=0", f"detections={drawn / 'detections.jsonl'}")
+  scores = {k: v for k, v in want.items() if k.startswith("geneval/")}
+  scores.pop("geneval/tokenizer")
+  assert scores.items() <= found.items() and found["geneval/colors_n"] == 2
+  alone = run("heldout=0", "detector=none", "layout=True")
+  assert not any(k.startswith("geneval/") for k in alone)
+  rows = [
+    {"tag": json.loads(f.read_text())["tag"], "prompt": f.parent.name, "correct": c}
+    for f in sorted(drawn.glob("*/metadata.jsonl"))
+    for c in (True, False)
+  ]
+  results = drawn / "results.jsonl"
+  results.write_text("".join(f"{json.dumps(r)}\n" for r in rows))
+  monkeypatch.setattr(samples, "draw", None)  # Nothing is drawn for these.
+  assert run(f"results={results}")["geneval/overall"] == 0.5
+
+
+def test_a_detector_that_fails_where_the_answer_is_known_is_refused(
+  workdir, monkeypatch
+):
+  class Blind:
+    def __init__(self, image_size):
+      pass
+
+    def __call__(self, images):
+      return [{} for _ in images]
+
+  monkeypatch.setitem(samples.DETECTORS, "shapes", Blind)
+  with pytest.raises(config.ConfigError, match="'shapes' finds 0.00 of what 24 images"):
+    evaluate_lib.evaluate(workdir, names=["geneval"])

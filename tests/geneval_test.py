@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fluid.evals import geneval
+from fluid.errors import ConfigError
+from fluid.evals import geneval, sets
 
 
 def box(x, y, score=0.95, color=None, size=10):
@@ -121,19 +122,49 @@ def test_colors_are_filled_in_where_they_are_missing():
   }
   asked = []
 
-  def classify(image, boxes, name):
-    asked.append((name, boxes))
+  def classify(image, boxes, name, masks=None):
+    asked.append((name, boxes, masks))
     return ["blue"] * len(boxes)
 
   got = geneval.add_colors(image, objects, classify)
   assert [d[5] for d in got["dog"]] == ["blue", "red"]
-  assert asked == [("dog", [[0, 0, 10, 10]])]
+  assert asked == [("dog", [[0, 0, 10, 10]], None)]
+  geneval.add_colors(image, objects, classify, {"dog": ["first", "second"], "cat": "x"})
+  assert asked[1:] == [("dog", [[0, 0, 10, 10]], ["first"])]
+
+
+def test_colours_are_asked_of_what_the_prompt_names_alone():
+  class Detector:
+    def detect_with_masks(self, images):
+      for i in range(len(images)):
+        yield {"dog": [box(i, 0)], "cat": [box(0, i)]}, {"dog": [i], "cat": [-i]}
+
+  seen = []
+
+  def classify(image, boxes, name, masks=None):
+    seen.append((int(image[0, 0, 0]), name, masks))
+    return ["red"] * len(boxes)
+
+  images = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones(
+    (3, 2, 2, 3), np.uint8
+  )
+  lines = [single("colors", color="red"), single(), single("colors", color="blue")]
+  got = geneval.detect(Detector(), images, lines, classify)
+  assert seen == [(0, "dog", [0]), (2, "dog", [2])]
+  assert [g["dog"][0][5] for g in got] == ["red", None, "red"]
+  assert all(g["cat"][0][5] is None for g in got)
 
 
 def test_detections_and_layout_are_read_back(tmp_path):
   found = [{"dog": [box(0, 1, 0.5, "red")]}, {}]
   geneval.write_detections(tmp_path / "d.jsonl", found)
-  assert geneval.read_detections(tmp_path / "d.jsonl") == found
+  assert geneval.read_detections(tmp_path / "d.jsonl", 2) == found
+  with pytest.raises(ConfigError, match="d.jsonl are of 2 images, but 3 were drawn"):
+    geneval.read_detections(tmp_path / "d.jsonl", 3)
+  (tmp_path / "bad.jsonl").write_text("{")
+  for name in ("bad", "none"):
+    with pytest.raises(ConfigError, match=f"{name}.jsonl cannot be read"):
+      geneval.read_detections(tmp_path / f"{name}.jsonl", 1)
 
   meta = [{"tag": "colors", "prompt": "a"}, {"tag": "position", "prompt": "b"}]
   images = np.random.RandomState(0).randint(0, 256, (2, 3, 4, 4, 3)).astype(np.uint8)
@@ -142,6 +173,23 @@ def test_detections_and_layout_are_read_back(tmp_path):
   stored = Image.open(tmp_path / "out/00001/samples/0002.png")
   np.testing.assert_array_equal(np.asarray(stored), images[1, 2])
   assert len(list((tmp_path / "out").rglob("*.png"))) == 6
+  known = sets.open_set(tmp_path / "out")
+  assert list(known.lines) == [meta[0]] * 3 + [meta[1]] * 3
+  assert list(known.texts) == ["a"] * 3 + ["b"] * 3
+  np.testing.assert_array_equal(np.stack(list(known.images))[4], images[1, 1])
+
+
+def test_results_of_the_reference_evaluator(tmp_path):
+  path = tmp_path / "results.jsonl"
+  row = {"filename": "00000/samples/0000.png", "tag": "colors", "prompt": "a photo"}
+  rows = [row | {"correct": c, "reason": "", "metadata": "{}"} for c in (True, False)]
+  path.write_text("".join(f"{json.dumps(r)}\n" for r in rows))
+  assert geneval.summarize(geneval.read_results(path))["colors"] == 0.5
+  path.write_text('{"tag": "colors"}\n')
+  with pytest.raises(ConfigError, match="line 1 is no result"):
+    geneval.read_results(path)
+  with pytest.raises(ConfigError, match="no .*none.jsonl: name"):
+    geneval.read_results(tmp_path / "none.jsonl")
 
 
 def test_chance_is_the_share_of_other_prompts_that_fit():

@@ -313,9 +313,7 @@ def test_tensors_of_the_loss_and_buffers_are_skipped(folder):
 
 def test_missing_weights_say_where_they_come_from(tmp_path, monkeypatch):
   name = "mask2former-swin-small-coco-instance"
-  remedy = (
-    f"'mask2former' needs {name} .no file was named.: get it from facebook/{name}"
-  )
+  remedy = f"needs {name} .no file was named.: get it from facebook/{name}"
   monkeypatch.delenv("FLUID_WEIGHTS", raising=False)
   with pytest.raises(config.ConfigError, match=remedy):
     detectors.DETECTORS["mask2former"](64)
