@@ -98,7 +98,7 @@ def by_position(net, args, cfg: config.Sample, rounds: int) -> dict:
   @jax.jit(donate_argnums=2)
   def step(params, cond, carry, i):
     kept, before = carry
-    decoder = sampling.Decoder(net, params, cfg, keys, cond)
+    decoder = sampling.Decoder(net, params, cfg, keys, cond, sampling.turned(cfg)[1])
     z, kept = decoder.run(before, net.order.step(i), kept)
     at = jnp.full((len(keys), 1), i)
     return kept, decoder.draw(z, at, now, known=0.0, decoded=1.0)[0]

@@ -15,6 +15,9 @@ from fluid.durable import parameters, paths
 from fluid.parallel import sharding
 
 
+CHOSEN = "sample.json"  # Beside the checkpoints: what a sweep found best.
+
+
 @dataclasses.dataclass(frozen=True)
 class Loaded:
   """A checkpoint with all that turns prompts into images.
@@ -81,7 +84,7 @@ def load(
   Raises:
     ConfigError: no run, no such checkpoint, or a tokenizer or vocabulary missing.
   """
-  run, described = read_config(workdir), read_model(workdir)
+  run, described = chosen(read_config(workdir), workdir), read_model(workdir)
   if mesh is None:  # Says what is missing before anything large is read.
     params, found = parameters.restore(workdir, weights, step)
   tokenizer = tokenizers.load(run.tokenizer.path, described.get("tokenizer_sha256", ""))
@@ -104,6 +107,20 @@ def read_config(workdir) -> config.Run:
     )
   run = config.from_file(path)
   return paths.moved(run, read_model(workdir).get("workdir", ""), str(path.parent))
+
+
+def chosen(run: config.Run, workdir) -> config.Run:
+  """The run with the sampling options that a sweep of fluid.evaluate found best."""
+  path = pathlib.Path(workdir) / CHOSEN
+  if not path.is_file():
+    return run
+  try:
+    found = json.loads(path.read_text())["sample"]
+    return dataclasses.replace(run, sample=run.sample.replace(**found))
+  except (ValueError, KeyError, TypeError) as e:
+    raise config.ConfigError(
+      f"{path} is damaged ({config.one_line(e)}): remove it, or sweep again"
+    ) from e
 
 
 def read_model(workdir) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Metrics of a checkpoint: `python -m fluid.evaluate --workdir DIR [--weights raw]`.
 
+  python -m fluid.evaluate --workdir DIR --protocol=imagenet50k [--quick]
+  python -m fluid.evaluate --workdir DIR --sweep=guidance=1:8:0.5,weights=ema,raw --by=kid
+
 Runs the evaluators of the run's config, or those named by --evals, prints a table and
 writes WORKDIR/eval/<step>-<weights>[-<overrides>].json: a sweep over guidance keeps
 every point. Values that metrics.jsonl does not have for this step are appended to it,
@@ -7,11 +10,14 @@ unless --override changed what is measured.
 """
 
 import ast
+import dataclasses
+import functools
 import json
 import math
 import pathlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import flags
@@ -19,7 +25,59 @@ from absl import flags
 from fluid import api, config, evals
 from fluid.console import cli
 from fluid.data import pipeline
+from fluid.evals import measures, protocols, tuning
 from fluid.parallel import distributed, sharding
+
+
+class Judge:
+  """Evaluates checkpoints of one run: the data, the tokenizer and programs are shared.
+
+  Args:
+    workdir: folder of the run.
+    run: its config, with evaluators and overrides.
+    step: a saved step (None: the newest).
+  """
+
+  def __init__(self, workdir, run: config.Run, step: int | None = None):
+    self.workdir, self.run, self.step = pathlib.Path(workdir), run, step
+    self.mesh = sharding.make_mesh(run.mesh)
+    self.load = functools.cache(self._load)
+    self.records: list[dict] = []
+    self._context: evals.EvalContext | None = None
+
+  def _load(self, weights: str) -> api.Loaded:
+    return api.load(self.workdir, weights, self.step, mesh=self.mesh)
+
+  def values(self, weights: str, evaluators=None) -> dict[str, float | str | None]:
+    """name -> value of the run's evaluators, or of others by name."""
+    loaded = self.load(weights)
+    if self._context is None:
+      self._context = evals.EvalContext(
+        self.run,
+        loaded.tokenizer,
+        loaded.vocabulary,
+        self.mesh,
+        self.workdir,
+        self._loader,
+      )
+    run = self.run
+    if evaluators is not None:
+      run = dataclasses.replace(run, evals=evaluators)
+    context = dataclasses.replace(self._context, run=run, records=[])
+    out: dict[str, float | str | None] = {}
+    with jax.set_mesh(self.mesh):
+      for evaluator in evals.make(loaded.net, context).values():
+        found = evaluator.run(loaded.params, loaded.step, weights)
+        out |= {k: _plain(v) for k, v in found}
+    described = {"checkpoint": str(self.workdir), "weights": weights}
+    self.records = [r | described | {"step": loaded.step} for r in context.records]
+    return out
+
+  def _loader(self, split, batch):
+    cached = _cached(self.run, split, self.workdir)
+    return pipeline.loader(
+      cached, split, self.mesh, batch=batch, shuffle=False, epochs=1
+    )
 
 
 def evaluate(
@@ -29,6 +87,8 @@ def evaluate(
   step: int | None = None,
   names: Sequence[str] = (),
   overrides: Sequence[str] = (),
+  protocol: str = "",
+  quick: bool = False,
 ) -> dict[str, float | str | None]:
   """Evaluates one checkpoint.
 
@@ -38,39 +98,106 @@ def evaluate(
     step: a saved step (None: the newest).
     names: evaluators (default: those of the run's config).
     overrides: 'evals.geneval.n=4', 'sample.guidance=2', 'mesh.fsdp=2'.
+    protocol: entry of fluid.evals.protocols.PROTOCOLS, whose evaluators are run.
+    quick: few images, for a try; no number of it compares with others.
 
   Returns:
-    name -> value, as in metrics.jsonl (raw weights: under 'raw/').
+    name -> value, as in metrics.jsonl (raw weights: under 'raw/'; of a protocol under
+    'deviations' how it was not followed).
 
   Raises:
     ConfigError: unknown evaluator or key, or what fluid.load refuses.
   """
-  run = override(api.read_config(workdir), overrides, names)
-  mesh = sharding.make_mesh(run.mesh)
-  loaded = api.load(workdir, weights, step, mesh=mesh)
-
-  def loader(split, batch):
-    cached = _cached(run, split, workdir)
-    return pipeline.loader(cached, split, mesh, batch=batch, shuffle=False, epochs=1)
-
-  context = evals.EvalContext(
-    run, loaded.tokenizer, loaded.vocabulary, mesh, workdir, loader
-  )
-  out: dict[str, float | str] = {}
-  with jax.set_mesh(mesh):
-    for evaluator in evals.make(loaded.net, context).values():
-      out |= dict(evaluator.run(loaded.params, loaded.step, weights))
-  plain = {k: _plain(v) for k, v in out.items()}
+  run = api.read_config(workdir)
+  if protocol:
+    run = protocols.apply(run, protocol, quick=quick)
+  run = override(run, overrides, names)
+  judge = Judge(workdir, run, step)
+  plain = judge.values(weights)
+  taken = judge.load(weights).step
+  described: dict[str, Any] = {"step": taken, "weights": weights}
+  described |= {"overrides": list(overrides), "values": plain}
+  if protocol:
+    off = [*(["--quick"] if quick else []), *protocols.deviations(run, protocol)]
+    described |= {"protocol": protocol, "deviations": off}
+    if off:
+      plain["deviations"] = f"not comparable with {protocol}: {'; '.join(off)}"
   if weights == "raw":
     plain = {f"raw/{k}": v for k, v in plain.items()}
-  name = "-".join([str(loaded.step), weights, *overrides]).replace("/", "_") + ".json"
-  described = {"step": loaded.step, "weights": weights, "overrides": list(overrides)}
+  parts = [str(taken), weights, *filter(None, [protocol]), *overrides]
+  name = "-".join(parts).replace("/", "_") + ".json"
   file = pathlib.Path(workdir) / "eval" / name
-  content = described | {"values": plain, "records": context.records}
-  distributed.write_json(file, content)
-  if not overrides and jax.process_index() == 0:
-    append(pathlib.Path(workdir) / "metrics.jsonl", loaded.step, plain)
+  distributed.write_json(file, described | {"values": plain, "records": judge.records})
+  if not overrides and not protocol and jax.process_index() == 0:
+    append(pathlib.Path(workdir) / "metrics.jsonl", taken, plain)
   return plain
+
+
+def sweep(
+  workdir,
+  grid: str,
+  *,
+  by: str = "kid",
+  images: int = 0,
+  step: int | None = None,
+  overrides: Sequence[str] = (),
+) -> tuning.Found:
+  """Finds the best sampling options of a checkpoint; see fluid.evals.tuning.
+
+  Writes WORKDIR/eval/sweep-<step>.json with every point, and WORKDIR/sample.json with
+  the best, which fluid.sample and fluid.load then draw with.
+
+  Args:
+    workdir: folder of the run.
+    grid: 'guidance=1:8:0.5,weights=ema,raw': fields of config.sample, and weights.
+    by: the value that decides: 'kid', 'fid' and others of fluid.evals.distribution
+      (lower is better but for scores), or 'geneval/overall'.
+    images: of the last points (0: as the run's evaluator has it).
+    step: a saved step (None: the newest).
+    overrides: see `evaluate`.
+  """
+  name = "geneval" if by.startswith("geneval/") else "distribution"
+  run = override(api.read_config(workdir), overrides, [name])
+  points = tuning.grid(grid)
+  for point in points:
+    run.model.check_sample(
+      run.sample.replace(**{k: v for k, v in point.items() if k != "weights"}),
+      "sample.",
+    )
+  part, judge = run.evals[name], Judge(workdir, run, step)
+  if name == "distribution":
+    metric = measures.parse(by)[0]
+    changes = {"metrics": (by,), "prompts": "val", "tokenizer": False}
+    part, lower = dataclasses.replace(part, **changes), metric.best == "low"
+    images, size = images or part.examples, lambda n: {"examples": n}
+  else:
+    lower, each = False, 6 * part.k
+    images = images or each * part.n
+    size = lambda n: {"n": max(1, n // each)}
+
+  def value(point, n):
+    weights = point.get("weights", "ema")
+    sample = part.sample | {k: v for k, v in point.items() if k != "weights"}
+    changed = dataclasses.replace(part, sample=sample, **size(n))
+    found = judge.values(weights, {name: changed})[by]
+    if not isinstance(found, float):
+      raise config.ConfigError(f"--by={by}: no number at {point}")
+    shown = ", ".join(f"{k} {v}" for k, v in point.items())
+    distributed.say(f"{shown}: {by} {found:.6g} ({n} images)")
+    return found
+
+  found = tuning.search(points, value, images, lower=lower)
+  taken = judge.load(found.best.get("weights", "ema")).step
+  described = {"step": taken, "by": by, "value": found.value, "images": images}
+  described |= {"inside": found.inside, "drawn": found.drawn, "grid": grid}
+  file = pathlib.Path(workdir) / "eval" / f"sweep-{taken}.json"
+  distributed.write_json(file, described | {"points": found.judged})
+  chosen = {"sample": {k: v for k, v in found.best.items() if k != "weights"}}
+  chosen["weights"] = found.best.get("weights", "ema")
+  distributed.write_json(
+    pathlib.Path(workdir) / api.CHOSEN, chosen | {"found": described}
+  )
+  return found
 
 
 def _cached(run: config.Run, split: str, workdir) -> config.Run:
@@ -155,12 +282,28 @@ def main(argv) -> None:
   args = flags.FLAGS
   distributed.join_by_flags()
   workdir = cli.require(WORKDIR)
+  if args.sweep:
+    found = sweep(
+      workdir,
+      args.sweep,
+      by=args.by,
+      images=args.images,
+      step=args.step,
+      overrides=args.override or (),
+    )
+    if jax.process_index() == 0:
+      print(table({**found.best, args.by: found.value, "images drawn": found.drawn}))
+      if not found.inside:
+        print("The best is at an end of its axis: a better one may lie beyond it.")
+    return
   values = evaluate(
     workdir,
     weights=args.weights,
     step=args.step,
     names=args.evals or (),
     overrides=args.override or (),
+    protocol=args.protocol or "",
+    quick=args.quick,
   )
   if jax.process_index() == 0:
     print(table(values))
@@ -172,5 +315,12 @@ if __name__ == "__main__":
   flags.DEFINE_integer("step", None, "Checkpoint (default: the newest).")
   flags.DEFINE_list("evals", None, "Evaluators (default: those of the run).")
   flags.DEFINE_multi_string("override", None, "E.g. evals.geneval.n=4; repeatable.")
+  flags.DEFINE_enum(
+    "protocol", None, list(protocols.PROTOCOLS), "Of a published table."
+  )
+  flags.DEFINE_bool("quick", False, "Of a protocol: few images, for a try.")
+  flags.DEFINE_string("sweep", None, "Grid of sampling options: guidance=1:8:0.5.")
+  flags.DEFINE_string("by", "kid", "What a sweep minimises, or maximises if a score.")
+  flags.DEFINE_integer("images", 0, "Of a sweep's last points (0: the evaluator's).")
   distributed.define_flags()
   cli.run(main)

@@ -6,6 +6,7 @@ step, D width, C channels.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ class Decoder:
   """A net with parameters and condition inside: what an order's sampler calls.
 
   With guidance every trunk call has 2B rows: the prompts, then the null condition.
+  `dials` are numbers of the options that a program takes as it runs: one program is
+  compiled for all of their values.
   """
 
   net: Net
@@ -29,15 +32,16 @@ class Decoder:
   options: config.Sample
   keys: jax.Array  # [B]
   cond: Cond  # [(2)B, ...]
+  dials: dict[str, Any]
 
   @classmethod
-  def create(cls, net, params, text, text_mask, keys, options):
+  def create(cls, net, params, text, text_mask, keys, options, dials=None):
     drop = jnp.zeros(text.shape[0], bool)
     if options.guidance != 1:
       text, text_mask = (jnp.concatenate([a, a]) for a in (text, text_mask))
       drop = jnp.concatenate([drop, ~drop])
     cond = net.condition(params, text, text_mask, drop)
-    return cls(net, params, options, keys, cond)
+    return cls(net, params, options, keys, cond, dials or turned(options)[1])
 
   @property
   def length(self) -> int:
@@ -72,14 +76,14 @@ class Decoder:
     if not stage.guided:
       z_uncond = None
     else:
-      w = 1 + (options.guidance - 1) * _grown(options, known, decoded)
+      w = 1 + (self.dials["guidance"] - 1) * _grown(options, known, decoded)
     return self.net.draw(
       self.params,
       z,
       self._keys(positions),
       z_uncond=z_uncond,
       guidance=w,
-      temperature=options.temperature,
+      temperature=self.dials["temperature"],
       draw=stage.draw,
     )
 
@@ -92,6 +96,13 @@ class Decoder:
     return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(self.keys, positions)
 
 
+def turned(cfg: config.Sample) -> tuple[config.Sample, dict[str, float]]:
+  """-> what decides the program, and the dials: guidance and temperature."""
+  dials = {"guidance": cfg.guidance, "temperature": cfg.temperature}
+  guided = 1.0 if cfg.guidance == 1 else 2.0  # Without guidance there is one pass.
+  return dataclasses.replace(cfg, guidance=guided, temperature=1.0), dials
+
+
 def _grown(options: config.Sample, known, decoded):
   """Share of w - 1 at a step before and after which these shares are decoded."""
   if options.guidance_schedule == "linear":
@@ -101,7 +112,9 @@ def _grown(options: config.Sample, known, decoded):
   return 1.0
 
 
-def generate(net: Net, params, text, text_mask, keys, cfg: config.Sample) -> jax.Array:
+def generate(
+  net: Net, params, text, text_mask, keys, cfg: config.Sample, dials=None
+) -> jax.Array:
   """Draws tokens for texts.
 
   Args:
@@ -109,21 +122,22 @@ def generate(net: Net, params, text, text_mask, keys, cfg: config.Sample) -> jax
     text, text_mask: ids [B, T] (or frozen features [B, T, E]), [B, T].
     keys: [B]; an example's tokens depend on its own key and text alone.
     cfg: static.
+    dials: in place of what it says (see `turned`).
 
   Returns:
     Tokens [B, L] int32 or [B, L, C] float32.
   """
-  decoder = Decoder.create(net, params, text, text_mask, keys, cfg)
+  decoder = Decoder.create(net, params, text, text_mask, keys, cfg, dials)
   return net.order.sample(decoder, cfg)
 
 
 @functools.partial(jax.jit, static_argnames=("net", "cfg"))
-def _generate(params, text, text_mask, keys, *, net, cfg):
-  run = functools.partial(generate, net, cfg=cfg)
+def _generate(params, text, text_mask, keys, dials, *, net, cfg):
+  run = lambda *args: generate(net, *args[:-1], cfg, args[-1])
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty:  # The compiler lays out sampling; only its result is pinned.
     run = jax.sharding.auto_axes(run, axes=mesh.axis_names, out_sharding=batch_spec())
-  return run(params, text, text_mask, keys)
+  return run(params, text, text_mask, keys, dials)
 
 
 class Sampler:
@@ -151,31 +165,39 @@ class Sampler:
     self.cfg = cfg or net.model.sample()
     self.track = track
 
-  def tokens(self, params, prompts: list[str], *, key, **overrides) -> np.ndarray:
+  def tokens(
+    self, params, prompts: list[str], *, key, first: int = 0, **overrides
+  ) -> np.ndarray:
     """Prompts (N) -> tokens [N, L(, C)]; arguments as for `__call__`."""
     cfg = self.cfg.replace(**overrides)
     self.net.model.check_sample(cfg, "sample.")
     ids, mask = self.vocabulary.encode(list(prompts), self.net.text.length)
     n, b = len(ids), cfg.batch
     fill = lambda a: np.concatenate([a, np.repeat(a[-1:], -n % b, 0)])
-    ids, mask, number = fill(ids), fill(mask), np.arange(n + -n % b)
+    ids, mask, number = fill(ids), fill(mask), first + np.arange(n + -n % b)
+    program, dials = turned(cfg)
     out = []
     starts = range(0, n, b)
     for i in self.track(starts, "sampling", len(starts)):
       rows = slice(i, i + b)
       keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(number[rows])
       given = text.inputs(self.vocabulary, ids[rows], mask[rows])
-      drawn = _generate(params, given, mask[rows], keys, net=self.net, cfg=cfg)
+      drawn = _generate(
+        params, given, mask[rows], keys, dials, net=self.net, cfg=program
+      )
       out.append(to_host(drawn))
     return np.concatenate(out)[:n]
 
-  def __call__(self, params, prompts: list[str], *, key, **overrides) -> np.ndarray:
+  def __call__(
+    self, params, prompts: list[str], *, key, first: int = 0, **overrides
+  ) -> np.ndarray:
     """Draws one image a prompt.
 
     Args:
       params: of the net.
       prompts: N strings; repeat one to draw it again.
       key: the i-th image depends on key, i and its prompt, not on the batch size.
+      first: number of the first of these, where they are part of more.
       **overrides: fields of config.Sample, e.g. guidance=2.0.
 
     Returns:
@@ -183,7 +205,7 @@ class Sampler:
     """
     if not prompts:
       raise config.ConfigError("no prompts given")
-    tokens = self.tokens(params, prompts, key=key, **overrides)
+    tokens = self.tokens(params, prompts, key=key, first=first, **overrides)
     b = overrides.get("batch", self.cfg.batch)
     images = []
     starts = range(0, len(tokens), b)

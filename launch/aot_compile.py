@@ -123,8 +123,9 @@ def compile_program(run: config.Run, mesh, mode: str, quick: bool = False):
       keys = abstract(
         lambda: jax.random.split(jax.random.key(0), run.sample.batch), copies
       )
+      program, dials = sampling.turned(run.sample)
       lowered = sampling._generate.lower(
-        state.ema, b["text"], b["text_mask"], keys, net=net, cfg=run.sample
+        state.ema, b["text"], b["text_mask"], keys, dials, net=net, cfg=program
       )
     else:
       b = abstract(lambda: net.example(run.batch), rows)

@@ -341,3 +341,23 @@ def test_options_of_parts_have_names_of_their_own():
     draws = [config.resolve(f, k).Draw() for f, k in (("head", head), ("order", order))]
     names = [n for d in (config.Sample(), *draws) for n in vars(d)]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("cell", GRID[::3], ids=str)
+def test_guidance_and_temperature_are_dials_of_one_program(cell):
+  """Drawn with other values the program is the same, and the tokens are not."""
+  net, params = tiny(cell), None
+  params = jax.jit(net.init)(jax.random.key(0))
+  b = net.example(2)
+  keys = jax.random.split(jax.random.key(1), 2)
+  args = params, b["text"], b["text_mask"], keys
+  few = {"steps": 3, "diffusion_steps": 2, "clip": 3.0}
+  before, drawn = sampling._generate._cache_size(), []
+  for guidance, temperature in ((1.5, 1.0), (4.0, 1.0), (4.0, 0.5)):
+    cfg = options(net, guidance=guidance, temperature=temperature, **few)
+    program, dials = sampling.turned(cfg)
+    drawn.append(np.asarray(sampling._generate(*args, dials, net=net, cfg=program)))
+    close = dict(rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(drawn[-1], generate(net, *args, cfg), **close)
+  assert sampling._generate._cache_size() == before + 1
+  assert (drawn[1] != drawn[2]).any()

@@ -46,8 +46,9 @@ def test_loss_on_a_mesh_equals_one_device(cell, shape):
     got, got_grad = jax.jit(jax.value_and_grad(f))(params, batch)
     # Bounded: what a random denoiser makes of rounding grows from token to token.
     cfg = options(net, guidance=2.0, steps=4, diffusion_steps=3, clip=3.0)
+    program, dials = sampling.turned(cfg)
     drawn = sampling._generate(
-      params, batch["text"], batch["text_mask"], keys_of(), net=net, cfg=cfg
+      params, batch["text"], batch["text_mask"], keys_of(), dials, net=net, cfg=program
     )
   np.testing.assert_allclose(want, got, rtol=1e-5)
   jax.tree.map(

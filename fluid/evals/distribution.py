@@ -4,6 +4,7 @@ N images, D features.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -112,9 +113,17 @@ class Distribution:
   ) -> Iterator[tuple[str, float | str]]:
     """Yields each metric, its interval and numbers of images, and the features."""
     images, timing = draw(
-      self.net, self.context, params, step, self.prompts, seed=self.seed, **self.sample
+      self.net,
+      self.context,
+      params,
+      step,
+      self.prompts,
+      seed=self.seed,
+      weights=weights,
+      **self.sample,
     )
-    drawn = ImageSet("samples", images, texts=self.prompts)
+    digest = getattr(images, "digest", "")  # Of few, features are not kept.
+    drawn = ImageSet("samples", images, texts=self.prompts, digest=digest)
     real = self.reference or self._set("real", self.real, self._first)
     records = self._measure(self.metrics, drawn, real)
     for record in records:
@@ -138,13 +147,14 @@ class Distribution:
     yield from timing.items()
 
   def _measure(self, names, x, y):
+    cache = self.context.run.data.cache  # A folder given away has none.
     with jax.set_mesh(self.context.mesh):
       return measures.measure(
         names,
         x,
         y,
         protocol=self.protocol,
-        cache=f"{self.context.run.data.cache}/features",
+        cache=pathlib.Path(cache or self.context.workdir / "eval/cache") / "features",
         track=self.context.track,
       )
 

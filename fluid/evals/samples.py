@@ -11,14 +11,14 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
 import numpy as np
 
-from fluid import config, rng
-from fluid.config import rules
+from fluid import config, files, rng
+from fluid.config import identity, rules
 from fluid.data import make_source, shapes
 from fluid.evals import features as feature_nets
 from fluid.evals import geneval, prompts
@@ -27,10 +27,12 @@ from fluid.evals.colors import ClipColors
 from fluid.evals.detectors import DETECTORS
 from fluid.evals.features import TextNet
 from fluid.evals.sets import open_set
-from fluid.sampling import Sampler, to_uint8
+from fluid.parallel import distributed
+from fluid.sampling import Sampler, to_uint8, turned
 from fluid.tokenizers import in_batches
 
 TOKENIZER_BATCH = 64
+SHARD = 1024  # Images of a file.
 
 
 class _Lenient:
@@ -48,10 +50,44 @@ def check_prompts(context, asked: Sequence[str]) -> None:
     _Lenient(context.vocabulary).encode(list(asked), context.run.text.length)
 
 
+class Shards(Sequence):
+  """Images in files of SHARD each, read as they are asked for: 50,000 are 10 GB.
+
+  Args:
+    parts: the files' arrays.
+    digest: of what the images depend on.
+  """
+
+  def __init__(self, parts: Sequence[np.ndarray], digest: str):
+    self.parts, self.digest = list(parts), digest
+
+  def __len__(self):
+    return sum(map(len, self.parts))
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      index = np.arange(*index.indices(len(self)))
+    if not isinstance(index, np.ndarray):
+      return self.parts[index // SHARD][index % SHARD]
+    return np.stack([self[i] for i in index]) if len(index) else self.parts[0][:0]
+
+
 def draw(
-  net, context, params, step: int, prompts: Sequence[str], *, seed: int = 0, **overrides
-) -> tuple[np.ndarray, dict[str, float]]:
+  net,
+  context,
+  params,
+  step: int,
+  prompts: Sequence[str],
+  *,
+  seed: int = 0,
+  weights: str = "ema",
+  **overrides,
+) -> tuple[np.ndarray | Shards, dict[str, float]]:
   """One image a prompt, uint8 [N, H, W, 3]; the last ones drawn are kept for others.
+
+  More than 4 SHARD are kept in files of WORKDIR/eval/images as well, so that work that
+  ended early goes on: an image depends on its number and prompt, not on what was drawn
+  with it.
 
   Returns:
     The images, and sample/seconds_per_image and sample/images of the drawing (without
@@ -59,27 +95,61 @@ def draw(
   """
   cfg = context.run.sample.replace(**overrides)
   request = (step, tuple(prompts), seed, cfg)
-  for asked, weights, images in context.drawn:
-    if asked == request and weights is params:
+  for asked, drawn_with, images in context.drawn:
+    if asked == request and drawn_with is params:
       return images, {}
   context.drawn[:] = [d for d in context.drawn if d[0][0] == step]
   vocabulary = _Lenient(context.vocabulary)
   sampler = Sampler(net, context.tokenizer, vocabulary, cfg, track=context.track)
   key = rng.stream(seed, "samples")
-  with jax.set_mesh(context.mesh):
-    if cfg not in context.compiled:  # One batch: the clock shall not see XLA compile.
-      sampler(params, list(prompts[:1]), key=key)
-      context.compiled.add(cfg)
-    start = time.perf_counter()
-    images = sampler(params, list(prompts), key=key)
-  seconds = time.perf_counter() - start
-  context.drawn.append((request, params, images))
-  # The last batch is filled up: its rows took their time as well.
-  rows = -(-len(prompts) // cfg.batch) * cfg.batch
-  return images, {
-    "sample/seconds_per_image": seconds / rows,
-    "sample/images": len(images),
-  }
+  program = turned(cfg)[0]
+  seconds, rows = 0.0, 0
+
+  def take(first: int, stop: int) -> np.ndarray:
+    nonlocal seconds, rows
+    asked = list(prompts[first:stop])
+    with jax.set_mesh(context.mesh):
+      if program not in context.compiled:  # One batch: the clock shall not see XLA.
+        sampler(params, asked[:1], key=key)
+        context.compiled.add(program)
+      start = time.perf_counter()
+      images = sampler(params, asked, key=key, first=first)
+    seconds += time.perf_counter() - start
+    # The last batch is filled up: its rows took their time as well.
+    rows += -(-len(asked) // cfg.batch) * cfg.batch
+    return images
+
+  if len(prompts) <= 4 * SHARD:
+    found: np.ndarray | Shards = take(0, len(prompts))
+  else:
+    made_from = {"run": config.to_dict(context.run.model), "step": step, "seed": seed}
+    made_from |= {"weights": weights, "prompts": list(prompts), "sample": cfg.flat()}
+    folder = context.workdir / "eval" / "images" / identity.digest(made_from)
+    starts = range(0, len(prompts), SHARD)
+    parts = [
+      _kept(
+        folder / f"{i // SHARD:05d}.npy",
+        functools.partial(take, i, min(i + SHARD, len(prompts))),
+      )
+      for i in context.track(starts, "images", len(starts))
+    ]
+    found = Shards(parts, folder.name)
+  context.drawn.append((request, params, found))
+  timing: dict[str, float] = {"sample/images": len(found)}
+  if rows:
+    timing["sample/seconds_per_image"] = seconds / rows
+  return found, timing
+
+
+def _kept(path: pathlib.Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+  """Images of a file, made and written if it is not there; all processes call it."""
+  if not distributed.everyone(path.is_file()):
+    made = make()
+    if jax.process_index():
+      return made
+    with files.replacing(path) as scratch, scratch.open("wb") as f:
+      np.save(f, made)
+  return np.load(path, mmap_mode="r")
 
 
 def reconstruct(tokenizer, images: np.ndarray) -> np.ndarray:
@@ -220,14 +290,21 @@ class GenEval:
       return
     cfg, texts = self.cfg, [line["prompt"] for line in self.lines]
     images, timing = draw(
-      self.net, self.context, params, step, texts, seed=cfg.seed, **cfg.sample
+      self.net,
+      self.context,
+      params,
+      step,
+      texts,
+      seed=cfg.seed,
+      weights=weights,
+      **cfg.sample,
     )
     found = self.detections
     if self.detect is not None:
       found = self._found(images, self.lines)
     if cfg.layout and jax.process_index() == 0:
       out = self.context.workdir / "geneval" / f"step_{step:08d}-{weights}"
-      shaped = images.reshape(-1, cfg.k, *images.shape[1:])
+      shaped = images[:].reshape(-1, cfg.k, *images[0].shape)
       geneval.write_layout(out, self.lines[:: cfg.k], shaped)
       if found is not None:
         geneval.write_detections(out / "detections.jsonl", found)

@@ -142,9 +142,10 @@ def filtered(logits, temperature, draw: CategoricalDraw):
   if 0 < draw.top_k < vocab:
     last = jax.lax.top_k(logits, draw.top_k)[0][..., -1:]
     logits = jnp.where(logits < last, -jnp.inf, logits)
-  if draw.top_p < 1 and temperature > 0:
+  if draw.top_p < 1:
     order = jnp.argsort(-logits, -1)
-    shares = jax.nn.softmax(jnp.take_along_axis(logits, order, -1) / temperature)
+    hot = jnp.maximum(temperature, 1e-6)  # At 0 the likeliest is all there is.
+    shares = jax.nn.softmax(jnp.take_along_axis(logits, order, -1) / hot)
     before = jnp.cumsum(shares, -1) - shares  # Of likelier ones: none before the first.
     keep = jnp.take_along_axis(before <= draw.top_p, jnp.argsort(order, -1), -1)
     logits = jnp.where(keep, logits, -jnp.inf)

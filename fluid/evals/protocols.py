@@ -1,0 +1,137 @@
+"""Protocols of published tables: evaluators and their settings, by name.
+
+A number is on protocol if every setting is; what is not is said with the number. With
+`quick` few images are drawn, to try a command: its numbers compare with nothing.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from fluid import config
+from fluid.evals.base import Evaluation
+from fluid.evals.distribution import DistributionConfig
+from fluid.evals.samples import GenEvalConfig
+
+_NONE: dict[str, Any] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+  """A row of PROTOCOLS.
+
+  Attributes:
+    what: a line for listings.
+    evals: evaluators by name.
+    quick: what a quick form changes of them: name -> fields.
+    image_size: in pixels (0: any).
+  """
+
+  what: str
+  evals: dict[str, Evaluation]
+  quick: dict[str, dict[str, Any]]
+  image_size: int = 0
+
+
+def _imagenet(protocol: str, reference: str, *metrics: str) -> dict[str, Evaluation]:
+  return {
+    "distribution": DistributionConfig(
+      examples=50_000,
+      prompts="classes",
+      metrics=metrics,
+      protocol=protocol,
+      reference=reference,
+      tokenizer=False,
+    )
+  }
+
+
+_FEW = {"distribution": {"examples": 128, "real": 128}}
+PROTOCOLS: dict[str, Protocol] = {
+  "imagenet50k": Protocol(
+    "50,000 images, as many of each class, by ADM's evaluator (LlamaGen, RAR, VAR)",
+    _imagenet(
+      "adm",
+      "$FLUID_WEIGHTS/VIRTUAL_imagenet256_labeled.npz",
+      "fid",
+      "sfid",
+      "inception_score",
+      "precision_recall",
+    ),
+    _FEW,
+    256,
+  ),
+  "imagenet50k-fidelity": Protocol(
+    "the same images by torch-fidelity (MAR)",
+    _imagenet(
+      "torch_fidelity",
+      "$FLUID_WEIGHTS/adm_in256_stats.npz",
+      "fid",
+      "inception_score",
+    ),
+    _FEW,
+    256,
+  ),
+  "coco30k-fid": Protocol(
+    "30,000 captions of the validation split, drawn by seed, against their images",
+    {
+      "distribution": DistributionConfig(
+        examples=30_000,
+        real=30_000,
+        prompts="pinned",
+        metrics=("fid", "cmmd", "clip_score"),
+        tokenizer=False,
+      )
+    },
+    _FEW,
+    256,
+  ),
+  "geneval": Protocol(
+    "GenEval's 553 prompts, four images each",
+    {
+      "geneval": GenEvalConfig(
+        prompts="official", k=4, detector="mask2former", layout=True
+      )
+    },
+    {"geneval": {"k": 1}},
+  ),
+  "toy": Protocol(
+    "the toy study's: 32 prompts a tag, two images each",
+    {
+      "geneval": GenEvalConfig(n=32, k=2),
+      "distribution": DistributionConfig(prompts="geneval", examples=384),
+    },
+    {"geneval": {"n": 4}, "distribution": {"examples": 48}},
+    32,
+  ),
+}
+
+
+def apply(run: config.Run, name: str, *, quick: bool = False) -> config.Run:
+  """The run with the evaluators of a protocol."""
+  if name not in PROTOCOLS:
+    raise config.ConfigError(
+      f"unknown protocol '{name}'; choose from {', '.join(PROTOCOLS)}"
+    )
+  entry = PROTOCOLS[name]
+  evals = {
+    key: dataclasses.replace(part, **(entry.quick.get(key, _NONE) if quick else _NONE))
+    for key, part in entry.evals.items()
+  }
+  return dataclasses.replace(run, evals=evals)
+
+
+def deviations(run: config.Run, name: str) -> Sequence[str]:
+  """How a run's evaluators differ from a protocol's; empty: on protocol."""
+  entry, out = PROTOCOLS[name], []
+  if entry.image_size and run.data.image_size != entry.image_size:
+    out.append(f"images of {run.data.image_size} pixels (protocol: {entry.image_size})")
+  for key, part in entry.evals.items():
+    mine = run.evals.get(key)
+    if mine is None:
+      out.append(f"no {key}")
+      continue
+    for field, wanted in vars(part).items():
+      if (found := getattr(mine, field)) != wanted and field not in ("every", "raw"):
+        out.append(f"evals.{key}.{field} is {found!r} (protocol: {wanted!r})")
+  return out
