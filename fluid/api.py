@@ -14,7 +14,6 @@ from fluid.console import progress
 from fluid.durable import parameters, paths
 from fluid.parallel import sharding
 
-
 CHOSEN = "sample.json"  # Beside the checkpoints: what a sweep found best.
 
 

@@ -1,7 +1,7 @@
 """Metrics of a checkpoint: `python -m fluid.evaluate --workdir DIR [--weights raw]`.
 
   python -m fluid.evaluate --workdir DIR --protocol=imagenet50k [--quick]
-  python -m fluid.evaluate --workdir DIR --sweep=guidance=1:8:0.5,weights=ema,raw --by=kid
+  python -m fluid.evaluate --workdir DIR --sweep=guidance=1:8:0.5,weights=ema,raw
 
 Runs the evaluators of the run's config, or those named by --evals, prints a table and
 writes WORKDIR/eval/<step>-<weights>[-<overrides>].json: a sweep over guidance keeps

@@ -4,6 +4,7 @@ N images, D features.
 """
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,7 +16,13 @@ from fluid.config import identity
 from fluid.data import make_source
 from fluid.evals import measures
 from fluid.evals.base import Evaluation
-from fluid.evals.samples import check_prompts, draw, metadata, reconstruct
+from fluid.evals.samples import (
+  check_prompts,
+  draw,
+  metadata,
+  pinned,
+  reconstruct,
+)
 from fluid.evals.sets import ImageSet, open_set
 from fluid.tokenizers import store
 
@@ -30,11 +37,14 @@ class DistributionConfig(Evaluation):
   Attributes:
     examples: samples (of prompts 'val').
     real: real images (0: as many as `examples`; at most half of the split).
-    prompts: 'val', or 'geneval' to use the images that evals.geneval draws.
+    prompts: 'val', or 'geneval' to use the images that evals.geneval draws; 'classes',
+      as many of each; 'pinned', captions drawn by seed, whose own images are the real
+      ones.
     metrics: of fluid.evals.measures.METRICS.
     features: network of those that may have any and name none ('kid', 'fd').
     protocol: entry of fluid.evals.measures.PROTOCOLS.
-    reference: file of statistics or folder of the real images (default: the source's).
+    reference: file of statistics or folder of the real images (default: the source's);
+      $NAME in it is an environment variable.
     tokenizer: also yield kid_tokenizer, the first metric of decode(encode(x)) for other
       real images: what no model of these tokens can be expected to beat.
     seed: of the noise.
@@ -96,13 +106,15 @@ class Distribution:
   ):
     self.net, self.context, self.seed, self.sample = net, context, seed, sample
     self.source = make_source(context.run.data, "val")
-    self.real = min(real or examples, len(self.source) // 2)
+    total = len(self.source)
+    self.real = min(real or examples, total if prompts == "pinned" else total // 2)
+    self.index = pinned(total, self.real) if prompts == "pinned" else range(self.real)
     lines = metadata(context, prompts, n=examples, first=self.real)
     self.prompts = [line["prompt"] for line in lines]
     check_prompts(context, self.prompts)
     self.metrics = [measures.on(name, features) for name in metrics]
     self.features, self.protocol, self.tokenizer = features, protocol, tokenizer
-    self.reference = open_set(reference) if reference else None
+    self.reference = open_set(os.path.expandvars(reference)) if reference else None
     # What cannot be measured is refused now, not after hours.
     asked = self.reference or ImageSet("", _Lazy(self.real, lambda: np.zeros(0)))
     drawn = ImageSet("", _Lazy(len(self.prompts), lambda: np.zeros(0)))
@@ -124,7 +136,9 @@ class Distribution:
     )
     digest = getattr(images, "digest", "")  # Of few, features are not kept.
     drawn = ImageSet("samples", images, texts=self.prompts, digest=digest)
-    real = self.reference or self._set("real", self.real, self._first)
+    real = self.reference
+    if real is None:
+      real = self._set("real", self.real, lambda: self._images(self.index))
     records = self._measure(self.metrics, drawn, real)
     for record in records:
       name = record["metric"].removesuffix(f"@{self.features}")
@@ -158,19 +172,18 @@ class Distribution:
         track=self.context.track,
       )
 
-  def _first(self):
-    return self._images(0, self.real)
-
-  def _images(self, start, stop):
-    return np.stack([self.source[i]["image"] for i in range(start, stop)])
+  def _images(self, index):
+    return np.stack([self.source[i]["image"] for i in index])
 
   def _decoded(self, stop):
-    return reconstruct(self.context.tokenizer, self._images(self.real, stop))
+    images = self._images(range(self.real, stop))
+    return reconstruct(self.context.tokenizer, images)
 
   def _set(self, name, count, images) -> ImageSet:
     """Fixed images, whose features are kept under what they depend on."""
     run = self.context.run
-    made_from = identity.identity(run.data, "data.") | {"real": self.real, "of": name}
+    made_from = identity.identity(run.data, "data.")
+    made_from |= {"index": list(self.index), "of": name}
     if name == "tokenizer":
       made_from["weights"] = store.read_config(run.tokenizer.path)["weights_sha256"]
     return ImageSet(name, _Lazy(count, images), digest=identity.digest(made_from))

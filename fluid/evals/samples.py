@@ -160,6 +160,11 @@ def reconstruct(tokenizer, images: np.ndarray) -> np.ndarray:
   )
 
 
+def pinned(total: int, n: int) -> list[int]:
+  """n of so many examples, the same ones wherever a protocol asks for them."""
+  return np.random.default_rng(0).permutation(total)[:n].tolist()
+
+
 def metadata(
   context, which: str, *, n: int = 0, first: int = 0, heldout: bool = False
 ) -> list[dict]:
@@ -167,8 +172,9 @@ def metadata(
 
   Args:
     which: 'val': captions first..first+n of the data source; 'geneval': the prompts of
-      config.evals.geneval; 'shapes': n a tag; 'official': GenEval's own; else a file
-      of its metadata.
+      config.evals.geneval; 'shapes': n a tag; 'official': GenEval's own; 'classes': n,
+      as many of each class; 'pinned': n captions of the validation split, see `pinned`;
+      else a file of GenEval's metadata.
     heldout: of 'shapes': colour-shape pairs that training does not show.
   """
   if which == "val":
@@ -186,6 +192,11 @@ def metadata(
     return shapes.geneval_prompts(n, heldout=heldout)
   if which == "official":
     return list(prompts.geneval())
+  if which == "classes":
+    return [{"prompt": str(i * context.vocabulary.size // n)} for i in range(n)]
+  if which == "pinned":
+    source, text = make_source(context.run.data, "val"), context.run.text
+    return [{"prompt": text.prompt(source, i)} for i in pinned(len(source), n)]
   path = pathlib.Path(which)
   if not path.is_file():
     raise config.ConfigError(
