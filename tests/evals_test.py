@@ -317,3 +317,85 @@ def test_a_detector_that_fails_where_the_answer_is_known_is_refused(
   monkeypatch.setitem(samples.DETECTORS, "shapes", Blind)
   with pytest.raises(config.ConfigError, match="'shapes' finds 0.00 of what 24 images"):
     evaluate_lib.evaluate(workdir, names=["geneval"])
+
+
+def test_images_of_a_large_evaluation_are_kept_in_shards(workdir, monkeypatch):
+  """What ended early goes on; an image depends on its number and prompt alone."""
+  mesh = sharding.make_mesh(config.Mesh())
+  loaded = api.load(workdir, mesh=mesh)
+  prompts = ["a red circle", "two stars", "a blue ring"] * 4
+
+  def context():
+    return evals.EvalContext(
+      loaded.config, loaded.tokenizer, loaded.vocabulary, mesh, workdir, None
+    )
+
+  draw = lambda: samples.draw(loaded.net, context(), loaded.params, 2, prompts)
+  whole, _ = draw()
+  monkeypatch.setattr(samples, "SHARD", 2)
+  shards, timing = draw()
+  assert timing["sample/images"] == 12 and len(shards) == 12
+  np.testing.assert_array_equal(shards[:], whole)
+  np.testing.assert_array_equal(shards[np.array([7, 3])], whole[[7, 3]])
+  np.testing.assert_array_equal(shards[5], whole[5])
+  kept = sorted((workdir / "eval" / "images" / shards.digest).iterdir())
+  assert len(kept) == 6
+  kept[3].unlink()
+  drawn = []
+  real = samples.Sampler.__call__
+
+  def counted(self, params, prompts, **kwargs):
+    drawn.append((len(prompts), kwargs.get("first")))
+    return real(self, params, prompts, **kwargs)
+
+  monkeypatch.setattr(samples.Sampler, "__call__", counted)
+  again, _ = draw()
+  np.testing.assert_array_equal(again[:], whole)
+  assert drawn[1:] == [(2, 6)]
+
+
+def test_a_protocol_says_how_it_was_not_followed(workdir, monkeypatch):
+  monkeypatch.setitem(features.FEATURES, "EffNet", FakeFeatures)
+  features.load.cache_clear()
+  got = evaluate_lib.evaluate(
+    workdir, protocol="toy", quick=True, overrides=["evals.geneval.n=1"]
+  )
+  features.load.cache_clear()
+  said = got["deviations"]
+  assert said.startswith("not comparable with toy: --quick; images of 16 pixels (pro")
+  assert "evals.geneval.n is 1 (protocol: 32)" in said
+  assert "evals.distribution.examples is 48 (protocol: 384)" in said
+  stored = json.loads(
+    (workdir / "eval" / "2-ema-toy-evals.geneval.n=1.json").read_text()
+  )
+  assert stored["protocol"] == "toy" and len(stored["deviations"]) == 4
+  record = next(r for r in stored["records"] if r["metric"].startswith("kid"))
+  assert record["checkpoint"] == str(workdir) and record["step"] == 2
+  assert record["sample"]["guidance"] == 3.0 and record["images"] == 12
+  with pytest.raises(config.ConfigError, match="unknown protocol 'x'; choose from im"):
+    evaluate_lib.evaluate(workdir, protocol="x")
+
+
+def test_a_sweep_is_kept_beside_the_checkpoint(workdir, monkeypatch):
+  """Its best is what fluid.load draws with, and fluid.evaluate does not."""
+  monkeypatch.setitem(features.FEATURES, "Fake", FakeFeatures)
+  sweep = lambda grid, **options: evaluate_lib.sweep(
+    workdir, grid, overrides=["evals.distribution.features=Fake"], **options
+  )
+  try:
+    found = sweep("guidance=1:4:1,weights=ema,raw", by="kid", images=8)
+    assert len(found.judged) == 8 + 4 + 2 and found.drawn <= 8 * 8 / 2
+    stored = json.loads((workdir / "eval" / "sweep-2.json").read_text())
+    assert stored["points"] == found.judged and stored["value"] == found.value
+    assert found.value == min(j["value"] for j in found.judged if j["images"] == 8)
+    assert fluid.load(workdir).config.sample.guidance == found.best["guidance"]
+    assert api.read_config(workdir).sample.guidance == 3.0
+    scored = sweep("temperature=0.5,1", by="geneval/overall", images=12)
+    assert scored.value == max(j["value"] for j in scored.judged if j["images"] == 12)
+    (workdir / api.CHOSEN).write_text("{}")
+    with pytest.raises(config.ConfigError, match="sample.json is damaged"):
+      fluid.load(workdir)
+  finally:
+    (workdir / api.CHOSEN).unlink(missing_ok=True)
+  with pytest.raises(config.ConfigError, match="unknown sampling option 'guidanse'"):
+    sweep("guidanse=1:3:1")

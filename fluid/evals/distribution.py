@@ -116,7 +116,9 @@ class Distribution:
     self.features, self.protocol, self.tokenizer = features, protocol, tokenizer
     self.reference = open_set(os.path.expandvars(reference)) if reference else None
     # What cannot be measured is refused now, not after hours.
-    asked = self.reference or ImageSet("", _Lazy(self.real, lambda: np.zeros(0)))
+    asked = self.reference
+    if asked is None:
+      asked = ImageSet("", _Lazy(self.real, lambda: np.zeros(0)))
     drawn = ImageSet("", _Lazy(len(self.prompts), lambda: np.zeros(0)))
     measures.check(self.metrics, dataclasses.replace(drawn, texts=self.prompts), asked)
 
