@@ -5,37 +5,59 @@
 A set is a folder of images or an .npz of ADM's evaluator; REAL may also be a file of
 statistics ('mu', 'sigma'). Without --metrics all that can be had of the two are
 measured, and those whose network's weights are not there are named. Files of weights
-are looked for in --weights (default: the environment's FLUID_WEIGHTS).
+are looked for in --weights (default: the environment's FLUID_WEIGHTS). A folder in
+GenEval's layout (00000/metadata.jsonl, 00000/samples/0000.png) has its score as well:
+by --detector, or from --detections of another one.
 --statistics=FILE.npz writes mean and covariance of SET, to be REAL another time.
 Nothing of a model is needed, and every image counts once, whatever the batch.
 """
 
 import os
+from typing import cast
 
+import numpy as np
 from absl import flags
 
-from fluid import files
+from fluid import config, files
 from fluid.console import cli
 from fluid.evals import features as feature_nets
-from fluid.evals import measures, sets
+from fluid.evals import geneval, measures, sets
+from fluid.evals.colors import ClipColors
+from fluid.evals.detectors import DETECTORS
+from fluid.evals.features import TextNet
 from fluid.parallel import distributed
 
 
-def possible(x: sets.ImageSet, y: sets.ImageSet | None) -> list[str]:
-  """Names of metrics that can be had of two sets, on their usual networks and EffNet.
-
-  Pixels are compared where sets are asked for that by name alone: two folders with as
-  many images are rarely pairs.
-  """
+def geneval_of(x: sets.ImageSet, detector: str, detections: str) -> list[dict]:
+  """Records of GenEval: each tag, and overall with its interval."""
+  assert x.images is not None
+  images, classify = x.images, None
+  if detections:
+    found = geneval.read_detections(detections, len(x))
+  else:
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+      raise config.ConfigError(f"{x.name} has images of several sizes: {shapes}")
+    find = DETECTORS[detector](*{shape[0] for shape in shapes})
+    if detector != "shapes":
+      classify = ClipColors(cast(TextNet, feature_nets.load("CLIP-L14")))
+    found = geneval.detect(
+      find, np.stack(list(images)), x.lines, classify, distributed.track
+    )
+  rows = [
+    {"tag": line["tag"], "prompt": line["prompt"], "correct": geneval.score(o, line)[0]}
+    for o, line in zip(found, x.lines)
+  ]
+  values = geneval.summarize(rows)
+  by = detections or detector
   out = []
-  for name, metric in measures.METRICS.items():
-    real = metric.needs == "real" and y is not None
-    images = metric.needs == "images" and y is not None and y.images is not None
-    texts = metric.needs == "texts" and len(x.texts) == len(x)
-    if real or images or texts or not metric.needs:
-      if name != "kid_subsets":
-        out.append(name)
-  return out + [f"{name}@EffNet" for name in ("kid", "fd", "vendi") if name in out]
+  for name, value in values.items():
+    if name in ("overall_lo", "overall_hi"):
+      continue
+    n = sum(r["tag"] == name for r in rows) or len(rows)
+    out.append({"metric": f"geneval/{name}", "value": value, "images": n, "by": by})
+  out[-1] |= {"lo": values["overall_lo"], "hi": values["overall_hi"]}
+  return out
 
 
 def write_statistics(path: str, x: sets.ImageSet, protocol: str, **options) -> None:
@@ -63,7 +85,7 @@ def main(argv: list[str]) -> None:
     if y is None and not f.metrics:
       return
   records = measures.measure(
-    f.metrics or possible(x, y),
+    f.metrics or measures.possible(x, y),
     x,
     y,
     protocol=f.protocol,
@@ -71,6 +93,11 @@ def main(argv: list[str]) -> None:
     missing="raise" if f.metrics else "say",
     **options,
   )
+  if x.lines and not f.metrics:
+    try:
+      records += geneval_of(x, f.detector, f.detections or "")
+    except feature_nets.MissingWeights as e:
+      records.append({"metric": "geneval", "value": None, "missing": str(e)})
   print(measures.table(records))
   if f.json:
     files.write_json(f.json, {"set": x.name, "records": records})
@@ -84,6 +111,8 @@ if __name__ == "__main__":
   flags.DEFINE_string("weights", None, "Folder of the networks' files.")
   flags.DEFINE_string("cache", None, "Folder where features are kept.")
   flags.DEFINE_string("statistics", None, "Write those of SET to this .npz.")
+  flags.DEFINE_enum("detector", "mask2former", list(DETECTORS), "Of GenEval.")
+  flags.DEFINE_string("detections", None, "File of another detector's, see docs.")
   flags.DEFINE_integer("batch", 0, "Images a call (0: by the device).", lower_bound=0)
   flags.DEFINE_integer("seed", 0, "Of bootstraps and draws.")
   flags.DEFINE_string("json", None, "Write the records to this file.")

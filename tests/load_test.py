@@ -11,6 +11,8 @@ import pytest
 
 import analysis
 from analysis.load import save_json
+from analysis.report import tables
+from analysis.report.study import Study
 from analysis.runs.numbers import number
 from tests import synthetic
 
@@ -241,3 +243,36 @@ def test_a_size_beside_n_is_a_name(tmp_path):
   assert table["N"].tolist() == [166e6, 1.1e9]
   path.write_text("size,val/loss\n166M,2.0\n1.1B,1.5\n")
   assert analysis.load(path)["size"].tolist() == [166e6, 1.1e9]
+
+
+def test_sweeps_and_records_of_evaluations(study):
+  folder = study / "runs/discrete-random-l/eval"
+  folder.mkdir()
+  points = [
+    {"guidance": 1.0, "weights": "ema", "images": 4, "value": 0.3},
+    {"guidance": 2.0, "weights": "ema", "images": 4, "value": 0.2},
+    {"guidance": 2.0, "weights": "raw", "images": 4, "value": 0.5},
+    {"guidance": 2.0, "weights": "ema", "images": 8, "value": 0.1},
+  ]
+  sweep = {"step": 100, "by": "kid", "points": points}
+  (folder / "sweep-100.json").write_text(json.dumps(sweep))
+  table = analysis.load(study, "sampling")
+  rows = table[["guidance", "kid", "images"]].to_numpy().tolist()
+  assert rows == [[1, 0.3, 4], [2, 0.1, 8]]
+  record = {"metric": "kid@EffNet", "value": 0.25, "lo": 0.2, "hi": 0.3, "images": 9}
+  record |= {"features": "EffNet", "sample": {"guidance": 3.0}}
+  missing = {"metric": "fid", "value": None, "missing": "network 'Inception' needs ..."}
+  for step, change in ((50, 1.0), (100, 0.0)):
+    now = [record | {"value": 0.25 + change}, missing]
+    content = {"step": step, "records": [r | {"step": step} for r in now]}
+    (folder / f"{step}-ema.json").write_text(json.dumps(content))
+  found = analysis.load(study, "metric").set_index("metric")
+  assert len(found) == 2 and found.loc["kid@EffNet", "value"] == 0.25
+  assert found.loc["kid@EffNet", "cell"] == "discrete-random"
+  save_json(study, study / "kept")
+  kept = analysis.load(study / "kept", "metric").set_index("metric")
+  assert kept.loc["kid@EffNet", "lo"] == 0.2 and "missing" in kept
+  shown = tables.metrics(Study.read(study)).set_index("metric")
+  column = shown["discrete-random, l"]
+  assert column["kid@EffNet"] == "0.25 [0.2, 0.3]"
+  assert column["fid"] == "weights missing"

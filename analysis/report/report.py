@@ -80,6 +80,12 @@ def status_lines(runs: pd.DataFrame) -> list[str]:
   return lines
 
 
+_MISSING = (
+  "Of the largest run of each cell, by fluid.evaluate. 'Weights missing': the file of "
+  "the network is not there; the record in eval/ says where its authors publish it."
+)
+
+
 def _body(runs, shown, images, found: dict[str, Finding], workdir: str) -> list[str]:
   def figures(*names):
     for plot, png in (images[n] for n in names if n in images):
@@ -101,6 +107,9 @@ def _body(runs, shown, images, found: dict[str, Finding], workdir: str) -> list[
   body += figures("nats_vs_size", "loss_known")
   body += [page.section("Metrics")]
   body += figures("metrics_vs_size", "geneval_tags", "metrics_vs_loss")
+  if len(shown["metrics"]):
+    body += [page.table(shown["metrics"])]
+    body += [page.paragraph(_MISSING, "soft")]
   if len(shown["correlations"]):
     body += [page.table(shown["correlations"])]
     body += [page.paragraph(_printed(), "soft")]

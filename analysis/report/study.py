@@ -32,13 +32,14 @@ class Study:
   """The tables of a study.
 
   Attributes:
-    runs, evals, samplings: of analysis.load.
+    runs, evals, samplings, metrics: of analysis.load.
     workdir: where samples are found.
   """
 
   runs: pd.DataFrame
   evals: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
   samplings: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+  metrics: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
   workdir: Path = Path()
   _fits: dict[tuple, Fit] = dataclasses.field(default_factory=dict, init=False)
 
@@ -47,7 +48,10 @@ class Study:
     """Reads a folder (see analysis.load), every file of it once."""
     workdir = local(workdir)
     found = tables(workdir)
-    return cls(found["run"], found["eval"], found["sampling"], workdir)
+    runs, evals, samplings, metrics = (
+      found[kind] for kind in ("run", "eval", "sampling", "metric")
+    )
+    return cls(runs, evals, samplings, metrics, workdir)
 
   @functools.cached_property
   def ended(self) -> pd.DataFrame:

@@ -125,6 +125,30 @@ def correlations(runs: pd.DataFrame) -> pd.DataFrame:
   return pd.DataFrame(rows)
 
 
+def metrics(s: Study) -> pd.DataFrame:
+  """Every metric of fluid.evaluate's records, of each cell's largest run."""
+  table = s.metrics
+  if table.empty:
+    return table
+  last = table.sort_values("N").groupby("cell")["run"].last()
+  rows: dict[tuple, dict] = {}
+  for _, r in table[table["run"].isin(last)].iterrows():
+    network = r.get("features")
+    key = (r["metric"], network if isinstance(network, str) else "")
+    if isinstance(r.get("missing"), str):
+      said = "weights missing"
+    elif pd.isna(r["value"]):
+      said = "none"
+    else:
+      ends = [r.get("lo"), r.get("hi")]
+      known = not any(e is None or pd.isna(e) for e in ends)
+      said = f"{r['value']:.4g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if known else "")
+    of = {"images": r.get("images")} if r.get("of") != "reconstruction" else {}
+    row = rows.setdefault(key, {"metric": key[0], "features": key[1]} | of)
+    row[f"{r['cell']}, {r['size']}"] = said
+  return pd.DataFrame(rows.values())
+
+
 def _pearson(c: Correlation, name: str) -> dict[str, float]:
   return dict(zip((name, "r from", "r to"), (c.r, *c.r_interval)))
 
@@ -142,4 +166,5 @@ TABLES: dict[str, Callable[[Study], pd.DataFrame]] = {
   "trends": trends,
   "correlations": lambda study: correlations(study.ended),
   "systems": lambda study: systems(study.ended),
+  "metrics": metrics,
 }

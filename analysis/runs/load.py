@@ -24,7 +24,9 @@ be running. Columns of the table with one row per run (`rows='run'`):
 With `rows='eval'` there is one row per run and evaluated step: the same columns, at
 that step, and `time` (seconds since the first record of the run). With
 `rows='sampling'` there is one per call of fluid.evaluate: the same columns, with the
-guidance and temperature that it sampled with. A table of your own needs only the
+guidance and temperature that it sampled with; with `rows='metric'` one per metric that
+it measured: value, lo, hi, images, features, missing (where there were no weights) and
+what else its record says. A table of your own needs only the
 columns that are asked for; run, step, cell, source, image_size and config_hash are used
 to find rows that do not belong together (curves.clean). CSV may be separated by commas,
 semicolons or tabs, and numbers be written as people do: 10M, 1,000,000 (runs.numbers).
@@ -45,7 +47,7 @@ from analysis.runs.remote import local
 from analysis.runs.rows import CELLS
 from analysis.runs.rundir import COMPONENTS as COMPONENTS
 
-ROWS = ("run", "eval", "sampling")
+ROWS = ("run", "eval", "sampling", "metric")
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -79,9 +81,9 @@ def load(path: str | Path, rows: str = "run") -> pd.DataFrame:
 
   Args:
     path: a folder or a file, local or a URL.
-    rows: 'run' (one row per run, its last values), 'eval' (one per evaluated step) or
-      'sampling' (one per evaluation with its own settings); a CSV or JSONL file is
-      taken as it is.
+    rows: 'run' (one row per run, its last values), 'eval' (one per evaluated step),
+      'sampling' (one per evaluation with its own settings) or 'metric' (one per record
+      of a metric); a CSV or JSONL file is taken as it is.
 
   Returns:
     The table; its columns are listed in the docstring of this module.
@@ -120,11 +122,14 @@ def tables(path: str | Path, kinds: Sequence[str] = ROWS) -> dict[str, pd.DataFr
 
 
 def save_json(workdir: str | Path, out: str | Path) -> None:
-  """Writes runs.json, evals.json and samplings.json, which `load(out)` reads back."""
+  """Writes runs.json, evals.json and, if there are any, samplings.json, metrics.json.
+
+  `load(out)` reads them back.
+  """
   out = Path(out)
   out.mkdir(parents=True, exist_ok=True)
   for rows, table in tables(workdir).items():
-    if rows == "sampling" and table.empty:
+    if rows in ("sampling", "metric") and table.empty:
       continue
     table = table.drop(columns=["command"], errors="ignore")
     records = [

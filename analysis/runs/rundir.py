@@ -32,11 +32,13 @@ class Run:
     base: columns that do not change along the training.
     records: one per step with its metrics merged, ascending.
     samplings: one per file that fluid.evaluate left in eval/.
+    measured: one per metric of these files: its record.
   """
 
   base: dict
   records: list[dict]
   samplings: list[dict]
+  measured: list[dict] = dataclasses.field(default_factory=list)
 
   def run(self) -> list[dict]:
     """One row: the last value of everything."""
@@ -65,6 +67,11 @@ class Run:
     """A row per file of fluid.evaluate: how it sampled, and what came of it."""
     base = {k: v for k, v in self.base.items() if k not in ("note", "done_step")}
     return [(row := base | s) | _costs(row) for s in self.samplings]
+
+  def metric(self) -> list[dict]:
+    """A row per metric that fluid.evaluate measured, with all that its record says."""
+    base = {k: self.base.get(k) for k in ("run", "cell", "size", "N")}
+    return [base | record for record in self.measured]
 
 
 def read(name: str, folder: Path | None, listed: dict) -> Run:
@@ -109,7 +116,7 @@ def read(name: str, folder: Path | None, listed: dict) -> Run:
     base["wall_seconds"] = done.get("wall_seconds")
     base["train_images_per_s"] = done.get("images_per_s")
   base["tokens"], _, base["order"] = (base["cell"] or "").partition("-")
-  return Run(base, _metrics(folder), _samplings(folder))
+  return Run(base, _metrics(folder), _samplings(folder), _measured(folder))
 
 
 def folders(path: Path) -> dict[str, Path]:
@@ -165,10 +172,15 @@ def _metrics(folder: Path | None) -> list[dict]:
 
 
 def _samplings(folder: Path | None) -> list[dict]:
-  """eval/*.json of averaged weights, the overrides of sampling as columns."""
+  """eval/*.json of averaged weights, the overrides of sampling as columns.
+
+  Of a sweep (eval/sweep-*.json), each point by the most images that judged it.
+  """
   out = []
   for path in sorted((folder / "eval").glob("*.json")) if folder else ():
     record = _json(path.parent, path.name)
+    if "points" in record:
+      out += _swept(record)
     if record.get("weights") != "ema" or "values" not in record:
       continue
     row = {"step": record.get("step", 0)}
@@ -178,6 +190,29 @@ def _samplings(folder: Path | None) -> list[dict]:
         row[key.removeprefix("sample.")] = _number(value)
     out.append(row | record["values"])
   return out
+
+
+def _measured(folder: Path | None) -> list[dict]:
+  """Records of eval/*.json, of each metric the one of the latest step."""
+  out: dict[tuple, dict] = {}
+  for path in sorted((folder / "eval").glob("*.json")) if folder else ():
+    for record in _json(path.parent, path.name).get("records", ()):
+      key = tuple(record.get(k, "") for k in ("metric", "of", "features", "weights"))
+      if record.get("step", 0) >= out.get(key, record).get("step", 0):
+        out[key] = {k: v for k, v in record.items() if not isinstance(v, dict | list)}
+  return list(out.values())
+
+
+def _swept(record: dict) -> list[dict]:
+  points: dict[str, dict] = {}
+  for found in record["points"]:
+    options = {k: v for k, v in found.items() if k not in ("images", "value")}
+    if options.pop("weights", "ema") != "ema":
+      continue
+    row = {"step": record["step"], "images": found["images"]}
+    # The later judgement of a point is by more images.
+    points[json.dumps(options)] = row | options | {record["by"]: found["value"]}
+  return list(points.values())
 
 
 def _number(text: str):

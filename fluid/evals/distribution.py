@@ -40,7 +40,8 @@ class DistributionConfig(Evaluation):
     prompts: 'val', or 'geneval' to use the images that evals.geneval draws; 'classes',
       as many of each; 'pinned', captions drawn by seed, whose own images are the real
       ones.
-    metrics: of fluid.evals.measures.METRICS.
+    metrics: of fluid.evals.measures.METRICS; 'all': those that can be had here, of
+      which records name what is missing.
     features: network of those that may have any and name none ('kid', 'fd').
     protocol: entry of fluid.evals.measures.PROTOCOLS.
     reference: file of statistics or folder of the real images (default: the source's);
@@ -112,7 +113,6 @@ class Distribution:
     lines = metadata(context, prompts, n=examples, first=self.real)
     self.prompts = [line["prompt"] for line in lines]
     check_prompts(context, self.prompts)
-    self.metrics = [measures.on(name, features) for name in metrics]
     self.features, self.protocol, self.tokenizer = features, protocol, tokenizer
     self.reference = open_set(os.path.expandvars(reference)) if reference else None
     # What cannot be measured is refused now, not after hours.
@@ -120,7 +120,13 @@ class Distribution:
     if asked is None:
       asked = ImageSet("", _Lazy(self.real, lambda: np.zeros(0)))
     drawn = ImageSet("", _Lazy(len(self.prompts), lambda: np.zeros(0)))
-    measures.check(self.metrics, dataclasses.replace(drawn, texts=self.prompts), asked)
+    drawn = dataclasses.replace(drawn, texts=self.prompts)
+    self.missing = "say" if metrics == ("all",) else "raise"
+    if self.missing == "say":
+      first = [f"{name}@{features}" for name in ("kid", "fd")]
+      metrics = dict.fromkeys([*first, *measures.possible(drawn, asked)])
+    self.metrics = [measures.on(name, features) for name in metrics]
+    measures.check(self.metrics, drawn, asked)
 
   def run(
     self, params, step: int, weights: str = "ema"
@@ -142,7 +148,7 @@ class Distribution:
     if real is None:
       real = self._set("real", self.real, lambda: self._images(self.index))
     records = self._measure(self.metrics, drawn, real)
-    for record in records:
+    for record in (r for r in records if "missing" not in r):
       name = record["metric"].removesuffix(f"@{self.features}")
       yield name, record["value"]
       if "lo" in record:
@@ -170,6 +176,7 @@ class Distribution:
         x,
         y,
         protocol=self.protocol,
+        missing=self.missing,
         cache=pathlib.Path(cache or self.context.workdir / "eval/cache") / "features",
         track=self.context.track,
       )

@@ -258,6 +258,23 @@ def check(names: Sequence[str], x: ImageSet, y: ImageSet | None) -> None:
     _check(name, parse(name)[0], x, y)
 
 
+def possible(x: ImageSet, y: ImageSet | None) -> list[str]:
+  """Names of all metrics of two sets, on their usual networks and on EffNet.
+
+  Pixels are compared where that is asked for by name alone: two sets of as many images
+  are rarely pairs.
+  """
+  out = []
+  for name, metric in METRICS.items():
+    real = metric.needs == "real" and y is not None
+    images = metric.needs == "images" and y is not None and y.images is not None
+    texts = metric.needs == "texts" and len(x.texts) == len(x)
+    if real or images or texts or not metric.needs:
+      if name != "kid_subsets":
+        out.append(name)
+  return out + [f"{name}@EffNet" for name in ("kid", "fd", "vendi") if name in out]
+
+
 def measure(
   names: Sequence[str],
   x: ImageSet,

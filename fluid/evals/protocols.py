@@ -99,7 +99,9 @@ PROTOCOLS: dict[str, Protocol] = {
     "the toy study's: 32 prompts a tag, two images each",
     {
       "geneval": GenEvalConfig(n=32, k=2),
-      "distribution": DistributionConfig(prompts="geneval", examples=384),
+      "distribution": DistributionConfig(
+        prompts="geneval", examples=384, metrics=("all",)
+      ),
     },
     {"geneval": {"n": 4}, "distribution": {"examples": 48}},
     32,
