@@ -7,7 +7,6 @@ fluid.load, fluid.sample and fluid.evaluate take it as they take a run, and
 where they are, named by the way from DIR to them and by their hashes.
 """
 
-import json
 import os
 import pathlib
 
@@ -15,7 +14,7 @@ from absl import flags
 
 from fluid import api, config, files, text
 from fluid.console import cli
-from fluid.durable import exported
+from fluid.durable import card, exported
 
 
 def export(workdir, out, *, weights: str = "ema", step: int | None = None) -> None:
@@ -52,61 +51,8 @@ def export(workdir, out, *, weights: str = "ema", step: int | None = None) -> No
   content = config.to_dict(config.replaced(run, changes))
   content["init"] = config.to_dict(config.Init())
   files.write_json(out / "config.json", content)
-  values = judged(pathlib.Path(workdir) / "metrics.jsonl", loaded.step)
-  files.write_text(out / "README.md", card(run, described, values))
-
-
-def judged(path: pathlib.Path, step: int) -> dict[str, float]:
-  """The last value up to a step of all that evaluations gave; none without a file."""
-  out: dict[str, float] = {}
-  lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-  for line in lines:
-    try:
-      values = json.loads(line)
-    except json.JSONDecodeError:  # The last line of a run that was killed.
-      continue
-    if values.get("evals") and values["step"] <= step:
-      out |= {k: v for k, v in values.items() if k not in ("evals", "step", "time")}
-  return out
-
-
-def card(run: config.Run, described: dict, values: dict[str, float]) -> str:
-  """A model card: what it is, what it was trained on, by which code, how good it is.
-
-  Args:
-    run: its config.
-    described: content of model.json.
-    values: of evaluations.
-  """
-  model, optim = run.model, run.optim
-  title = f"{model.cell}{f' {model.size}' if model.size else ''}"
-  parameters = described.get("params", {}).get("total")
-  commit = described.get("commit") or "unknown"
-  if commit != "unknown" and not described.get("commit_clean", True):
-    commit += ", with changes"
-  facts = {
-    "model": f"{model.head.kind} head, {model.order.kind} order, {model.trunk.kind}"
-    f" trunk of width {model.trunk.width}, {model.condition.kind} condition",
-    "parameters": f"{parameters:,}" if parameters else "see model.json",
-    "images": f"{run.data.image_size} x {run.data.image_size}, tokenizer "
-    f"{run.tokenizer.kind}",
-    "data": f"{run.data.source.kind}, {run.data.num_train or 'all'} training images",
-    "text": run.text.kind,
-    "training": f"{described['step']:,} steps of {run.batch}, peak rate {optim.lr:g}"
-    f"{f', Muon {optim.muon:g}' if optim.muon else ''}",
-    "weights": described["weights"],
-    "commit": commit,
-  }
-  lines = [f"# {title}", "", "| | |", "|---|---|"]
-  lines += [f"| {k} | {v} |" for k, v in facts.items()]
-  if values:
-    lines += ["", "| evaluation | value |", "|---|---|"]
-    lines += [
-      f"| {k} | {f'{v:.5g}' if isinstance(v, float) else v} |"
-      for k, v in sorted(values.items())
-    ]
-  use = "python -m fluid.sample --workdir FOLDER --prompt PROMPT"
-  return "\n".join([*lines, "", f"Draw from it with `{use}`.", ""])
+  values = card.judged(pathlib.Path(workdir) / "metrics.jsonl", loaded.step)
+  files.write_text(out / "README.md", card.text(run, described, values))
 
 
 def main(argv) -> None:

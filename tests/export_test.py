@@ -10,7 +10,7 @@ import pytest
 
 import fluid
 from fluid import api, config, evaluate, export, models
-from fluid.durable import parameters
+from fluid.durable import card, parameters
 from fluid.evals import features
 from tests.evals_test import FakeFeatures, workdir  # noqa: F401
 
@@ -80,8 +80,8 @@ def test_the_card_has_the_last_evaluation_up_to_its_step(tmp_path):
   ]
   path = tmp_path / "metrics.jsonl"
   path.write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"step": 3')
-  found = export.judged(path, 2)
+  found = card.judged(path, 2)
   assert found == {"val/loss": 1.5, "val/count": 7}
-  text = export.card(config.Run(), {"step": 2, "weights": "ema", "commit": "ab"}, found)
+  text = card.text(config.Run(), {"step": 2, "weights": "ema", "commit": "ab"}, found)
   assert "| val/loss | 1.5 |" in text and "| commit | ab |" in text
-  assert export.judged(tmp_path / "none", 2) == {}
+  assert card.judged(tmp_path / "none", 2) == {}

@@ -3,6 +3,9 @@
   python -m fluid.convert KIND SOURCE FOLDER [key=value ...]
 
 SOURCE is the authors' file or folder (safetensors, a torch checkpoint, flax msgpack).
+With `--to=safetensors like=FILE` it is the way back: SOURCE is a run or a tokenizer of
+the kind, FOLDER gets its weights under the names and in the shapes of the authors'
+FILE, for their code, and a model card. (fluid.export writes a run under our names.)
 Sizes are the published ones unless key=value says otherwise: of a tokenizer, fields of
 its config, and image_size; of a model, keys of its config (model.trunk.width=64), and
 tokenizer.path=FOLDER of its converted tokenizer. Without arguments kinds are listed.
@@ -12,8 +15,12 @@ import json
 import pathlib
 from typing import Any
 
+from absl import flags
+
+from fluid import api, files
 from fluid.console import cli
 from fluid.convert import family, models, tokenizers
+from fluid.durable import card
 
 FAMILIES: dict[str, family.Family] = {**tokenizers.FAMILIES, **models.FAMILIES}
 
@@ -26,6 +33,15 @@ def _value(text: str) -> Any:
     return json.loads(text)
   except ValueError:
     return text
+
+
+def _card(workdir: str, folder: str, step: int) -> None:
+  """README.md of a run's averaged weights at a step."""
+  described = api.read_model(workdir) | {"step": step, "weights": "ema"}
+  values = card.judged(pathlib.Path(workdir) / "metrics.jsonl", step)
+  use = "The names and shapes are those of the authors' code."
+  text = card.text(api.read_config(workdir), described, values, use)
+  files.write_text(pathlib.Path(folder) / "README.md", text)
 
 
 def main(argv: list[str]) -> None:
@@ -41,6 +57,17 @@ def main(argv: list[str]) -> None:
   if pathlib.Path(folder).exists() and any(pathlib.Path(folder).iterdir()):
     raise cli.UserError(f"{folder} is not empty: name another folder")
   changes = dict(change.split("=", 1) for change in argv[4:])
+  if flags.FLAGS.to:
+    if changes.keys() != {"like"}:
+      raise cli.UserError(
+        "--to=safetensors needs like=FILE, the authors' file whose names are taken, "
+        "and nothing else"
+      )
+    file, step = family.back(FAMILIES[kind], source, changes["like"], folder)
+    if kind in models.FAMILIES:
+      _card(source, folder, step)
+    print(f"{file}: {kind}, {file.stat().st_size / 1e6:.1f} MB")
+    return
   values = {key: _value(text) for key, text in changes.items()}
   family.convert(FAMILIES[kind], source, folder, values)
   size = sum(file.stat().st_size for file in pathlib.Path(folder).iterdir())
@@ -48,4 +75,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  flags.DEFINE_enum("to", None, ["safetensors"], "The way back: what to write.")
   cli.run(main, words=True)

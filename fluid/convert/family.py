@@ -5,15 +5,17 @@ line; `convert` is the same for all.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+import safetensors.numpy
 from flax import traverse_util
 
 from fluid import config as config_lib
-from fluid import trees
+from fluid import files, trees
 from fluid.convert import containers, names
 from fluid.errors import ConfigError
 
@@ -28,6 +30,8 @@ class Family:
     spellings: ways in which its files write names.
     abstract: (config, options) -> tree of shapes of its weights.
     save: (path, config, options, weights) writes what this code loads.
+    read: path of what `save` wrote, or of a trained one -> its config, its weights and
+      their step.
     given: config -> {our name: value} of weights that no file has.
     options: values beside the config that `key=value` may change as well.
   """
@@ -37,6 +41,7 @@ class Family:
   spellings: tuple[names.Spelling, ...]
   abstract: Callable[[Any, Mapping[str, Any]], Any]
   save: Callable[[str, Any, Mapping[str, Any], Any], None]
+  read: Callable[[str], tuple[Any, Any, int]]
   given: Callable[[Any], Mapping[str, Any]] = lambda config: {}
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -91,6 +96,37 @@ def convert(family: Family, source, path, changes: Mapping[str, Any] = _NONE) ->
   tree: dict[str, np.ndarray] = traverse_util.unflatten_dict(flat, sep="/")
   family.save(str(path), family.config, family.options, tree)
   return tree
+
+
+def back(family: Family, source, like, path) -> tuple[pathlib.Path, int]:
+  """Writes weights under their authors' names, as one safetensors file.
+
+  Args:
+    family: of the kind.
+    source: folder of a tokenizer or a run of this kind.
+    like: the authors' file, or another of the same model, whose names and shapes are
+      taken; what is no parameter of ours stays as it is there.
+    path: folder that is written.
+
+  Returns:
+    The file, and the step of the weights.
+
+  Raises:
+    ConfigError: something cannot be read, or does not fit.
+  """
+  config, tree, step = family.read(str(source))
+  known = family.given(config)
+  values = {k: np.asarray(v) for k, v in trees.paths(tree).items() if k not in known}
+  try:
+    arrays = names.spell(values, containers.read(like), family.spellings, config=config)
+  except ConfigError as e:
+    raise ConfigError(f"{like} is no {family.name} as {source} is; {e}") from e
+  file = pathlib.Path(path) / "model.safetensors"
+  with files.replacing(file) as scratch:
+    safetensors.numpy.save_file(
+      {k: np.ascontiguousarray(v) for k, v in arrays.items()}, scratch
+    )
+  return file, step
 
 
 def shapes_of(init: Callable[[jax.Array], Any]) -> Any:

@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 
+from fluid import api, files, tokenizers
 from fluid import config as config_lib
-from fluid import files, tokenizers
 from fluid.convert.family import Family
 from fluid.convert.spellings import SPELLINGS
-from fluid.durable import exported, paths
+from fluid.durable import exported, parameters, paths
 from fluid.errors import ConfigError
 from fluid.models import Net
 from fluid.models.published import RUNS
@@ -92,7 +92,14 @@ def save(path: str, run, options, params: Any) -> None:
   files.write_json(folder / "config.json", config_lib.to_dict(run))
 
 
+def read(path: str) -> tuple[Any, Any, int]:
+  """The run of a folder, its averaged weights and their step."""
+  return api.read_config(path), *parameters.restore(path)
+
+
 FAMILIES: dict[str, ModelFamily] = {
-  name: ModelFamily(run(), "run", (SPELLINGS[name.split("_")[0]],), abstract, save)
+  name: ModelFamily(
+    run(), "run", (SPELLINGS[name.split("_")[0]],), abstract, save, read
+  )
   for name, run in RUNS.items()
 }

@@ -28,6 +28,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from fluid.convert.weights import Weights
@@ -137,6 +138,47 @@ def fill(
   if plan.faults:
     raise ConfigError("the file does not fit: " + "; ".join(plan.faults))
   return {k: np.ascontiguousarray(v, shapes[k].dtype) for k, v in out.items()}
+
+
+def spell(
+  values: Mapping[str, np.ndarray],
+  like: Weights,
+  spellings: Iterable[Spelling],
+  *,
+  config: Any,
+) -> dict[str, np.ndarray]:
+  """The way back: parameters under the names, and in the shapes, of a file.
+
+  A row moves elements and changes none: its inverse is found by moving their numbers.
+
+  Args:
+    values: our names -> arrays, of parameters that `fill` would give.
+    like: a file of the same model. What no parameter asks for is taken from it.
+    spellings, config: as of `fill`.
+
+  Returns:
+    The file's names -> arrays of its shapes and dtypes.
+
+  Raises:
+    ConfigError: as of `fill`.
+  """
+  arrays = {name: np.asarray(like[name]) for name in like}
+  starts = np.cumsum([0, *(a.size for a in arrays.values())])
+  numbers = {
+    name: (lambda start=start, a=a: start + np.arange(a.size).reshape(a.shape))
+    for start, (name, a) in zip(starts, arrays.items())
+  }
+  wanted = {k: jax.ShapeDtypeStruct(v.shape, np.int64) for k, v in values.items()}
+  places = fill(wanted, Weights(numbers), spellings, config=config)
+  flat = {name: a.reshape(-1).copy() for name, a in arrays.items()}
+  named = list(flat)
+  for name, at in places.items():
+    at, new = at.reshape(-1), np.asarray(values[name]).reshape(-1)
+    of = np.searchsorted(starts, at, "right") - 1
+    for i in np.unique(of):
+      here = of == i
+      flat[named[i]][at[here] - starts[i]] = new[here]
+  return {name: flat[name].reshape(a.shape) for name, a in arrays.items()}
 
 
 class _Plan:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from fluid import files
+from fluid import files, tokenizers
 from fluid.convert.family import Family, shapes_of
 from fluid.convert.names import TORCH, Row, Spelling, same
 from fluid.tokenizers import maskgit, multiscale, published, store
@@ -174,6 +174,11 @@ def _save(path: str, config, options: Mapping[str, Any], weights: Any) -> None:
   )
 
 
+def _read(path: str) -> tuple[Any, Any, int]:
+  tokenizer = tokenizers.load(path)
+  return tokenizer.config, tokenizer.variables, 0
+
+
 def _latent(config) -> dict[str, float]:
   return {"latent/shift": 0.0, "latent/scale": config.latent_scale}
 
@@ -185,6 +190,7 @@ def _family(config, *spellings: Spelling, image_size: int = 256, **kwargs) -> Fa
     spellings,
     _abstract,
     _save,
+    _read,
     options={"image_size": image_size},
     **kwargs,
   )
