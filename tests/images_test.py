@@ -105,3 +105,29 @@ def test_what_is_refused(monkeypatch, tmp_path):
     images.read(good)
   with pytest.raises(FileNotFoundError):
     images.read(pathlib.Path(tmp_path / "none.png"))
+
+
+@pytest.mark.parametrize("how", images.FITS)
+def test_every_fit_keeps_the_middle(how):
+  """Of ramps along either axis: nothing is turned or shifted."""
+  fit, size = images.FITS[how], 32
+  for shape in ((32, 32), (50, 32), (32, 51), (64, 200), (301, 97), (7, 9), (1, 5)):
+    ramp = np.linspace(0, 255, shape[1])[None, :, None] * np.ones((shape[0], 1, 3))
+    for turn in (False, True):
+      image = ramp.astype(np.uint8)
+      image = image.swapaxes(0, 1) if turn else image
+      got = fit(np.ascontiguousarray(image), size).astype(float)
+      assert got.shape == (size, size, 3)
+      got = got.swapaxes(0, 1) if turn else got
+      # Columns are constant, rise, and the middle one is the picture's middle.
+      assert np.ptp(got, 0).max() <= 1 and (np.diff(got[0, :, 0]) >= 0).all()
+      if shape[1] > 8:
+        assert abs(got[0, 15:17, 0].mean() - 127.5) < 255 / min(shape) + 2
+  exact = np.random.RandomState(0).randint(0, 256, (size, size, 3)).astype(np.uint8)
+  np.testing.assert_array_equal(fit(exact, size), exact)
+
+
+def test_adm_halves_by_box_means():
+  image = np.random.RandomState(0).randint(0, 256, (64, 128, 3)).astype(np.uint8)
+  half = image.reshape(32, 2, 64, 2, 3).mean((1, 3))[:, 16:48]
+  assert np.abs(images.adm(image, 32) - half).max() <= 1  # Each axis is rounded.

@@ -7,6 +7,7 @@ convert("RGB")); of plain 8-bit RGB files both are the same.
 
 import io
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -98,3 +99,43 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
   left, top = (found.width - side) // 2, (found.height - side) // 2
   box = (left, top, left + side, top + side)
   return np.asarray(found.resize((size, size), Image.Resampling.BICUBIC, box))
+
+
+def adm(image: np.ndarray, size: int) -> np.ndarray:
+  """As ADM's training (guided-diffusion, image_datasets), and MAR's and LlamaGen's.
+
+  Halved by box means while it is twice as large or more, the shorter side made `size`
+  by the bicubic filter, then cropped.
+  """
+  found = Image.fromarray(image)
+  while min(found.size) >= 2 * size:
+    half = (found.width // 2, found.height // 2)
+    found = found.resize(half, Image.Resampling.BOX)
+  scale = size / min(found.size)
+  sides = round(found.width * scale), round(found.height * scale)
+  resized = np.asarray(found.resize(sides, Image.Resampling.BICUBIC))
+  top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
+  return resized[top : top + size, left : left + size]
+
+
+def torchvision(image: np.ndarray, size: int) -> np.ndarray:
+  """torchvision's Resize(size) and CenterCrop(size) of a PIL image.
+
+  The shorter side made `size` by the bilinear filter, the longer one cut down to whole
+  pixels; the crop's corner rounds to even where it lies between two.
+  """
+  found = Image.fromarray(image)
+  short, long = sorted(found.size)
+  longer = int(size * long / short)
+  sides = (size, longer) if found.width <= found.height else (longer, size)
+  resized = np.asarray(found.resize(sides, Image.Resampling.BILINEAR))
+  top, left = (int(round((n - size) / 2)) for n in resized.shape[:2])
+  return resized[top : top + size, left : left + size]
+
+
+# Ways to make a square of any image.
+FITS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+  "square": square,
+  "adm": adm,
+  "torchvision": torchvision,
+}
