@@ -210,11 +210,7 @@ def _cached(run: config.Run, split: str, workdir) -> config.Run:
   path = run.text.path or str(vocabulary / run.text.FILE)
   changes = {"data.cache": str(cache), "text.path": path}
   run = config.replaced(run, changes)
-
-  def make():
-    prepare.prepare(run, splits=(split,), log=distributed.say)
-
-  distributed.first(make)
+  prepare.prepare(run, splits=(split,), log=distributed.say)
   return run
 
 

@@ -6,15 +6,20 @@
 Images are encoded once; records hold tokens, captions, text ids, the features of a
 frozen text encoder and the source's meta, never pixels, which sources make again by
 index. Started again, it goes on at the first missing shard, and ends at once where
-nothing is missing. An example that cannot be used keeps its place in the records, says
-what is wrong, and is skipped in training; more of them than data.max_bad end the work.
+nothing is missing. Many processes (--coordinator, --processes, --process, as of
+fluid.train) deal the shards out by number, and write what one would write. An example
+that cannot be used keeps its place in the records, says what is wrong, and is skipped
+in training; more of them than data.max_bad end the work.
 """
 
 import collections
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import jax
 
 from fluid import config as config_lib
 from fluid import text, tokenizers
@@ -22,6 +27,7 @@ from fluid.config import identity
 from fluid.console import cli
 from fluid.console.progress import Progress
 from fluid.data import Source, count, examples, make_source, records
+from fluid.parallel import distributed
 
 SPLITS = ("train", "val")
 VERSION = 1
@@ -73,11 +79,13 @@ def prepare(
   # Before the folder is touched: a config that no source accepts must leave no trace.
   sources = {split: make_source(run.data, split) for split in SPLITS}
   made_from = _identity(run, tokenizer.spec, digest, batch)
-  metadata = _begin(cache, made_from)
+  distributed.first(functools.partial(_mend, cache, made_from))
+  metadata = _begin(cache, made_from)  # Nothing is left to mend: this reads.
   if set(splits) <= set(metadata["splits"]):
     log(f"{cache} is complete: {_summary(metadata)}")
     return metadata
-  vocabulary = _vocabulary(run, sources["train"], log)
+  distributed.first(lambda: _fit(run, sources["train"], log))
+  vocabulary = text.load(run.text, run.data.cache)
   width = run.text.feature_width
   metadata |= {
     "tokens": tokenizer.spec.to_dict(),
@@ -93,10 +101,9 @@ def prepare(
     if split not in metadata["splits"]:
       source = sources[split]
       paths = _write_split(run, split, source, tokenizer, vocabulary, batch, log)
-      metadata["splits"][split] = _describe(paths)
-      skipped = sum(metadata["splits"][split]["skipped"].values())
-      _check_share(run, split, skipped, metadata["splits"][split]["count"], "")
-      records.write_metadata(cache, metadata)
+      distributed.everyone(True)  # All shards are there.
+      distributed.first(functools.partial(_finish, run, metadata, split, paths))
+  metadata = records.read_metadata(cache)
   log(f"{cache} is complete: {_summary(metadata)}")
   return metadata
 
@@ -110,6 +117,10 @@ def _identity(run, spec, digest: str, batch: int) -> dict[str, Any]:
   }
   flat = {f"{s}.{k}": v for s, values in sections.items() for k, v in values.items()}
   return identity.of_cache(run) | flat
+
+
+def _mend(cache: pathlib.Path, made_from: dict[str, Any]) -> None:
+  _begin(cache, made_from)
 
 
 def _begin(cache: pathlib.Path, made_from: dict[str, Any]) -> dict[str, Any]:
@@ -137,20 +148,26 @@ def _begin(cache: pathlib.Path, made_from: dict[str, Any]) -> dict[str, Any]:
   return metadata
 
 
-def _vocabulary(run: config_lib.Run, source: Source, log) -> Any:
+def _finish(run: config_lib.Run, metadata: dict[str, Any], split: str, paths) -> None:
+  """Writes what metadata.json says of a split whose shards are all there."""
+  metadata["splits"][split] = content = _describe(paths)
+  _check_share(run, split, sum(content["skipped"].values()), content["count"], "")
+  records.write_metadata(run.data.cache, metadata)
+
+
+def _fit(run: config_lib.Run, source: Source, log) -> None:
   """The text encoder of the cache: given by text.path, made, or already there."""
   cache = pathlib.Path(run.data.cache)
   if not run.text.install(cache):
     total = count(run.data, "train", source)
     log(f"prepare text: {run.text.kind} from {total} captions")
     run.text.fit(source, total, cache / run.text.FILE)
-  return text.load(run.text, run.data.cache)
 
 
 def _write_split(
   run, split, source, tokenizer, vocabulary, batch, log
 ) -> list[pathlib.Path]:
-  """Writes the shards of a split that are missing; returns the paths of all."""
+  """Writes this process's shards of a split that are missing; returns all paths."""
   total = count(run.data, split, source)
   size = batch * BATCHES_PER_SHARD
   progress = Progress(f"prepare {split}", total, "examples", log)
@@ -167,7 +184,8 @@ def _write_split(
     stop = min(start + size, total)
     path = records.shard_path(run.data.cache, split, start // size)
     paths.append(path)
-    if path.is_file():
+    others = start // size % jax.process_count() != jax.process_index()
+    if others or path.is_file():
       progress.skip(stop - start)
       continue
 
@@ -238,8 +256,10 @@ def _digest(path: pathlib.Path) -> str:
 
 def main(argv: list[str]) -> None:
   del argv
-  prepare(cli.read(CONFIG))
+  distributed.join_by_flags()
+  prepare(cli.read(CONFIG), log=distributed.say)
 
 
 if __name__ == "__main__":
+  distributed.define_flags()
   cli.run(main)

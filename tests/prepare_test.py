@@ -5,6 +5,11 @@ The tokenizer here is a few lines of arithmetic: what is tested is the cache.
 
 import dataclasses
 import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +24,7 @@ from fluid.text.classes import ClassesConfig
 from fluid.text.learned import LearnedConfig
 from fluid.tokenizers.base import TokenSpec
 
+ROOT = pathlib.Path(__file__).parents[1]
 TRAIN, VAL, BATCH = 300, 10, 4  # 128 records a shard.
 
 
@@ -261,3 +267,32 @@ def test_bad_examples_keep_their_place_up_to_a_share(whole, tmp_path, monkeypatc
   assert np.flatnonzero(~good).tolist() == [7, 130]
   for name, values in rows.items():
     np.testing.assert_array_equal(values[good], full[name][good])
+
+
+PROCESS = """
+import sys
+from tests import prepare_test
+from fluid.parallel import distributed
+
+port, number, cache = sys.argv[1:]
+distributed.join(f"localhost:{port}", 2, int(number))
+prepare_test.write(prepare_test.pathlib.Path(cache))
+"""
+
+
+def test_two_processes_write_what_one_writes(whole, tmp_path):
+  """Each its shards; a second start by one process finds nothing to do."""
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    port = s.getsockname()[1]
+  env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+  command = [sys.executable, "-c", PROCESS, str(port)]
+  processes = [
+    subprocess.Popen([*command, str(i), str(tmp_path / "cache")], env=env, cwd=ROOT)
+    for i in range(2)
+  ]
+  assert [p.wait(240) for p in processes] == [0, 0]
+  assert content(tmp_path / "cache") == content(whole[0])
+  tokenizer = Tokenizer()
+  write(tmp_path / "cache", tokenizer)
+  assert tokenizer.calls == 0
