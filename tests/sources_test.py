@@ -1,4 +1,4 @@
-"""Sources of images that people have: folder."""
+"""Sources of images that people have: folder, coco."""
 
 import csv
 import datetime
@@ -13,6 +13,7 @@ from PIL import Image
 
 from fluid import config
 from fluid.data import BadExample, examples, make_source
+from fluid.data.coco import COCOConfig
 from fluid.data.folder import FolderConfig
 from fluid.text.learned import LearnedConfig
 
@@ -267,3 +268,101 @@ def test_folders_that_people_have(fixtures, case):
   if case == "captionkey":
     line = "it has image, caption: .*data.source.file_key"
     refused(config.ConfigError, line, lambda: open_folder(path))
+
+
+# ------------------------------------------------------------------------------ coco
+
+
+def caption(image, number, text):
+  return {"image_id": image, "id": number, "caption": text}
+
+
+@pytest.fixture
+def coco(tmp_path):
+  """Two splits in the layout of COCO's files; images and captions in no order."""
+  sets = {"train": [391895, 9, 522418, 184613], "val": [397133, 37777]}
+  fields = {}
+  for split, ids in sets.items():
+    name = "COCO_{}2014_{:012}.jpg".format
+    images = [
+      {"license": 3, "file_name": name(split, i), "height": 20, "width": 24, "id": i}
+      for i in ids
+    ]
+    for image in images:
+      save(tmp_path / split / image["file_name"], (image["id"] % 251, 90, 0))
+    rows = [
+      caption(i, 1000 * n + i, f"caption {n} of {i}") for n in (2, 0, 1) for i in ids
+    ]
+    content = {"info": {"year": 2014}, "licenses": [], "images": images}
+    file = tmp_path / f"captions_{split}2014.json"
+    file.write_text(json.dumps(content | {"annotations": rows}))
+    fields |= {f"{split}_annotations": str(file), f"{split}_images": str(file.parent)}
+    fields[f"{split}_images"] += f"/{split}"
+  return COCOConfig(**fields)
+
+
+def edited(path, change):
+  content = json.loads(path.read_text())
+  change(content)
+  path.write_text(json.dumps(content))
+
+
+def test_coco_by_ids(coco):
+  splits = [open_source(coco, s) for s in ("train", "val")]
+  found = read_all(splits)
+  assert [e["id"] for e in found] == [9, 184613, 391895, 522418, 37777, 397133]
+  for e in found:
+    assert e["captions"] == [f"caption {n} of {e['id']}" for n in range(3)]
+    assert e["meta"]["file_name"].endswith(f"2014_{e['id']:012}.jpg")
+    assert abs(int(e["image"][8, 8, 0]) - e["id"] % 251) < 4
+  assert len(pickle.dumps(splits[0])) < 2000
+
+
+def test_coco_images_that_are_bad(coco, tmp_path):
+  def change(content):
+    rows, first = content["annotations"], content["images"][0]
+    rows[:] = [a for a in rows if a["image_id"] != 9]
+    rows += [caption(9, 1, " "), caption(9, 2, None)]
+    rows += [caption(184613, 1, " Two \n words\u2028here.\n")]
+    first["file_name"] = "../val/" + first["file_name"]
+
+  edited(tmp_path / "captions_train2014.json", change)
+  source = open_source(coco)
+  error = refused(BadExample, "000000000009.jpg has no caption", lambda: source[0])
+  assert error.kind == "caption" and source.caption(0) == ""
+  assert source[1]["caption"] == "Two words here." and len(source.captions(1)) == 4
+  refused(BadExample, "outside the folder", lambda: source[2])
+  (tmp_path / "train/COCO_train2014_000000522418.jpg").unlink()
+  refused(BadExample, "522418.jpg is missing.*its entry in", lambda: source[3])
+  assert [e.get("bad") for e in read(source)] == ["caption", None, "image", "image"]
+
+
+def test_coco_refuses_in_one_line(coco, tmp_path):
+  file = tmp_path / "captions_train2014.json"
+  good = file.read_text()
+  cases = {
+    "has caption 1 of image 5": lambda c: c["annotations"].append(caption(5, 1, "x")),
+    "no 'caption'": lambda c: c["annotations"][0].pop("caption"),
+    "no 'annotations'": lambda c: c.pop("annotations"),
+    "no 'file_name'": lambda c: c["images"][1].pop("file_name"),
+    "no file of COCO's": lambda c: c.update(images=3),
+    "id 2147483648": lambda c: c["images"].append({"id": 2**31, "file_name": "x"}),
+    "id '7'": lambda c: c["images"].append({"id": "7", "file_name": "x"}),
+    "1 ids of images twice": lambda c: c["images"].append(c["images"][0]),
+    "image 37777 is in .*train2014.* and in .*val2014": lambda c: c["images"].append(
+      {"id": 37777, "file_name": "x"}
+    ),
+  }
+  for match, change in cases.items():
+    file.write_text(good)
+    edited(file, change)
+    refused(config.ConfigError, match, lambda: open_source(coco))
+  for text in (good[:-40], "", "[1, 2]", "\0"):
+    file.write_text(text)
+    refused(config.ConfigError, "damaged|no file of COCO's", lambda: open_source(coco))
+  file.unlink()
+  refused(config.ConfigError, "source.train_annotations", lambda: open_source(coco))
+  refused(config.ConfigError, "no split 'test'", lambda: open_source(coco, "test"))
+  only = COCOConfig(val_annotations=coco.val_annotations, val_images="/none")
+  refused(config.ConfigError, "source.train_annotations", lambda: open_source(only))
+  refused(config.ConfigError, "source.val_images", lambda: open_source(only, "val"))

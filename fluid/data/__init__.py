@@ -29,6 +29,7 @@ SOURCES = {
   "shapes": "fluid.data.shapes:ShapesConfig",
   "emoji": "fluid.data.emoji:EmojiConfig",
   "folder": "fluid.data.folder:FolderConfig",
+  "coco": "fluid.data.coco:COCOConfig",
 }
 
 
