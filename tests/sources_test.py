@@ -1,4 +1,4 @@
-"""Sources of images that people have: folder, coco."""
+"""Sources of images that people have: folder, coco, imagenet."""
 
 import csv
 import datetime
@@ -10,11 +10,15 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import io
 
 from fluid import config
-from fluid.data import BadExample, examples, make_source
+from fluid.config import identity
+from fluid.data import BadExample, examples, listed, make_source
 from fluid.data.coco import COCOConfig
 from fluid.data.folder import FolderConfig
+from fluid.data.imagenet import ImageNetConfig
+from fluid.text.classes import Classes, ClassesConfig
 from fluid.text.learned import LearnedConfig
 
 
@@ -366,3 +370,202 @@ def test_coco_refuses_in_one_line(coco, tmp_path):
   only = COCOConfig(val_annotations=coco.val_annotations, val_images="/none")
   refused(config.ConfigError, "source.train_annotations", lambda: open_source(only))
   refused(config.ConfigError, "source.val_images", lambda: open_source(only, "val"))
+
+
+# -------------------------------------------------------------------------- imagenet
+
+WNIDS = ["n01440764", "n02012849", "n02119789", "n03126707"]
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+  """Two images of each class, red as its number says, and a flat val."""
+  for k, wnid in enumerate(WNIDS):
+    for n in (10026, 27):
+      save(tmp_path / "train" / wnid / f"{wnid}_{n}.JPEG", (60 * k, 10, 10))
+  for n, k in enumerate(VAL, 1):
+    save(tmp_path / "val" / f"ILSVRC2012_val_{n:08}.JPEG", (60 * k, 10, 10))
+  (tmp_path / "train" / ".DS_Store").touch()
+  (tmp_path / "train" / WNIDS[0] / "notes.txt").touch()
+  return tmp_path
+
+
+VAL = [2, 0, 3, 3, 1]
+
+
+def open_imagenet(path, split="train", **fields):
+  return open_source(ImageNetConfig(path=str(path), **fields), split)
+
+
+def shown(source):
+  """Classes as the images say."""
+  return [round(source[i]["image"][8, 8, 0] / 60) for i in range(len(source))]
+
+
+def told(source):
+  return [source.classes.index(source.label(i)) for i in range(len(source))]
+
+
+def kit(folder):
+  """The development kit's: numbers are not in the order of folders."""
+  order = [WNIDS[2], WNIDS[0], WNIDS[3], WNIDS[1], "n00001740"]
+  kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O")]
+  rows = [(i, wnid, "") for i, wnid in enumerate(order, 1)]
+  folder.mkdir(parents=True, exist_ok=True)
+  io.savemat(folder / "meta.mat", {"synsets": np.array(rows, kind)[:, None]})
+  lines = "".join(f"{order.index(WNIDS[k]) + 1}\n" for k in VAL)
+  (folder / "ILSVRC2012_validation_ground_truth.txt").write_text(lines)
+
+
+def kaggle(folder):
+  lines = [
+    f"ILSVRC2012_val_{n:08},{WNIDS[k]} 85 1 499 272 {WNIDS[k]} 0 0 3 4 \n"
+    for n, k in enumerate(VAL, 1)
+  ]
+  text = "ImageId,PredictionString\n" + "".join(reversed(lines))
+  (folder / "LOC_val_solution.csv").write_text(text)
+
+
+def tiny(folder):
+  lines = [
+    f"ILSVRC2012_val_{n:08}.JPEG\t{WNIDS[k]}\t0\t32\t44\t62\n"
+    for n, k in enumerate(VAL, 1)
+  ]
+  (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+
+
+def in_order(folder):
+  (folder / "val.csv").write_text("".join(f'"{WNIDS[k]}"\n' for k in VAL))
+
+
+def by_folder(folder):
+  for n, k in enumerate(VAL, 1):
+    name = f"ILSVRC2012_val_{n:08}.JPEG"
+    (folder / "val" / WNIDS[k]).mkdir(exist_ok=True)
+    (folder / "val" / name).rename(folder / "val" / WNIDS[k] / name)
+
+
+@pytest.mark.parametrize(
+  "give",
+  [kit, kaggle, tiny, in_order, by_folder, lambda f: kit(f / IN_KIT)],
+  ids=["kit", "kaggle", "tiny", "in_order", "by_folder", "kit_beside"],
+)
+def test_imagenet_in_every_layout(imagenet, give):
+  give(imagenet)
+  train = open_imagenet(imagenet, num_classes=4)
+  val = open_imagenet(imagenet, "val", num_classes=4)
+  found = read_all((train, val))
+  assert train.classes == val.classes == WNIDS
+  assert told(train) == shown(train) == [0, 0, 1, 1, 2, 2, 3, 3]
+  assert told(val) == shown(val) == (sorted(VAL) if give is by_folder else VAL)
+  assert found[0]["caption"] == "n01440764"
+  assert found[0]["meta"] == {
+    "file_name": "n01440764/n01440764_10026.JPEG", "wnid": "n01440764",
+  }  # fmt: skip
+
+
+IN_KIT = "ILSVRC2012_devkit_t12/data"
+
+
+def test_kaggles_archive_and_nested_folders(imagenet, tmp_path):
+  inner = tmp_path / "archive/ILSVRC/Data/CLS-LOC"
+  inner.mkdir(parents=True)
+  for split in ("train", "val"):
+    (imagenet / split).rename(inner / split)
+  (inner / "train" / WNIDS[1]).rename(inner / "images")
+  (inner / "train" / WNIDS[1]).mkdir()
+  (inner / "images").rename(inner / "train" / WNIDS[1] / "images")
+  kaggle(tmp_path / "archive")
+  names = dict(zip(WNIDS, ("tench, Tinca tinca", "crane", "kit fox", "crane")))
+  lines = [f"{wnid} {name}\n" for wnid, name in reversed(names.items())]
+  (tmp_path / "archive/LOC_synset_mapping.txt").write_text("".join(lines))
+  train, val = (open_imagenet(tmp_path / "archive", s) for s in ("train", "val"))
+  assert told(train) == shown(train) and told(val) == shown(val) == VAL
+  assert train.classes == [
+    "tench, Tinca tinca", "crane (n02012849)", "kit fox", "crane (n03126707)",
+  ]  # fmt: skip
+  # As the encoder of classes, and as one of captions, takes them.
+  ClassesConfig().fit(train, len(train), tmp_path / "classes.txt")
+  found = Classes(tmp_path / "classes.txt")
+  labels = [ClassesConfig().prompt(val, i, val[i]) for i in range(len(val))]
+  assert found.encode(labels)[0][:, 0].tolist() == VAL
+  assert LearnedConfig().prompt(val, 0) == "kit fox"
+
+
+def test_names_of_classes_in_order(imagenet):
+  (imagenet / "classes.txt").write_text("tench\ncrane\nkit fox\nmachine\n")
+  assert open_imagenet(imagenet).classes == ["tench", "crane", "kit fox", "machine"]
+  (imagenet / "classes.txt").write_text(f"{WNIDS[1]}\tcrane\n")
+  assert open_imagenet(imagenet).classes == [WNIDS[0], "crane", *WNIDS[2:]]
+  (imagenet / "classes.txt").write_text("tench\n")
+  line = "names 1 classes, but train has folders of 4"
+  refused(config.ConfigError, line, lambda: open_imagenet(imagenet))
+
+
+def test_imagenet_refuses_in_one_line(imagenet):
+  of_val = lambda: open_imagenet(imagenet, "val")
+  error = config.ConfigError
+  refused(error, "nothing beside says the classes", of_val)
+  kit(imagenet)
+  (imagenet / "meta.mat").write_bytes(b"no")
+  refused(error, "meta.mat has to explain", of_val)
+  (imagenet / "meta.mat").unlink()
+  refused(error, "meta.mat has to explain", of_val)
+  (imagenet / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n2\n")
+  refused(error, "classes of 2 images, but .* has 5", of_val)
+  kaggle(imagenet)
+  text = (imagenet / "LOC_val_solution.csv").read_text()
+  for wrong, match in (
+    (text.replace("00000003,", "00000009,"), "not say the class of .*00000003.JPEG"),
+    (text.replace("n03126707", "n9"), "names class n9, which train has not"),
+  ):
+    (imagenet / "LOC_val_solution.csv").write_text(wrong)
+    refused(error, match, of_val)
+  by_folder(imagenet)
+  save(imagenet / "val" / "n9" / "x.JPEG")
+  refused(error, "n9 is a class that train has not", of_val)
+  counted = lambda: open_imagenet(imagenet, num_classes=1000)
+  refused(error, "folders of 4 classes, but .*num_classes' is 1000", counted)
+  refused(error, "no split 'test'", lambda: open_imagenet(imagenet, "test"))
+  refused(error, "source.path' must", lambda: open_imagenet(imagenet / "none"))
+  (imagenet / "empty" / "train").mkdir(parents=True)
+  refused(error, "no folders of classes", lambda: open_imagenet(imagenet / "empty"))
+  refused(error, "needs.*source.path", lambda: open_source(ImageNetConfig()))
+  source = open_imagenet(imagenet)
+  (imagenet / "train" / source[0]["meta"]["file_name"]).write_bytes(b"no")
+  refused(BadExample, "n01440764_10026.JPEG cannot be read", lambda: source[0])
+
+
+# ------------------------------------------------------------------------------- all
+
+
+def test_worker_processes_read_the_same(coco, tmp_path):
+  source = open_source(coco)
+  (tmp_path / "train/COCO_train2014_000000522418.jpg").unlink()
+  here, there = read(source), read(source, workers=2)
+  assert len(here) == len(there) == 4 and here[3]["bad"] == there[3]["bad"] == "image"
+  for a, b in zip(here[:3], there[:3]):
+    np.testing.assert_array_equal(a.pop("image"), b.pop("image"))
+    assert a == b
+
+
+def test_strings_are_small_and_survive():
+  odd = ["", "a", "\udcff.png", "\ud800", "\U0001f408", "a\nb\0", ""]
+  found = pickle.loads(pickle.dumps(listed.Strings(odd)))
+  assert [found[i] for i in range(len(found))] == odd
+  many = listed.Strings(f"n{i // 1000:08}/n{i:08}_x.JPEG" for i in range(10_000))
+  assert len(many) == 10_000 and len(pickle.dumps(many)) < 10_000 * 40
+
+
+def test_places_and_captions_are_no_part_of_images():
+  run = config.Run()
+  of = lambda source: config.replaced(run, {"data.source": source})
+  a, b = of(COCOConfig()), of(COCOConfig(train_images="a", val_annotations="b"))
+  assert identity.of_cache(a) == identity.of_cache(b)
+  a, b = of(FolderConfig()), of(FolderConfig(caption_key="caption"))
+  assert identity.of_tokenizer(a) == identity.of_tokenizer(b)
+  assert identity.of_cache(a) != identity.of_cache(b)
+  a, b = of(ImageNetConfig()), of(ImageNetConfig(path="a", num_classes=10))
+  assert identity.differences(identity.of_cache(a), identity.of_cache(b)) == [
+    "data.source.num_classes"
+  ]

@@ -30,6 +30,7 @@ SOURCES = {
   "emoji": "fluid.data.emoji:EmojiConfig",
   "folder": "fluid.data.folder:FolderConfig",
   "coco": "fluid.data.coco:COCOConfig",
+  "imagenet": "fluid.data.imagenet:ImageNetConfig",
 }
 
 
