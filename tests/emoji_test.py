@@ -1,16 +1,12 @@
-"""fluid.data.emoji and .folder: real images, their captions, what cannot be read."""
+"""fluid.data.emoji: real images, their captions, what cannot be read."""
 
-import json
 import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from fluid import config
-from fluid.data import make_source
 from fluid.data.emoji import ATTRIBUTION, TINTS, Emoji, group
-from fluid.data.folder import FolderConfig
 
 
 @pytest.fixture(scope="module")
@@ -84,65 +80,3 @@ def test_missing_packages_are_named(monkeypatch):
 def test_wrong_arguments(args):
   with pytest.raises(config.ConfigError, match="emoji"):
     Emoji(**{"split": "train", "image_size": 32} | args)
-
-
-@pytest.fixture
-def folder(tmp_path):
-  lines = []
-  for i, mode in enumerate(["RGB", "L", "RGBA", "P", "CMYK"] * 12):
-    image = Image.new("RGB", (40, 20 + i), (200, 10, 10)).convert(mode)
-    if mode == "RGBA":
-      image.putalpha(0)
-    image.save(tmp_path / f"{i}.{'jpg' if mode == 'CMYK' else 'png'}")
-    name = f"{i}.{'jpg' if mode == 'CMYK' else 'png'}"
-    lines.append({"file_name": name, "text": f"image {i}", "who": i})
-  (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-  return tmp_path
-
-
-def open_folder(path, split="train"):
-  data = config.Data(source=FolderConfig(path=str(path)), image_size=16)
-  return make_source(data, split)
-
-
-def test_folder_images_of_every_mode(folder):
-  sources = {s: open_folder(folder, s) for s in ("train", "val")}
-  examples = [s[i] for s in sources.values() for i in range(len(s))]
-  assert len(sources["val"]) and {e["id"] for e in examples} == set(range(60))
-  for e in examples:
-    assert e["image"].shape == (16, 16, 3) and e["image"].dtype == np.uint8
-    assert e["caption"] == f"image {e['id']}" and e["meta"]["who"] == e["id"]
-    # Transparent becomes white; red stays red in every mode that has colours.
-    expected = {0: (200, 10, 10), 2: (255, 255, 255), 3: (200, 10, 10)}
-    if e["id"] % 5 in expected:
-      assert np.abs(e["image"] - np.array(expected[e["id"] % 5])).max() < 30
-
-
-def test_folder_with_a_folder_per_split(folder, tmp_path):
-  root = tmp_path / "root"
-  root.mkdir()
-  for split in ("train", "val"):
-    (root / split).symlink_to(folder)
-  train, val = open_folder(root), open_folder(root, "val")
-  assert len(train) == len(val) == 60 and train[0]["id"] != val[0]["id"]
-
-
-def test_folder_errors_name_the_file(folder):
-  source = open_folder(folder)
-  name = source.rows[0][1]["file_name"]
-  good = (folder / name).read_bytes()
-  for damaged in (good[: len(good) // 2], b"no image", b""):
-    (folder / name).write_bytes(damaged)
-    with pytest.raises(config.ConfigError, match=f"{name} cannot be read.*metadata"):
-      source[0]
-  (folder / name).unlink()
-  with pytest.raises(config.ConfigError, match=f"{name} is missing"):
-    source[0]
-  for line in ("{", '{"file_name": "a.png"}', "3", '{"file_name": 1, "text": "x"}'):
-    (folder / "metadata.jsonl").write_text(line)
-    with pytest.raises(config.ConfigError, match="metadata.jsonl line 1 is not"):
-      open_folder(folder)
-  with pytest.raises(config.ConfigError, match="data.source.path"):
-    open_folder(folder / "nothing")
-  with pytest.raises(config.ConfigError, match="needs config key.*path"):
-    make_source(config.Data(source=FolderConfig()), "train")

@@ -10,10 +10,15 @@ A source raises BadExample where one example alone cannot be read.
 
 `source[i]` depends on nothing but (seed, split, i). An id is below 2**31 and names one
 example over all splits; meta is JSON-able and goes to the evaluation. A source may have
-`caption(i)` == source[i]['caption'], where that is cheaper than the image.
+`caption(i)` == source[i]['caption'], where that is cheaper than the image; it is ''
+where source[i] is bad for its caption. A source goes to worker processes by pickle.
 
-A source of labelled images has `classes` (names) and `label(i)` as well. A new source
-is one file, with its config, and one row of SOURCES.
+An image with several captions has them all in 'captions', 'caption' being the first. A
+source of such has `captions(i)` == source[i]['captions'] as well, [] where that is bad
+for its caption.
+
+A source of labelled images has `classes` (names, each once) and `label(i)` as well. A
+new source is one file, with its config, and one row of SOURCES.
 """
 
 from typing import Any, Protocol
@@ -24,6 +29,8 @@ SOURCES = {
   "shapes": "fluid.data.shapes:ShapesConfig",
   "emoji": "fluid.data.emoji:EmojiConfig",
   "folder": "fluid.data.folder:FolderConfig",
+  "coco": "fluid.data.coco:COCOConfig",
+  "imagenet": "fluid.data.imagenet:ImageNetConfig",
 }
 
 

@@ -1,22 +1,25 @@
-"""Images in a folder with captions in metadata.jsonl (the layout of HF's imagefolder).
+"""Images in a folder, with captions in a file beside them (HF's imagefolder).
 
-FOLDER/SPLIT/metadata.jsonl, or one FOLDER/metadata.jsonl that is split here by a hash
-of the file name. A line is {"file_name": "a/b.png", "text": "caption", ...}; what else
-it holds goes to meta.
+FOLDER/SPLIT/metadata.*, or one FOLDER/metadata.* that is split here by a hash of the
+file name. It is metadata.jsonl with lines {"file_name": "a/b.png", "text": "caption"},
+metadata.csv or metadata.parquet with such columns. A caption may be a list of several;
+what else a line holds goes to meta.
 """
 
+import array
+import csv
 import dataclasses
 import json
 import pathlib
 import zlib
-
-import numpy as np
+from collections.abc import Iterator
+from typing import Any
 
 from fluid import config
 from fluid.config import ConfigError
-from fluid.data import BadExample, images
+from fluid.data import BadExample, listed
 
-# With one metadata.jsonl for all, a file in this many is validation.
+# With one file of captions for all, an image in this many is validation.
 VAL_EVERY = 20
 # Ids of FOLDER/val are counted from here, so that they differ from FOLDER/train's.
 _VAL_IDS = 1 << 30
@@ -28,80 +31,183 @@ class FolderConfig(config.Part):
 
   Attributes:
     path: of the folder.
+    file_key: of a line, what names its image (a path within the folder).
+    caption_key: of a line, its caption or its list of captions.
   """
 
   kind = "folder"
 
   path: str = ""
+  file_key: str = "file_name"
+  caption_key: str = config.said("text")
 
   def make(self, *, split: str, image_size: int, seed: int = 0) -> "Folder":
     """The source of a split."""
     if not self.path:
       raise ConfigError("source 'folder' needs config key 'data.source.path'")
-    return Folder(split=split, image_size=image_size, seed=seed, path=self.path)
+    return Folder(split=split, image_size=image_size, seed=seed, **vars(self))
 
 
 class Folder:
-  """Images cut to their central square and resized; transparency becomes white."""
+  """Images cut to their central square and resized; transparency becomes white.
 
-  def __init__(self, *, split: str, image_size: int, seed: int = 0, path: str):
+  A line without a caption or an image that can be used keeps its index: the example is
+  bad, and its caption ''.
+  """
+
+  def __init__(
+    self,
+    *,
+    split: str,
+    image_size: int,
+    seed: int = 0,
+    path: str,
+    file_key: str = "file_name",
+    caption_key: str = "text",
+  ):
     del seed  # Nothing here is random.
-    self.size = image_size
+    self.size, self.file_key, self.caption_key = image_size, file_key, caption_key
     root = pathlib.Path(path)
-    own = (root / split / "metadata.jsonl").is_file()
-    self.root = root / split if own else root
-    self.file = self.root / "metadata.jsonl"
-    first = _VAL_IDS if own and split == "val" else 0
-    self.rows = []
-    for number, row in enumerate(self._lines()):
-      if own or (zlib.crc32(row["file_name"].encode()) % VAL_EVERY == 0) == (
-        split == "val"
-      ):
-        self.rows.append((first + number, row))
+    own = _metadata(root / split)
     if split not in ("train", "val") and not own:
       raise ConfigError(f"{path} has no split '{split}': add {split}/metadata.jsonl")
+    file = own or _metadata(root)
+    if not file:
+      raise ConfigError(
+        f"no {root / 'metadata.jsonl'}: config key 'data.source.path' must name a "
+        'folder with images and a metadata.jsonl of lines {"file_name": ..., "text": '
+        "...}, or a metadata.csv or .parquet with such columns"
+      )
+    self.file, self.root = file, file.parent
+    self._first = _VAL_IDS if own and split == "val" else 0
+    self._numbers = array.array("q")  # Of this split's rows in the file.
+    self._rows = listed.Strings(self._lines(None if own else split == "val"))
 
   def __len__(self) -> int:
-    return len(self.rows)
+    return len(self._rows)
 
   def caption(self, index: int) -> str:
-    return self.rows[index][1]["text"]
+    """The first caption, without the image."""
+    return next(iter(self.captions(index)), "")
 
-  def __getitem__(self, index: int) -> dict:
-    number, row = self.rows[index]
-    meta = {k: v for k, v in row.items() if k != "text"}
-    image = self._image(self.root / row["file_name"])
-    return {"image": image, "caption": row["text"], "id": number, "meta": meta}
+  def captions(self, index: int) -> list[str]:
+    """All captions, without the image; none where they cannot be used."""
+    return self._captions(json.loads(self._rows[index]))
 
-  def _lines(self):
-    try:
-      lines = self.file.read_text("utf-8").splitlines()
-    except OSError as e:
-      raise ConfigError(
-        f"no {self.file}: config key 'data.source.path' must name a folder with "
-        'images and a metadata.jsonl of lines {"file_name": ..., "text": ...}'
-      ) from e
-    for number, line in enumerate(lines, 1):
-      if not line.strip():
-        continue
-      try:
-        row = json.loads(line)
-        good = isinstance(row["file_name"], str) and isinstance(row["text"], str)
-      except (ValueError, KeyError, TypeError):
-        good = False
-      if not good:
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    row = json.loads(self._rows[index])
+    number = self._numbers[index]
+    name, captions = row.get(self.file_key), self._captions(row)
+    where = f"row {number + 1} of {self.file}"
+    if not isinstance(name, str):
+      raise BadExample(
+        f"{where} has '{self.file_key}' {name!r}: name its image, or remove the row"
+      )
+    if not captions:
+      raise BadExample(
+        f"{where} ({name}) has '{self.caption_key}' {row.get(self.caption_key)!r}: "
+        "write its caption, or remove the row",
+        "caption",
+      )
+    return {
+      "image": listed.read_square(self.root, name, self.size, where),
+      "caption": captions[0],
+      "captions": captions,
+      "id": self._first + number,
+      "meta": {k: v for k, v in row.items() if k != self.caption_key},
+    }
+
+  def _captions(self, row: dict[str, Any]) -> list[str]:
+    """Of a list, blank ones are left out; anything that is no text spoils it."""
+    found = row.get(self.caption_key)
+    found = found if isinstance(found, list) else [found]
+    found = [c for c in found if c is not None]
+    if not all(isinstance(c, str) for c in found):
+      return []
+    return [c for c in found if c.strip()]
+
+  def _lines(self, val: bool | None) -> Iterator[str]:
+    """Rows as JSON: all, or those that are, or are not, validation."""
+    keys: dict[str, None] = {}
+    for number, row in enumerate(_READERS[self.file.suffix](self.file)):
+      keys.update(dict.fromkeys(row))
+      name = row.get(self.file_key)
+      hashed = name if isinstance(name, str) else str(number)
+      is_val = zlib.crc32(hashed.encode("utf-8", "surrogatepass")) % VAL_EVERY == 0
+      if val is None or is_val == val:
+        self._numbers.append(number)
+        yield json.dumps(row, ensure_ascii=False, default=_plain)
+    for field in ("file_key", "caption_key") if keys else ():
+      if (key := getattr(self, field)) not in keys:
         raise ConfigError(
-          f'{self.file} line {number} is not {{"file_name": ..., "text": ...}}'
+          f"{self.file} has no '{key}'; it has {', '.join(keys)}: set config keys "
+          "'data.source.file_key' and 'data.source.caption_key'"
+        )
+
+
+def _metadata(folder: pathlib.Path) -> pathlib.Path | None:
+  """The file of captions in a folder; of several, the first of _READERS."""
+  paths = [folder / f"metadata{suffix}" for suffix in _READERS]
+  return next((p for p in paths if p.is_file()), None)
+
+
+def _jsonl(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  for number, line in enumerate(_text(path), 1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+    except ValueError:
+      row = None
+    if not isinstance(row, dict):
+      raise ConfigError(
+        f'{path} line {number} is not {{"file_name": ..., "text": ...}}'
+      )
+    yield row
+
+
+def _csv(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  rows = csv.DictReader(_text(path), strict=True)
+  try:
+    for row in rows:
+      if None in row:  # What has no column: a caption would be read in part.
+        raise ConfigError(
+          f"{path} line {rows.reader.line_num} has more values than the header: put "
+          'captions with commas in quotes ("...")'
         )
       yield row
+  except csv.Error as e:
+    raise ConfigError(f"{path} line {rows.reader.line_num} is no CSV: {e}") from e
 
-  def _image(self, path: pathlib.Path) -> np.ndarray:
-    try:
-      return images.square(images.read(path), self.size)
-    except FileNotFoundError as e:
-      raise BadExample(f"image {path} is missing, but {self.file} names it") from e
-    except (images.ImageError, OSError) as e:
-      raise BadExample(
-        f"image {path} cannot be read ({e}): repair it or remove its line from "
-        f"{self.file}"
-      ) from e
+
+def _text(path: pathlib.Path) -> Iterator[str]:
+  """Lines with their ends, which may be within a value; of UTF-8, marked or not."""
+  try:
+    with open(path, encoding="utf-8-sig", newline="") as f:
+      yield from f
+  except OSError as e:
+    raise ConfigError(f"{path} cannot be read: {e.strerror}") from e
+  except UnicodeDecodeError as e:
+    raise ConfigError(f"{path} is not UTF-8 ({e.reason}): save it as that") from e
+
+
+def _parquet(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  try:
+    import pyarrow
+    from pyarrow import parquet
+  except ImportError as e:
+    raise ConfigError(f"{path} needs a package: pip install pyarrow") from e
+  try:
+    with parquet.ParquetFile(path) as file:
+      for batch in file.iter_batches(batch_size=4096):
+        yield from batch.to_pylist()
+  except (OSError, pyarrow.ArrowException) as e:
+    raise ConfigError(f"{path} is no Parquet file: {config.one_line(e)}") from e
+
+
+def _plain(value: Any) -> str | None:
+  """Of Parquet's other types: dates as text, no bytes."""
+  return None if isinstance(value, bytes) else str(value)
+
+
+_READERS = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
