@@ -334,3 +334,15 @@ def test_the_bound_is_the_density_where_the_reverse_chain_is_exact():
   sem = sums.std() / np.sqrt(len(sums))
   assert sem < 0.01 * want
   assert abs(sums.mean() - want) < 4 * sem
+  # By steps that are drawn as the head draws them.
+  u = jnp.asarray(np.random.default_rng(0).random((4, len(sums) // 4)))
+  drawn, chances = (np.asarray(a).reshape(-1) for a in diffusion.even_in_snr(u))
+  weighed = np.asarray(terms, np.float64)[np.arange(len(sums)), drawn] / chances
+  weighed += float(diffusion.prior(x0[0]))
+  sem = weighed.std() / np.sqrt(len(sums))
+  assert abs(weighed.mean() - want) < 4 * sem and sem < 0.1 * want
+  every, share = diffusion.even_in_snr((jnp.arange(1 << 16) + 0.5) / (1 << 16))
+  assert len(np.unique(every)) == 100
+  assert (
+    np.bincount(every)[7] / (1 << 16) == np.asarray(share)[np.asarray(every) == 7][0]
+  )

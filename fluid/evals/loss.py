@@ -156,8 +156,7 @@ def likelihood_sums(params, batch, key, *, net, draws: int = 1) -> dict[str, jax
   """
   total: dict[str, jax.Array] = {}
   for draw in range(draws):
-    out, mask = _pass(params, batch, key, net, draw)
-    out = {"nats": out["loss"]} | out
+    out, mask = _pass(params, batch, key, net, draw, nats=True)
     loss, nats = (_masked(out[k], mask) for k in ("loss", "nats"))
     # A tenth begins where its share does, whatever the division rounds to.
     index = (net.order.known(out["mask"]) * BINS + 1e-4).astype(jnp.int32)
@@ -194,10 +193,11 @@ def example_sums(params, batch, key, *, net, draws: int = 1) -> dict[str, jax.Ar
   return _replicated(total)
 
 
-def _pass(params, batch, key, net, draw: int):
+def _pass(params, batch, key, net, draw: int, nats: bool = False):
   """Losses of a draw, and which of them count [B, S]."""
   own = key if draw == 0 else jax.random.fold_in(key, draw)
-  out = net.loss(params, batch, rng.example_keys(own, batch["id"]), train=False)
+  keys = rng.example_keys(own, batch["id"])
+  out = net.loss(params, batch, keys, train=False, nats=nats)
   return out, out["mask"] & batch["mask"][:, None]
 
 

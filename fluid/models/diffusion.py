@@ -43,6 +43,9 @@ def trailing_steps(steps: int, n: int) -> np.ndarray:
   return np.round(np.arange(1, n + 1) * steps / n).astype(int) - 1
 
 
+_SHARES = 1 << 16  # Of probability; every step has some.
+
+
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
   """A noise schedule; `used` names the training steps a respaced schedule keeps.
@@ -93,9 +96,7 @@ class Diffusion:
 
   def at(self, name: str, t: jax.Array) -> jax.Array:
     """Table entry at t [...] -> [..., 1], to broadcast over channels."""
-    table = jnp.asarray(self.tables[name])
-    sharding = spec("batch", *[None] * (t.ndim - 1)) if t.ndim else None
-    return table.at[t].get(out_sharding=sharding)[..., None]
+    return _lookup(self.tables[name], t)[..., None]
 
   def noised(self, x0, t, noise):
     """q(x_t | x_0)."""
@@ -136,6 +137,26 @@ class Diffusion:
     kl = self._divergence(gap, log_var, t)
     vb = jnp.where(t == 0, nll.mean(-1), kl.mean(-1)) / math.log(2)
     return mse, vb
+
+  @functools.cached_property
+  def _quantiles(self) -> np.ndarray:
+    """Steps at evenly spaced shares of probability, which is even in log-SNR.
+
+    The first step, to data, has no finite span of it: an eighth is its share.
+    """
+    bar, rest = (
+      self.tables[f"sqrt_{k}"].astype(float) for k in ("bar", "one_minus_bar")
+    )
+    spans = -np.diff(2 * np.log(bar / rest))
+    chances = np.append(1 / 8, 7 / 8 * spans / spans.sum())
+    shares = (np.arange(_SHARES) + 0.5) / _SHARES
+    return np.searchsorted(np.cumsum(chances[:-1]), shares, side="right")
+
+  def even_in_snr(self, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Numbers u [...] of [0, 1) -> steps, even in log-SNR, and their probabilities."""
+    chances = np.bincount(self._quantiles, minlength=len(self)) / _SHARES
+    t = _lookup(self._quantiles, (u * _SHARES).astype(jnp.int32))
+    return t, _lookup(chances.astype(np.float32), t)
 
   def bound(self, output, x0, t, noise):
     """A term of a bound on -log p(x_0), nats [...], summed over C.
@@ -238,6 +259,12 @@ class Diffusion:
 
     steps = jnp.arange(len(self) - 1, -1, -1)
     return jax.lax.scan(body, (x, x), steps)[0][0]
+
+
+def _lookup(table: np.ndarray, index: jax.Array) -> jax.Array:
+  """Entries of a table at [B, ...], or at a scalar."""
+  sharding = spec("batch", *[None] * (index.ndim - 1)) if index.ndim else None
+  return jnp.asarray(table).at[index].get(out_sharding=sharding)
 
 
 def _discretized_log_likelihood(x, gap, log_std):

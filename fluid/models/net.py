@@ -39,7 +39,7 @@ class _Module(nn.Module):
     nn.share_scope(self, self._trunk)
     nn.share_scope(self, self._condition)
 
-  def losses(self, tokens, text, text_mask, keys, train: bool, step):
+  def losses(self, tokens, text, text_mask, keys, train: bool, step, nats=False):
     k_order, k_head, k_drop = jax.vmap(lambda k: jax.random.split(k, 3))(keys).T
     rate = self.model.condition.drop if train else 0.0
     drop = jax.vmap(lambda k: jax.random.uniform(k) < rate)(k_drop)
@@ -48,7 +48,11 @@ class _Module(nn.Module):
     dropped = jax.vmap(jax.random.fold_in, (0, None))(keys, 3) if train else None
     plan, z = self.trained(tokens, cond, k_order, passes, step, dropped)
     target = plan.of_targets(rows.repeat(tokens, passes))
-    found = self.head.loss(z, target, rows.keys(k_head, passes), train)
+    own = rows.keys(k_head, passes)
+    found = self.head.loss(z, target, own, train)
+    if nats:  # Of a head without probabilities, a bound.
+      known = hasattr(self.head, "nats")
+      found["nats"] = self.head.nats(z, target, own) if known else found["loss"]
     return rows.join({**found, "mask": plan.predicted}, passes)
 
   def trained(self, tokens, cond, keys, passes: int, step, dropped=None):
@@ -183,7 +187,14 @@ class Net:
     return self.model.trunk.initial(params)
 
   def loss(
-    self, params, batch: dict, keys: jax.Array, *, train: bool, step=None
+    self,
+    params,
+    batch: dict,
+    keys: jax.Array,
+    *,
+    train: bool,
+    step=None,
+    nats: bool = False,
   ) -> dict[str, jax.Array]:
     """Unreduced losses of a batch.
 
@@ -195,15 +206,15 @@ class Net:
         examples are batched.
       train: drop conditions for guidance.
       step: of the training, for orders that change with it (None: evaluation).
+      nats: also what coding a token takes, or a bound of it.
 
     Returns:
       'loss' [B, S] float32, 'mask' [B, S] (outputs that count), and of the diffusion
-      head 'mse', 'vb', 't' [B, S, R] and, in evaluation, 'nats' [B, S], of the
-      categorical head 'accuracy' [B, S]. In training, S are the outputs of all passes
-      of the order over an example.
+      head 'mse', 'vb', 't' [B, S, R], of the categorical head 'accuracy' [B, S]. In
+      training, S are the outputs of all passes of the order over an example.
     """
     args = batch["tokens"], batch["text"], batch["text_mask"]
-    return self.apply(params, "losses", *args, keys, train, step)
+    return self.apply(params, "losses", *args, keys, train, step, nats)
 
   def condition(self, params, text, text_mask, drop) -> Cond:
     """Ids or features [B, T(, E)], mask [B, T], drop [B] -> what the trunk reads."""
