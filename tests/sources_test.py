@@ -14,7 +14,7 @@ from scipy import io
 
 from fluid import config
 from fluid.config import identity
-from fluid.data import BadExample, examples, listed, make_source
+from fluid.data import BadExample, examples, images, listed, make_source
 from fluid.data.coco import COCOConfig
 from fluid.data.folder import FolderConfig
 from fluid.data.imagenet import ImageNetConfig
@@ -569,3 +569,24 @@ def test_places_and_captions_are_no_part_of_images():
   assert identity.differences(identity.of_cache(a), identity.of_cache(b)) == [
     "data.source.num_classes"
   ]
+
+
+def test_the_crop_is_a_choice(tmp_path):
+  """Of published pipelines; it belongs to the identity of what is cached."""
+  image = np.random.RandomState(0).randint(0, 256, (70, 40, 3)).astype(np.uint8)
+  Image.fromarray(image).save(tmp_path / "a.png")
+  line = {"file_name": "a.png", "text": "noise"}
+  (tmp_path / "metadata.jsonl").write_text(json.dumps(line) + "\n")
+  seen, identities = set(), set()
+  for crop, fit in images.FITS.items():
+    data = config.Data(
+      source=FolderConfig(path=str(tmp_path), crop=crop), image_size=16
+    )
+    split = next(s for s in ("train", "val") if len(make_source(data, s)))
+    found = make_source(data, split)[0]["image"]
+    np.testing.assert_array_equal(found, fit(image, 16))
+    seen.add(found.tobytes())
+    identities.add(identity.digest(identity.identity(data)))
+  assert len(seen) == len(identities) == len(images.FITS)
+  with pytest.raises(config.ConfigError, match="crop"):
+    FolderConfig(crop="middle").check("data.source.")

@@ -21,7 +21,7 @@ SPLITS = ("train", "val")
 
 
 @dataclasses.dataclass(frozen=True)
-class COCOConfig(config.Part):
+class COCOConfig(listed.Cropped):
   """Captioned photographs; 118,287 and 5,000 in the splits of 2017.
 
   Attributes:
@@ -48,14 +48,22 @@ class COCO:
   line breaks. An image without captions keeps its index and is a bad example.
   """
 
-  def __init__(self, *, split: str, image_size: int, seed: int = 0, **places: str):
+  def __init__(
+    self,
+    *,
+    split: str,
+    image_size: int,
+    seed: int = 0,
+    crop: str = "square",
+    **places: str,
+  ):
     del seed  # Nothing here is random.
     if split not in SPLITS:
       raise ConfigError(f"source 'coco' has no split '{split}'; it has train and val")
     for key in (f"{split}_annotations", f"{split}_images"):
       if not places.get(key):
         raise ConfigError(f"source 'coco' needs config key 'data.source.{key}'")
-    self.size = image_size
+    self.size, self.crop = image_size, crop
     self.file = pathlib.Path(places[f"{split}_annotations"])
     self.root = pathlib.Path(places[f"{split}_images"])
     if not self.root.is_dir():
@@ -94,7 +102,7 @@ class COCO:
       raise BadExample(f"image {name} has no caption in {self.file}", "caption")
     remove = f"its entry in {self.file}"
     return {
-      "image": listed.read_square(self.root, name, self.size, remove),
+      "image": listed.read_square(self.root, name, self.size, remove, self.crop),
       "caption": captions[0],
       "captions": captions,
       "id": int(self.ids[index]),

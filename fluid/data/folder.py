@@ -26,7 +26,7 @@ _VAL_IDS = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderConfig(config.Part):
+class FolderConfig(listed.Cropped):
   """Your own images.
 
   Attributes:
@@ -64,8 +64,10 @@ class Folder:
     path: str,
     file_key: str = "file_name",
     caption_key: str = "text",
+    crop: str = "square",
   ):
     del seed  # Nothing here is random.
+    self.crop = crop
     self.size, self.file_key, self.caption_key = image_size, file_key, caption_key
     root = pathlib.Path(path)
     own = _metadata(root / split)
@@ -110,7 +112,7 @@ class Folder:
         "caption",
       )
     return {
-      "image": listed.read_square(self.root, name, self.size, where),
+      "image": listed.read_square(self.root, name, self.size, where, self.crop),
       "caption": captions[0],
       "captions": captions,
       "id": self._first + number,

@@ -39,7 +39,7 @@ _VAL_IDS = 1 << 30  # Ids of val are counted from here.
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageNetConfig(config.Part):
+class ImageNetConfig(listed.Cropped):
   """Labelled photographs; the caption of an image is the name of its class.
 
   Attributes:
@@ -54,6 +54,7 @@ class ImageNetConfig(config.Part):
   num_classes: int = 0
 
   def check(self, name):
+    super().check(name)
     rules.not_negative(self, name, "num_classes")
 
   def make(self, *, split: str, image_size: int, seed: int = 0) -> "ImageNet":
@@ -79,8 +80,10 @@ class ImageNet:
     seed: int = 0,
     path: str,
     num_classes: int = 0,
+    crop: str = "square",
   ):
     del seed  # Nothing here is random.
+    self.crop = crop
     if split not in SPLITS:
       raise ConfigError(
         f"source 'imagenet' has no split '{split}'; it has train and val"
@@ -118,7 +121,7 @@ class ImageNet:
   def __getitem__(self, index: int) -> dict[str, Any]:
     name = self._names[index]
     return {
-      "image": listed.read_square(self.root, name, self.size, "it"),
+      "image": listed.read_square(self.root, name, self.size, "it", self.crop),
       "caption": self.label(index),
       "id": self._first + int(index),
       "meta": {"file_name": name, "wnid": self.wnids[self._labels[index]]},

@@ -133,7 +133,7 @@ def torchvision(image: np.ndarray, size: int) -> np.ndarray:
   return resized[top : top + size, left : left + size]
 
 
-# Ways to make a square of any image.
+# Ways to make a square of any image; sources of files have one in their config.
 FITS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
   "square": square,
   "adm": adm,

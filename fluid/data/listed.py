@@ -1,12 +1,15 @@
 """What sources of image files share: long lists kept small, and reading by name."""
 
 import array
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable
 
 import numpy as np
 
+from fluid import config
+from fluid.config import rules
 from fluid.data import BadExample, images
 
 
@@ -35,13 +38,31 @@ class Strings:
     return self._content[start:stop].decode("utf-8", "surrogatepass")
 
 
-def read_square(root: pathlib.Path, name: str, size: int, remove: str) -> np.ndarray:
-  """The central square of an image file -> uint8 [size, size, 3].
+@dataclasses.dataclass(frozen=True)
+class Cropped(config.Part):
+  """A source of image files of any size.
+
+  Attributes:
+    crop: how they become square: 'square' (the central square by Pillow's bicubic
+      filter), 'adm' (as published ImageNet models) or 'torchvision'; see images.FITS.
+  """
+
+  crop: str = "square"
+
+  def check(self, name):
+    rules.choice(f"{name}crop", self.crop, images.FITS)
+
+
+def read_square(
+  root: pathlib.Path, name: str, size: int, remove: str, crop: str
+) -> np.ndarray:
+  """An image file, cut to a square -> uint8 [size, size, 3].
 
   Args:
     root: folder that the file has to be in; links in it may lead out of it.
     name: of the file, as something lists it.
     size: pixels per side.
+    crop: entry of images.FITS.
     remove: for the message, what to remove where the file cannot be repaired.
 
   Raises:
@@ -52,7 +73,7 @@ def read_square(root: pathlib.Path, name: str, size: int, remove: str) -> np.nda
     raise BadExample(f"image {name} is outside the folder {root}: remove {remove}")
   path = root / inside
   try:
-    return images.square(images.read(path), size)
+    return images.FITS[crop](images.read(path), size)
   except FileNotFoundError as e:
     raise BadExample(f"image {path} is missing: add it, or remove {remove}") from e
   except (images.ImageError, OSError) as e:
