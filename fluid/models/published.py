@@ -57,7 +57,10 @@ VAR = (16, 20, 24, 30)  # Depths.
 
 
 def _run(model: config.Model, tokenizer, image_size: int, text=None, **sample):
-  data = config.Data(source=config.resolve("source", "folder")(), image_size=image_size)
+  imagenet = dict(crop="adm", num_classes=1000)  # As their training cuts images.
+  kind, options = ("folder", {"crop": "adm"}) if text else ("imagenet", imagenet)
+  source = config.resolve("source", kind)(**options)
+  data = config.Data(source=source, image_size=image_size)
   return config.Run(
     model=model,
     text=text or ClassesConfig(),
