@@ -24,6 +24,7 @@ SOURCES = {
   "shapes": "fluid.data.shapes:ShapesConfig",
   "emoji": "fluid.data.emoji:EmojiConfig",
   "folder": "fluid.data.folder:FolderConfig",
+  "webdataset": "fluid.data.webdataset:WebDatasetConfig",
 }
 
 

@@ -19,7 +19,7 @@ from fluid.data import BadExample, images
 # With one metadata.jsonl for all, a file in this many is validation.
 VAL_EVERY = 20
 # Ids of FOLDER/val are counted from here, so that they differ from FOLDER/train's.
-_VAL_IDS = 1 << 30
+VAL_IDS = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Folder:
     own = (root / split / "metadata.jsonl").is_file()
     self.root = root / split if own else root
     self.file = self.root / "metadata.jsonl"
-    first = _VAL_IDS if own and split == "val" else 0
+    first = VAL_IDS if own and split == "val" else 0
     self.rows = []
     for number, row in enumerate(self._lines()):
       if own or (zlib.crc32(row["file_name"].encode()) % VAL_EVERY == 0) == (
