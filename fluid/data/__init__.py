@@ -25,6 +25,7 @@ SOURCES = {
   "emoji": "fluid.data.emoji:EmojiConfig",
   "folder": "fluid.data.folder:FolderConfig",
   "webdataset": "fluid.data.webdataset:WebDatasetConfig",
+  "parquet": "fluid.data.parquet:ParquetConfig",
 }
 
 
