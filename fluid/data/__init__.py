@@ -26,6 +26,7 @@ SOURCES = {
   "folder": "fluid.data.folder:FolderConfig",
   "webdataset": "fluid.data.webdataset:WebDatasetConfig",
   "parquet": "fluid.data.parquet:ParquetConfig",
+  "tfds": "fluid.data.tfds:TfdsConfig",
 }
 
 
