@@ -31,6 +31,9 @@ SOURCES = {
   "folder": "fluid.data.folder:FolderConfig",
   "coco": "fluid.data.coco:COCOConfig",
   "imagenet": "fluid.data.imagenet:ImageNetConfig",
+  "webdataset": "fluid.data.webdataset:WebDatasetConfig",
+  "parquet": "fluid.data.parquet:ParquetConfig",
+  "tfds": "fluid.data.tfds:TfdsConfig",
 }
 
 

@@ -18,11 +18,7 @@ from typing import Any
 from fluid import config
 from fluid.config import ConfigError
 from fluid.data import BadExample, listed
-
-# With one file of captions for all, an image in this many is validation.
-VAL_EVERY = 20
-# Ids of FOLDER/val are counted from here, so that they differ from FOLDER/train's.
-_VAL_IDS = 1 << 30
+from fluid.data.listed import VAL_EVERY, VAL_IDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +77,7 @@ class Folder:
         "...}, or a metadata.csv or .parquet with such columns"
       )
     self.file, self.root = file, file.parent
-    self._first = _VAL_IDS if own and split == "val" else 0
+    self._first = VAL_IDS if own and split == "val" else 0
     self._numbers = array.array("q")  # Of this split's rows in the file.
     self._rows = listed.Strings(self._lines(None if own else split == "val"))
 

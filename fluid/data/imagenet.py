@@ -35,7 +35,6 @@ LABELS = (
 NAMES = ("classes.txt", "LOC_synset_mapping.txt", "words.txt")
 _KAGGLE = "ILSVRC/Data/CLS-LOC"
 _DEVKIT = "ILSVRC2012_devkit_t12/data"
-_VAL_IDS = 1 << 30  # Ids of val are counted from here.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +98,7 @@ class ImageNet:
       )
     self.classes = _class_names(_beside(NAMES, given, top), self.wnids)
     self.root = top / split
-    self._first = _VAL_IDS if split == "val" else 0
+    self._first = listed.VAL_IDS if split == "val" else 0
     if split == "val" and not set(_folders(self.root)) & set(self.wnids):
       names = list(_files(self.root))
       where = (given, top, self.root, given / _DEVKIT)

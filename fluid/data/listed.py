@@ -12,6 +12,11 @@ from fluid import config
 from fluid.config import rules
 from fluid.data import BadExample, images
 
+# With one set for all, an image in this many is validation.
+VAL_EVERY = 20
+# Ids of a split val with files of its own are counted from here: train's are below.
+VAL_IDS = 1 << 30
+
 
 class Strings:
   """A list of strings as one run of bytes.

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from fluid.data import caption
+from fluid.data import BadExample, caption
 from fluid.text.base import TextConfig
 from fluid.text.tokenization import Vocabulary, train_vocabulary, words_path
 
@@ -21,8 +21,15 @@ class LearnedConfig(TextConfig):
     return example["caption"] if example else caption(source, index)
 
   def fit(self, source, total, path):
-    captions = (caption(source, i) for i in range(total))
-    train_vocabulary(captions, path, self.vocab_size)
+    train_vocabulary(_captions(source, total), path, self.vocab_size)
 
   def open(self, path):
     return Vocabulary(path)
+
+
+def _captions(source, total: int):
+  for index in range(total):
+    try:
+      yield caption(source, index)
+    except BadExample:
+      pass  # Prepare counts it, and says why.
