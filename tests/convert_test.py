@@ -226,6 +226,13 @@ def test_command_line(tmp_path, capsys):
   ):
     with pytest.raises(ConfigError, match=message):
       run(*args)
+  command.main(["convert", "var_vq", folder, str(tmp_path / "b"), f"like={file}"], "x")
+  again = safetensors.numpy.load_file(tmp_path / "b" / "model.safetensors")
+  assert again.keys() == theirs.keys()
+  for name, array in again.items():
+    np.testing.assert_array_equal(array, theirs[name])
+  with pytest.raises(cli.UserError, match="needs like=FILE"):
+    command.main(["convert", "var_vq", folder, str(tmp_path / "c"), "width=8"], "x")
   with pytest.raises(SystemExit) as e:
     cli.run(command.main, ["convert", "gan", file, "x"], words=True)
   assert e.value.code == 2 and "unknown kind" in capsys.readouterr().err

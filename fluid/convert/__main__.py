@@ -44,8 +44,8 @@ def _card(workdir: str, folder: str, step: int) -> None:
   files.write_text(pathlib.Path(folder) / "README.md", text)
 
 
-def main(argv: list[str]) -> None:
-  """Entry point."""
+def main(argv: list[str], to: str | None = None) -> None:
+  """Entry point; `to` is 'safetensors' for the way back."""
   if len(argv) < 4 or not all("=" in change for change in argv[4:]):
     raise cli.UserError(
       "usage: python -m fluid.convert KIND SOURCE FOLDER [key=value ...]; kinds: "
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
   if pathlib.Path(folder).exists() and any(pathlib.Path(folder).iterdir()):
     raise cli.UserError(f"{folder} is not empty: name another folder")
   changes = dict(change.split("=", 1) for change in argv[4:])
-  if flags.FLAGS.to:
+  if to:
     if changes.keys() != {"like"}:
       raise cli.UserError(
         "--to=safetensors needs like=FILE, the authors' file whose names are taken, "
@@ -76,4 +76,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.DEFINE_enum("to", None, ["safetensors"], "The way back: what to write.")
-  cli.run(main, words=True)
+  cli.run(lambda argv: main(argv, flags.FLAGS.to), words=True)
