@@ -23,6 +23,7 @@ import jax
 from absl import flags
 
 from fluid import api, config, evals
+from fluid.config import identity
 from fluid.console import cli
 from fluid.data import pipeline
 from fluid.evals import measures, protocols, tuning
@@ -119,13 +120,18 @@ def evaluate(
   described |= {"overrides": list(overrides), "values": plain}
   if protocol:
     off = [*(["--quick"] if quick else []), *protocols.deviations(run, protocol)]
+    off += protocols.short(judge.records, protocol)
     described |= {"protocol": protocol, "deviations": off}
     if off:
       plain["deviations"] = f"not comparable with {protocol}: {'; '.join(off)}"
   if weights == "raw":
     plain = {f"raw/{k}": v for k, v in plain.items()}
-  parts = [str(taken), weights, *filter(None, [protocol]), *overrides]
-  name = "-".join(parts).replace("/", "_") + ".json"
+  parts = [str(taken), weights, *filter(None, [protocol]), *["quick"] * quick]
+  parts += [*(["+".join(names)] if names else []), *overrides]
+  name = "-".join(parts).replace("/", "_")
+  if len(name) > 120:  # Names of files end at 255 bytes.
+    name = f"{name[:100]}-{identity.digest({'name': name})}"
+  name += ".json"
   file = pathlib.Path(workdir) / "eval" / name
   distributed.write_json(file, described | {"values": plain, "records": judge.records})
   if not overrides and not protocol and jax.process_index() == 0:
@@ -159,19 +165,27 @@ def sweep(
   name = "geneval" if by.startswith("geneval/") else "distribution"
   run = override(api.read_config(workdir), overrides, [name])
   points = tuning.grid(grid)
+  known = run.sample.flat()
   for point in points:
+    for key, asked in point.items():
+      if isinstance(known.get(key), int | float) and isinstance(asked, str):
+        raise config.ConfigError(f"sweep '{grid}': {key} is '{asked}', no number")
     run.model.check_sample(
       run.sample.replace(**{k: v for k, v in point.items() if k != "weights"}),
       "sample.",
     )
-  part, judge = run.evals[name], Judge(workdir, run, step)
+  part, judge, each = run.evals[name], Judge(workdir, run, step), 2
   if name == "distribution":
     metric = measures.parse(by)[0]
-    changes = {"metrics": (by,), "prompts": "val", "tokenizer": False}
-    part, lower = dataclasses.replace(part, **changes), metric.best == "low"
-    images, size = images or part.examples, lambda n: {"examples": n}
+    if metric.needs == "pairs":
+      raise config.ConfigError(f"--by={by} is of pairs, and samples have no partners")
+    images, lower = images or part.examples, metric.best == "low"
+    # The same real images for all, however few samples they judge.
+    changes = {"metrics": (by,), "prompts": "val", "tokenizer": False, "real": images}
+    part = dataclasses.replace(part, **changes)
+    by, size = by.removesuffix(f"@{part.features}"), lambda n: {"examples": n}
   else:
-    lower, each = False, 6 * part.k
+    lower, each = False, 6 * part.k  # Images of a prompt of each tag.
     images = images or each * part.n
     size = lambda n: {"n": max(1, n // each)}
 
@@ -179,21 +193,29 @@ def sweep(
     weights = point.get("weights", "ema")
     sample = part.sample | {k: v for k, v in point.items() if k != "weights"}
     changed = dataclasses.replace(part, sample=sample, **size(n))
-    found = judge.values(weights, {name: changed})[by]
+    values = judge.values(weights, {name: changed})
+    if by not in values:
+      known = ", ".join(k for k, v in values.items() if isinstance(v, float))
+      raise config.ConfigError(f"--by={by}: no such value; there are {known}")
+    found = values[by]
     if not isinstance(found, float):
       raise config.ConfigError(f"--by={by}: no number at {point}")
     shown = ", ".join(f"{k} {v}" for k, v in point.items())
     distributed.say(f"{shown}: {by} {found:.6g} ({n} images)")
     return found
 
-  found = tuning.search(points, value, images, lower=lower)
+  found = tuning.search(points, value, images, lower=lower, least=each)
   taken = judge.load(found.best.get("weights", "ema")).step
   described = {"step": taken, "by": by, "value": found.value, "images": images}
   described |= {"inside": found.inside, "drawn": found.drawn, "grid": grid}
   file = pathlib.Path(workdir) / "eval" / f"sweep-{taken}.json"
   distributed.write_json(file, described | {"points": found.judged})
-  chosen = {"sample": {k: v for k, v in found.best.items() if k != "weights"}}
-  chosen["weights"] = found.best.get("weights", "ema")
+  # All of what was judged: overrides and the evaluator's own options as well.
+  best = {k: v for k, v in found.best.items() if k != "weights"}
+  sample = run.sample.replace(**(part.sample | best)).flat()
+  weights = found.best.get("weights", "ema")
+  chosen = {"sample": {k: v for k, v in sample.items() if k != "batch"}}
+  chosen["weights"] = weights
   distributed.write_json(
     pathlib.Path(workdir) / api.CHOSEN, chosen | {"found": described}
   )
@@ -215,7 +237,7 @@ def _cached(run: config.Run, split: str, workdir) -> config.Run:
 
 
 def _plain(value) -> float | str | None:
-  if isinstance(value, str):
+  if value is None or isinstance(value, str):
     return value
   return float(value) if math.isfinite(value) else None  # JSON has no NaN.
 

@@ -366,7 +366,7 @@ def test_a_protocol_says_how_it_was_not_followed(workdir, monkeypatch):
   assert "evals.geneval.n is 1 (protocol: 32)" in said
   assert "evals.distribution.examples is 48 (protocol: 384)" in said
   stored = json.loads(
-    (workdir / "eval" / "2-ema-toy-evals.geneval.n=1.json").read_text()
+    (workdir / "eval" / "2-ema-toy-quick-evals.geneval.n=1.json").read_text()
   )
   assert stored["protocol"] == "toy" and len(stored["deviations"]) == 4
   record = next(r for r in stored["records"] if r["metric"].startswith("kid"))
@@ -383,15 +383,22 @@ def test_a_sweep_is_kept_beside_the_checkpoint(workdir, monkeypatch):
     workdir, grid, overrides=["evals.distribution.features=Fake"], **options
   )
   try:
-    found = sweep("guidance=1:4:1,weights=ema,raw", by="kid", images=8)
-    assert len(found.judged) == 8 + 4 + 2 and found.drawn <= 8 * 8 / 2
+    found = sweep("guidance=1:4:1,weights=ema,raw", by="kid", images=32)
+    assert len(found.judged) == 8 + 4 + 2 + 1 and found.drawn <= 8 * 32 / 2
     stored = json.loads((workdir / "eval" / "sweep-2.json").read_text())
     assert stored["points"] == found.judged and stored["value"] == found.value
-    assert found.value == min(j["value"] for j in found.judged if j["images"] == 8)
     assert fluid.load(workdir).config.sample.guidance == found.best["guidance"]
     assert api.read_config(workdir).sample.guidance == 3.0
-    scored = sweep("temperature=0.5,1", by="geneval/overall", images=12)
-    assert scored.value == max(j["value"] for j in scored.judged if j["images"] == 12)
+    scored = sweep("temperature=0.5,1", by="geneval/overall", images=24)
+    assert [j["images"] for j in scored.judged] == [12, 12, 24]
+    for grid, by, said in (
+      ("guidance=1,2", "geneval/overall", "begins with 6, and 12 are needed"),
+      ("guidance=1,2", "geneval/colour", "no such value; there are geneval/"),
+      ("guidance=1,2", "psnr", "is of pairs"),
+      ("guidance=a,b", "kid", "guidance is 'a', no number"),
+    ):
+      with pytest.raises(config.ConfigError, match=said):
+        sweep(grid, by=by, images=12 if "12" in said else 24)
     (workdir / api.CHOSEN).write_text("{}")
     with pytest.raises(config.ConfigError, match="sample.json is damaged"):
       fluid.load(workdir)

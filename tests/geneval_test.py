@@ -173,6 +173,7 @@ def test_detections_and_layout_are_read_back(tmp_path):
   stored = Image.open(tmp_path / "out/00001/samples/0002.png")
   np.testing.assert_array_equal(np.asarray(stored), images[1, 2])
   assert len(list((tmp_path / "out").rglob("*.png"))) == 6
+  geneval.write_layout(tmp_path / "out", meta, images)  # Over what was there.
   known = sets.open_set(tmp_path / "out")
   assert list(known.lines) == [meta[0]] * 3 + [meta[1]] * 3
   assert list(known.texts) == ["a"] * 3 + ["b"] * 3

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fluid import config
 from fluid.evals import features, measures, sets
-from fluid.evals.metrics import frechet, kernels
+from fluid.evals.metrics import diversity, frechet, kernels
 from tests.evals_test import FakeFeatures
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -213,3 +213,46 @@ def test_the_command(tmp_path):
     [*command, "--metrics=fid"], cwd=ROOT, capture_output=True, text=True
   )
   assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_names_of_metrics_are_kept_as_they_are_asked():
+  assert measures.on("kid", "EffNet") == "kid@EffNet"
+  assert measures.on("kid@Inception", "EffNet") == "kid@Inception"
+  assert measures.on("fid", "EffNet") == "fid"
+
+
+def test_what_cannot_be_measured_is_said_beside_what_can(fake):
+  """Of a set of three, under 'say'; statistics serve what they are of alone."""
+  x, y = sets.ImageSet("x", noise(3)), sets.ImageSet("y", noise(3, 1))
+  names = ["kid", "precision_recall", "fid"]
+  kid, neighbours, fid = measures.measure(names, x, y, missing="say")
+  assert "3 neighbours" in neighbours["missing"] and np.isfinite(fid["value"])
+  assert kid["value"] is not None
+  given = {"pool": frechet.Statistics(mean=np.zeros(6), given=np.eye(6))}
+  real = sets.ImageSet("mu", statistics=given)
+  assert measures.possible(x, real) == [
+    "fid", "fid_infinity", "inception_score", "vendi", "vendi@EffNet",
+  ]  # fmt: skip
+
+
+def test_links_are_followed_and_pairs_are_of_one_name(tmp_path, fake):
+  a = folder(tmp_path / "a", noise(4))
+  (tmp_path / "b").mkdir()
+  (tmp_path / "b" / "inner").symlink_to(a)
+  assert len(sets.open_set(tmp_path / "b")) == 4
+  other = tmp_path / "c"
+  other.mkdir()
+  for i, path in enumerate(sorted(a.iterdir())):
+    (other / f"{10 - i}.png").write_bytes(path.read_bytes())
+  with pytest.raises(config.ConfigError, match="is of pairs, but .* has 000 where"):
+    measures.measure(["psnr"], sets.open_set(a), sets.open_set(other))
+
+
+def test_adm_splits_are_of_one_size_but_for_the_last():
+  logits = np.random.RandomState(0).randn(12, 5) * 3
+  scores = [
+    diversity.inception_score(part, splits=1, seed=None)[0]
+    for part in (logits[:5], logits[5:10], logits[10:])
+  ]
+  got = diversity.inception_score(logits, split=5, seed=None)
+  assert got[0] == pytest.approx(np.mean(scores))

@@ -136,7 +136,8 @@ def metrics(s: Study) -> pd.DataFrame:
     network = r.get("features")
     key = (r["metric"], network if isinstance(network, str) else "")
     if isinstance(r.get("missing"), str):
-      said = "weights missing"
+      missing = r["missing"].startswith("network ")
+      said = "weights missing" if missing else "not measured"
     elif pd.isna(r["value"]):
       said = "none"
     else:

@@ -115,6 +115,8 @@ def back(family: Family, source, like, path) -> tuple[pathlib.Path, int]:
     ConfigError: something cannot be read, or does not fit.
   """
   config, tree, step = family.read(str(source))
+  if type(config) is not type(family.config):
+    raise ConfigError(f"{source} is no {family.name} but {config.kind}: name its kind")
   known = family.given(config)
   values = {k: np.asarray(v) for k, v in trees.paths(tree).items() if k not in known}
   try:

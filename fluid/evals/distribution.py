@@ -127,6 +127,8 @@ class Distribution:
       metrics = dict.fromkeys([*first, *measures.possible(drawn, asked)])
     self.metrics = [measures.on(name, features) for name in metrics]
     measures.check(self.metrics, drawn, asked)
+    if self.missing == "raise":
+      measures.networks(self.metrics, protocol)
 
   def run(
     self, params, step: int, weights: str = "ema"
@@ -153,15 +155,17 @@ class Distribution:
       yield name, record["value"]
       if "lo" in record:
         yield from ((f"{name}_lo", record["lo"]), (f"{name}_hi", record["hi"]))
-    first = records[0]["metric"].removesuffix(f"@{self.features}")
-    yield f"{first}_images", records[0]["images"]
-    if isinstance(records[0].get("real"), int):
-      yield f"{first}_real", records[0]["real"]
-    yield "features", records[0].get("features", "")
+    named = [r for r in records if "missing" not in r]
+    first = self.metrics[0].removesuffix(f"@{self.features}")
+    for record in named[:1]:
+      yield f"{first}_images", record["images"]
+      if isinstance(record.get("real"), int):
+        yield f"{first}_real", record["real"]
+      yield "features", record.get("features", "")
     described = {"step": step, "weights": weights, "noise_seed": self.seed}
     described |= {"sample": self.context.run.sample.replace(**self.sample).flat()}
     self.context.records += [r | described for r in records]
-    if self.tokenizer and self.reference is None:
+    if self.tokenizer and self.reference is None and named:
       stop = min(2 * self.real, len(self.source))
       again = self._set("tokenizer", stop - self.real, lambda: self._decoded(stop))
       record = self._measure(self.metrics[:1], again, real)[0]

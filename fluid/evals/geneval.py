@@ -10,6 +10,7 @@ Legend: N images, H, W pixels, P prompts, K images of each.
 
 import json
 import pathlib
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -328,8 +329,11 @@ def read_results(path) -> list[dict]:
 def write_layout(out, metadata: Sequence[dict], images: np.ndarray) -> None:
   """Writes images [P, K, H, W, 3] uint8 where the reference evaluator looks for them.
 
-  OUT/00000/metadata.jsonl and OUT/00000/samples/0000.png, one folder a prompt.
+  OUT/00000/metadata.jsonl and OUT/00000/samples/0000.png, one folder a prompt. What an
+  earlier call left there goes: it may have been of other prompts.
   """
+  for old in pathlib.Path(out).glob("[0-9]" * 5):
+    shutil.rmtree(old)
   for i, (line, group) in enumerate(zip(metadata, images, strict=True)):
     folder = pathlib.Path(out) / f"{i:05d}"
     (folder / "samples").mkdir(parents=True, exist_ok=True)

@@ -138,9 +138,9 @@ def _kid_subsets(x, y, protocol, seed):
 
 def _inception_score(x, y, protocol, seed):
   n = len(x.features)
-  splits = max(1, n // protocol.split) if protocol.split else protocol.splits
+  splits = -(-n // protocol.split) if protocol.split else protocol.splits
   mean, std = diversity.inception_score(
-    x.features, splits=splits, seed=protocol.shuffle
+    x.features, splits=splits, split=protocol.split, seed=protocol.shuffle
   )
   return [Value(mean, said={"std": std, "splits": splits, "seed": protocol.shuffle})]
 
@@ -230,7 +230,7 @@ def parse(name: str) -> tuple[Metric, str]:
     )
   metric = METRICS[base]
   if not network or network == metric.network:
-    return metric, base
+    return metric, name
   if metric.elsewhere != base:
     where = metric.network or "pixels"
     other = f"; write '{metric.elsewhere}@{network}'" if metric.elsewhere else ""
@@ -247,9 +247,10 @@ def parse(name: str) -> tuple[Metric, str]:
 
 def on(name: str, network: str) -> str:
   """The name of a metric on a network, where it names none and may be on any."""
-  metric, name = parse(name)
-  free = "@" not in name and metric.elsewhere == name
-  return parse(f"{name}@{network}")[1] if free else name
+  metric, plain = parse(name)
+  if "@" in name:
+    return name
+  return parse(f"{plain}@{network}")[1] if metric.elsewhere == plain else plain
 
 
 def check(names: Sequence[str], x: ImageSet, y: ImageSet | None) -> None:
@@ -265,14 +266,18 @@ def possible(x: ImageSet, y: ImageSet | None) -> list[str]:
   are rarely pairs.
   """
   out = []
+  whole = y is not None and y.images is not None
   for name, metric in METRICS.items():
-    real = metric.needs == "real" and y is not None
-    images = metric.needs == "images" and y is not None and y.images is not None
+    # Files of statistics are of Inception's.
+    given = y is not None and metric.output in y.statistics
+    real = metric.needs == "real" and (whole or given and metric.network == "Inception")
+    images = metric.needs == "images" and whole
     texts = metric.needs == "texts" and len(x.texts) == len(x)
     if real or images or texts or not metric.needs:
       if name != "kid_subsets":
         out.append(name)
-  return out + [f"{name}@EffNet" for name in ("kid", "fd", "vendi") if name in out]
+  own = ("kid", "fd", "vendi")
+  return out + [f"{name}@EffNet" for name in own if name in out]
 
 
 def measure(
@@ -334,8 +339,25 @@ def measure(
     if isinstance(found, Exception):
       records.append({"metric": name, "value": None, "missing": str(found)})
       continue
-    records += _records(name, metric, found, x, y, protocol, seed)
+    try:
+      records += _records(name, metric, found, x, y, protocol, seed)
+    except config.ConfigError as e:
+      if missing == "raise":
+        raise
+      records.append({"metric": name, "value": None, "missing": str(e)})
   return records
+
+
+def networks(names: Sequence[str], protocol: str) -> None:
+  """Loads all networks of some metrics: what is missing is said before any work."""
+  for network in dict.fromkeys(parse(name)[0].network for name in names):
+    if network:
+      _load(network, PROTOCOLS[protocol])
+
+
+def _load(network: str, protocol: Protocol) -> feature_nets.FeatureNet:
+  options = {"resize": protocol.resize} if network == "Inception" else {}
+  return feature_nets.load(network, **options)
 
 
 def statistics(
@@ -373,6 +395,12 @@ def _check(name: str, metric: Metric, x: ImageSet, y: ImageSet | None) -> None:
       f"metric '{name}' is of pairs, but {x.name} has {len(x)} images and {y.name} "
       f"{len(y)}"
     )
+  if metric.needs == "pairs" and x.names and y.names and x.names != y.names:
+    a, b = next((a, b) for a, b in zip(x.names, y.names) if a != b)
+    raise config.ConfigError(
+      f"metric '{name}' is of pairs, but {x.name} has {a} where {y.name} has {b}: "
+      "name files alike"
+    )
 
 
 def _sides(network, outputs, asked, x, y, protocol, cache, batch, track) -> Sides:
@@ -380,8 +408,7 @@ def _sides(network, outputs, asked, x, y, protocol, cache, batch, track) -> Side
   if not network:
     one, other = ({"pool": Side(images=s.images)} for s in (x, y))
     return Sides("", {"pool": 0}, one, other)
-  options = {"resize": protocol.resize} if network == "Inception" else {}
-  net = feature_nets.load(network, **options)
+  net = _load(network, protocol)
   if unknown := [o for o in outputs if o not in net.outputs]:
     raise config.ConfigError(
       f"feature network '{network}' has no output '{unknown[0]}'; it has "
@@ -440,7 +467,8 @@ def _features(net, images: ImageSet, outputs, *, cache, batch, track):
     folder = pathlib.Path(cache) / identity.digest(made | {"images": images.digest})
     parts = []
     for i in range(0, len(images), PART):
-      part = functools.partial(run, images.images[i : i + PART], outputs)
+      # Inside: images of a part that is kept are not asked for.
+      part = lambda i=i: run(images.images[i : i + PART], outputs)
       parts.append(feature_nets.cached(folder / f"{i // PART:05d}.npz", part))
     found = {o: np.concatenate([p[o] for p in parts]) for o in outputs}
   for output, rows in found.items():
@@ -467,8 +495,9 @@ def _records(name, metric, sides: Sides, x, y, protocol, seed):
       "value": found.value if math.isfinite(found.value) else None,
       "images": len(x),
     }
-    if found.lo is not None:
-      record |= {"lo": found.lo, "hi": found.hi}
+    if found.lo is not None and found.hi is not None:
+      if math.isfinite(found.lo) and math.isfinite(found.hi):
+        record |= {"lo": found.lo, "hi": found.hi}
     if metric.needs in ("real", "images", "pairs"):
       of_file = metric.needs == "real" and other.given is not None
       record["real"] = "statistics" if of_file else len(y)
@@ -499,7 +528,8 @@ def table(records: Sequence[Mapping]) -> str:
   lines = []
   for r in records:
     if "missing" in r:
-      lines.append(f"{r['metric']:24}weights missing: {r['missing']}")
+      what = "weights missing" if r["missing"].startswith("network ") else "none"
+      lines.append(f"{r['metric']:24}{what}: {r['missing']}")
       continue
     value = "none" if r["value"] is None else f"{r['value']:.6g}"
     interval = f" [{r['lo']:.4g}, {r['hi']:.4g}]" if "lo" in r else ""

@@ -123,6 +123,18 @@ def apply(run: config.Run, name: str, *, quick: bool = False) -> config.Run:
   return dataclasses.replace(run, evals=evals)
 
 
+def short(records: Sequence[dict], name: str) -> list[str]:
+  """What was measured of other numbers of images than a protocol's; empty: nothing."""
+  part = PROTOCOLS[name].evals.get("distribution")
+  if not isinstance(part, DistributionConfig) or part.prompts not in (
+    "classes",
+    "pinned",
+  ):
+    return []
+  found = {r["images"] for r in records if "images" in r} - {part.examples}
+  return [f"{n} images (protocol: {part.examples})" for n in sorted(found)]
+
+
 def deviations(run: config.Run, name: str) -> Sequence[str]:
   """How a run's evaluators differ from a protocol's; empty: on protocol."""
   entry, out = PROTOCOLS[name], []

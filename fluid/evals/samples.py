@@ -193,7 +193,13 @@ def metadata(
   if which == "official":
     return list(prompts.geneval())
   if which == "classes":
-    return [{"prompt": str(i * context.vocabulary.size // n)} for i in range(n)]
+    if context.run.text.kind != "classes":
+      raise config.ConfigError(
+        f"prompts 'classes' are for models of classes, and this one's text is "
+        f"'{context.run.text.kind}'"
+      )
+    # Mixed: scores of parts of a set take any part for a sample of all.
+    return [{"prompt": str(i % context.vocabulary.size)} for i in range(n)]
   if which == "pinned":
     source, text = make_source(context.run.data, "val"), context.run.text
     return [{"prompt": text.prompt(source, i)} for i in pinned(len(source), n)]

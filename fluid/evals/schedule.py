@@ -52,8 +52,9 @@ class Evaluations:
       tokenizer = tokenizers.load(run.tokenizer.path, sha256)
     vocabulary = text.load(run.text, workdir, run.data.cache)
     context = evals.EvalContext(run, tokenizer, vocabulary, mesh, workdir, loader)
-    context.track = functools.partial(context.track, before=before)
     self._evaluators = evals.make(net, context)
+    # After they are made: what they look at before any step is not theirs to stop.
+    context.track = functools.partial(context.track, before=before)
 
   def due(self, step: int) -> list[str]:
     """Names of those that are due at a step and not done."""

@@ -41,6 +41,7 @@ class ImageSet:
     digest: of what the images are, for caches.
     texts: prompts of the images, in their order, where they are known.
     lines: metadata of GenEval's layout, one for each image.
+    names: of the files below the folder, without endings.
   """
 
   name: str
@@ -50,6 +51,7 @@ class ImageSet:
   digest: str = ""
   texts: Sequence[str] = ()
   lines: Sequence[dict] = ()
+  names: Sequence[str] = ()
 
   def __len__(self) -> int:
     return 0 if self.images is None else len(self.images)
@@ -100,27 +102,45 @@ def _folder(path: pathlib.Path) -> ImageSet:
   texts: tuple[str, ...] = ()
   lines: tuple[dict, ...] = ()
   if (path / "samples.json").is_file():  # Of fluid.sample: a grid is beside them.
-    rows = json.loads((path / "samples.json").read_text())["images"]
-    paths = [path / row["file"] for row in rows]
-    texts = tuple(row["prompt"] for row in rows)
+    try:
+      rows = json.loads((path / "samples.json").read_text())["images"]
+      paths = [path / row["file"] for row in rows]
+      texts = tuple(row["prompt"] for row in rows)
+    except (ValueError, KeyError, TypeError) as e:
+      raise config.ConfigError(
+        f"{path}/samples.json is not what fluid.sample writes ({e!r}): remove it"
+      ) from e
   elif layout := sorted(path.glob("[0-9]*/metadata.jsonl")):  # GenEval's.
-    images = [(json.loads(f.read_text()), f.parent / "samples") for f in layout]
-    pairs = [(line, p) for line, folder in images for p in sorted(folder.iterdir())]
-    lines, paths = tuple(line for line, _ in pairs), [p for _, p in pairs]
-    texts = tuple(line["prompt"] for line in lines)
+    try:
+      images = [(json.loads(f.read_text()), f.parent / "samples") for f in layout]
+      pairs = [(line, p) for line, folder in images for p in sorted(folder.iterdir())]
+      lines, paths = tuple(line for line, _ in pairs), [p for _, p in pairs]
+      texts = tuple(line["prompt"] for line in lines)
+    except (ValueError, KeyError, TypeError, OSError) as e:
+      raise config.ConfigError(
+        f"{path} looks like GenEval's layout, but {layout[0].name} in its folders is "
+        f"none of it ({e!r}): a line with tag, include and prompt in each, and samples"
+      ) from e
   else:
-    found = path.rglob("*")
+    found = (
+      pathlib.Path(folder, name)
+      for folder, _, names in os.walk(path, followlinks=True)
+      for name in names
+    )
     paths = sorted(p for p in found if p.suffix.lower() in image_files.ENDINGS)
   if not paths:
     endings = ", ".join(sorted(image_files.ENDINGS))
     raise config.ConfigError(f"{path} has no images ({endings}) in it or below it")
   for p in paths:
     if not p.is_file():
-      raise config.ConfigError(f"{p} is missing, but {path}/samples.json names it")
+      raise config.ConfigError(f"{p} is missing: what names it, or a link, is broken")
   stats = [(p.relative_to(path).as_posix(), p.stat()) for p in paths]
   said = {name: [s.st_size, s.st_mtime_ns] for name, s in stats}
   digest = identity.digest(said)
-  return ImageSet(str(path), Folder(paths), digest=digest, texts=texts, lines=lines)
+  names = [os.path.splitext(name)[0] for name in said]
+  return ImageSet(
+    str(path), Folder(paths), digest=digest, texts=texts, lines=lines, names=names
+  )
 
 
 def _npz(path: pathlib.Path) -> ImageSet:
@@ -173,7 +193,8 @@ def _array(path: pathlib.Path, found) -> np.ndarray:
       array: Any = np.memmap(path, dtype, "r", at, shape, order)  # type: ignore
   else:
     array = found["arr_0"]
-  if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3:
+  known = array.dtype == np.uint8 and array.ndim == 4 and array.shape[-1] == 3
+  if not known or not len(array):
     raise ValueError(
       f"'arr_0' is {array.dtype} {array.shape}, not uint8 images [N, H, W, 3]"
     )

@@ -2,8 +2,7 @@
 
 The paper chose guidance and temperature for each model. Successive halving (Jamieson
 and Talwalkar, arXiv 1502.07943): all points of the grid are judged by few images, the
-better half by twice as many, and so on to the last ones by all. Images of a point are
-the first ones of any larger number, and are not drawn again.
+better half by twice as many, and so on to the last one by all.
 """
 
 import dataclasses
@@ -55,7 +54,8 @@ def _values(part: str, text: str) -> list:
     return [part]
   if len(ends) == 1:
     return [int(part)] if part.isdigit() else numbers
-  if len(ends) != 3 or numbers[2] <= 0 or numbers[1] < numbers[0]:
+  good = len(ends) == 3 and np.isfinite(numbers).all() and numbers[2] > 0
+  if not good or numbers[1] < numbers[0]:
     raise ConfigError(f"sweep '{text}': '{part}' is no range; write first:last:step")
   first, last, step = numbers
   count = math.floor((last - first) / step + 1e-9) + 1
@@ -69,7 +69,7 @@ class Found:
   Attributes:
     best: the point, and how it was judged by all images.
     judged: every judgement, {**point, 'images', 'value'}.
-    drawn: images in all.
+    drawn: images in all, those of every judgement.
     inside: the best is at no end of an axis that has more than two values; where it is
       at one, better ones may lie beyond.
   """
@@ -88,6 +88,7 @@ def search(
   *,
   lower: bool = True,
   rounds: int = 0,
+  least: int = 1,
 ) -> Found:
   """Finds the best of `points`.
 
@@ -96,20 +97,27 @@ def search(
     judge: (point, images) -> its value by so many.
     images: of the last round; each round before it has half as many.
     lower: smaller values are better.
-    rounds: (0: as many as halve the points to one or two, five at most).
+    rounds: (0: as many as halve the points to one, six at most).
+    least: images that a judgement takes.
+
+  Raises:
+    ConfigError: there would be fewer in the first round.
   """
-  rounds = rounds or min(max(1, math.ceil(math.log2(len(points)))), 5)
+  rounds = rounds or min(1 + math.ceil(math.log2(len(points))), 6)
+  if images >> (rounds - 1) < least:
+    raise ConfigError(
+      f"a sweep of {len(points)} points by {images} images begins with "
+      f"{images >> (rounds - 1)}, and {least} are needed: ask for "
+      f"{least << (rounds - 1)} images or fewer points"
+    )
   left, judged, drawn = list(points), [], 0
-  seen: dict[int, int] = {}
   for k in range(rounds):
-    n = max(1, images >> (rounds - 1 - k))
+    n = images >> (rounds - 1 - k)
     values = []
     for point in left:
       values.append(judge(point, n))
       judged.append({**point, "images": n, "value": values[-1]})
-      i = points.index(point)
-      drawn += n - seen.get(i, 0)
-      seen[i] = n
+      drawn += n
     order = np.argsort(values if lower else [-v for v in values], kind="stable")
     keep = len(left) if k == rounds - 1 else max(1, math.ceil(len(left) / 2))
     left = [left[i] for i in order[:keep]]

@@ -9,13 +9,19 @@ from fluid.evals.metrics.kernels import unit
 
 
 def inception_score(
-  logits: np.ndarray, *, splits: int = 10, seed: int | None = 2020
+  logits: np.ndarray,
+  *,
+  splits: int = 10,
+  split: int = 0,
+  seed: int | None = 2020,
 ) -> tuple[float, float]:
   """exp of the mean KL between a row's softmax and the mean one (arXiv 1606.03498).
 
   Args:
     logits: [N, C], without the last layer's bias where published numbers are meant.
-    splits: parts whose scores are averaged. ADM's evaluator has parts of 5,000 images.
+    splits: parts of about one size, whose scores are averaged.
+    split: images of a part, in place of `splits`; the last has what is left (ADM's
+      evaluator: 5,000).
     seed: of the order in which images are dealt out (torch-fidelity's is 2020); None:
       that of the rows, as ADM's evaluator.
 
@@ -28,8 +34,11 @@ def inception_score(
   x = x - x.max(1, keepdims=True)
   log_p = x - np.log(np.exp(x).sum(1, keepdims=True))
   n, scores = len(x), []
-  for i in range(splits):
-    part = log_p[i * n // splits : (i + 1) * n // splits]
+  ends = [i * n // splits for i in range(splits + 1)]
+  if split:
+    ends = [*range(0, n, split), n]
+  for start, stop in zip(ends, ends[1:]):
+    part = log_p[start:stop]
     p = np.exp(part)
     mean = np.log(np.maximum(p.mean(0), np.finfo(np.float64).tiny))
     scores.append(np.exp((p * (part - mean)).sum(1).mean()))

@@ -60,15 +60,25 @@ class Statistics:
     return np.size(self.mean)
 
 
-def frechet_distance(a: Statistics, b: Statistics) -> float:
-  """|mu_a - mu_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of two Gaussians."""
-  values, vectors = np.linalg.eigh(a.covariance)
-  root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+def frechet_distance(
+  a: Statistics, b: Statistics, root: np.ndarray | None = None
+) -> float:
+  """|mu_a - mu_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of two Gaussians.
+
+  `root` is that of S_b, where it is known.
+  """
+  root = root_of(b) if root is None else root
   # S_a S_b has the eigenvalues of this symmetric matrix: no complex square root.
-  cross = np.linalg.eigvalsh(root @ b.covariance @ root)
+  cross = np.linalg.eigvalsh(root @ a.covariance @ root)
   trace = np.trace(a.covariance) + np.trace(b.covariance)
   shift = np.sum((a.mean - b.mean) ** 2)
   return float(shift + trace - 2 * np.sqrt(np.clip(cross, 0, None)).sum())
+
+
+def root_of(a: Statistics) -> np.ndarray:
+  """The symmetric square root of a covariance [D, D]."""
+  values, vectors = np.linalg.eigh(a.covariance)
+  return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
 
 
 def frechet_infinity(
@@ -91,10 +101,10 @@ def frechet_infinity(
   n = len(x)
   first = min(5000, max(n // 10, min(2000, n // 2)))
   rng = np.random.default_rng(seed)
-  rows = []
+  rows, root = [], root_of(b)
   for size in np.linspace(first, n, points).round().astype(int):
     chosen = x[rng.permutation(n)[:size]]
-    rows.append((size, frechet_distance(Statistics().add(chosen), b)))
+    rows.append((size, frechet_distance(Statistics().add(chosen), b, root)))
   found = np.array(rows, np.float64)
   slope_and_intercept = np.polyfit(1 / found[:, 0], found[:, 1], 1)
   return float(slope_and_intercept[1]), found

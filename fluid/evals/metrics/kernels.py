@@ -53,7 +53,8 @@ def kid_interval(
   rng = np.random.default_rng(seed)
   draw = lambda n: rng.multinomial(n, np.full(n, 1 / n), samples).astype(np.float64)
   values = _weighted_mmd(_kernels(x, y), draw(len(x)), draw(len(y)))
-  low, high = np.quantile(values, (0.025, 0.975))
+  # Of few images a draw may be one image over and over, without any pair.
+  low, high = np.nanquantile(values, (0.025, 0.975))
   return float(low), float(high)
 
 
@@ -78,7 +79,11 @@ def _weighted_mmd(kernels, wx, wy) -> np.ndarray:
   """MMD^2 [S] where image i of a set counts wx[s, i] times; diagonals are zero."""
   kxx, kxy, kyy = kernels
   pairs = lambda w: w.sum(1) ** 2 - (w**2).sum(1)  # Ordered pairs of distinct images.
-  within = lambda w, k: ((w @ k) * w).sum(1) / pairs(w)
+
+  def within(w, k):
+    n = pairs(w)
+    return ((w @ k) * w).sum(1) / np.where(n > 0, n, np.nan)
+
   between = ((wx @ kxy) * wy).sum(1) / (wx.sum(1) * wy.sum(1))
   return within(wx, kxx) + within(wy, kyy) - 2 * between
 
