@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fluid.config import identity
+from fluid.config import ConfigError, identity
 from fluid.data import make_source
 from fluid.evals import measures
 from fluid.evals.base import Evaluation
@@ -114,7 +114,13 @@ class Distribution:
     self.prompts = [line["prompt"] for line in lines]
     check_prompts(context, self.prompts)
     self.features, self.protocol, self.tokenizer = features, protocol, tokenizer
-    self.reference = open_set(os.path.expandvars(reference)) if reference else None
+    where = os.path.expandvars(reference)
+    if where.startswith("$"):
+      raise ConfigError(
+        f"the real images are to be {reference}, but {where.partition('/')[0]} is not "
+        "set: set this environment variable, or evals.distribution.reference"
+      )
+    self.reference = open_set(where) if where else None
     # What cannot be measured is refused now, not after hours.
     asked = self.reference
     if asked is None:

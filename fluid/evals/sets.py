@@ -203,6 +203,8 @@ def _array(path: pathlib.Path, found) -> np.ndarray:
 
 def write_statistics(path, statistics: dict[str, Statistics], made_with: dict) -> None:
   """Writes statistics as others read them, and what they were made with."""
+  if any(found.count < 2 for found in statistics.values()):
+    raise config.ConfigError("statistics need 2 images or more")
   arrays = {"made_with": np.array(json.dumps(made_with))}
   for output, found in statistics.items():
     mu, sigma = STATISTICS[output]

@@ -114,13 +114,23 @@ def forward(params: list, x: jax.Array) -> jax.Array:
 
 
 def _conv(x, kernel, stride):
-  """Convolution [N, H, W, C] with [K, K, C_in, C_out], padded as TensorFlow's SAME."""
+  """Convolution [N, H, W, C] with [K, K, C_in, C_out], padded as TensorFlow's SAME.
+
+  In full float32, also where a chip's default is less: distances are to be compared.
+  """
   side = kernel.shape[0]
   if side == 1:
-    return x @ kernel[0, 0]
+    return jnp.dot(x, kernel[0, 0], precision=lax.Precision.HIGHEST)
   if kernel.shape[2] > 1:
     dims = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, (stride,) * 2, "SAME", None, None, dims)
+    return lax.conv_general_dilated(
+      x,
+      kernel,
+      (stride,) * 2,
+      "SAME",
+      dimension_numbers=dims,
+      precision=lax.Precision.HIGHEST,
+    )
   # Depthwise: shifted copies fuse into one loop; XLA's own is 4x slower on a CPU.
   size = -(-x.shape[1] // stride)
   pad = max((size - 1) * stride + side - x.shape[1], 0)
