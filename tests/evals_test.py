@@ -92,6 +92,7 @@ def workdir(tmp_path_factory):
     "distribution": distribution.DistributionConfig(
       prompts="geneval", examples=12, features="Fake", every=0
     ),
+    "reconstruction": distribution.ReconstructionConfig(features="Fake", every=0),
   }
   words = LearnedConfig(length=24, vocab_size=120)
   return written(tmp_path_factory.mktemp("run"), words, evaluators)

@@ -42,7 +42,8 @@ class Evaluations:
       return make_loader(split, batch=batch, shuffle=False, epochs=1)
 
     def before():
-      if stop():
+      # What evaluators look at as they are made belongs to no step, and ends by itself.
+      if self._evaluators and stop():
         raise _Stopped
 
     tokenizer = None
@@ -52,9 +53,8 @@ class Evaluations:
       tokenizer = tokenizers.load(run.tokenizer.path, sha256)
     vocabulary = text.load(run.text, workdir, run.data.cache)
     context = evals.EvalContext(run, tokenizer, vocabulary, mesh, workdir, loader)
-    self._evaluators = evals.make(net, context)
-    # After they are made: what they look at before any step is not theirs to stop.
     context.track = functools.partial(context.track, before=before)
+    self._evaluators = evals.make(net, context)
 
   def due(self, step: int) -> list[str]:
     """Names of those that are due at a step and not done."""
