@@ -213,9 +213,7 @@ def sweep(
   # All of what was judged: overrides and the evaluator's own options as well.
   best = {k: v for k, v in found.best.items() if k != "weights"}
   sample = run.sample.replace(**(part.sample | best)).flat()
-  weights = found.best.get("weights", "ema")
   chosen = {"sample": {k: v for k, v in sample.items() if k != "batch"}}
-  chosen["weights"] = weights
   distributed.write_json(
     pathlib.Path(workdir) / api.CHOSEN, chosen | {"found": described}
   )
@@ -311,6 +309,8 @@ def main(argv) -> None:
     )
     if jax.process_index() == 0:
       print(table({**found.best, args.by: found.value, "images drawn": found.drawn}))
+      if found.best.get("weights") == "raw":
+        print("Of raw weights: draw with fluid.sample --weights=raw.")
       if not found.inside:
         print("The best is at an end of its axis: a better one may lie beyond it.")
     return

@@ -44,10 +44,7 @@ def geneval_of(x: sets.ImageSet, detector: str, detections: str) -> list[dict]:
     found = geneval.detect(
       find, np.stack(list(images)), x.lines, classify, distributed.track
     )
-  rows = [
-    {"tag": line["tag"], "prompt": line["prompt"], "correct": geneval.score(o, line)[0]}
-    for o, line in zip(found, x.lines)
-  ]
+  rows = geneval.judged(found, x.lines)
   values = geneval.summarize(rows)
   by = detections or detector
   out = []

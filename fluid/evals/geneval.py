@@ -200,6 +200,14 @@ def relative_position(a: Detection, b: Detection) -> list[str]:
   return [relation for relation, true in holds.items() if true]
 
 
+def judged(objects: Iterable[Objects], metadata: Iterable[dict]) -> list[dict]:
+  """Rows of `summarize`: each image's verdict by its line."""
+  return [
+    {"tag": line["tag"], "prompt": line["prompt"], "correct": score(found, line)[0]}
+    for found, line in zip(objects, metadata, strict=True)
+  ]
+
+
 def summarize(
   results: Iterable[dict], *, samples: int = 1000, seed: int = 0
 ) -> dict[str, float]:

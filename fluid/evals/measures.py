@@ -364,7 +364,7 @@ def statistics(
   x: ImageSet, protocol: str, *, cache=None, batch: int = 0, track=progress.silent
 ):
   """Statistics of Inception's features of a set, by output; and the network."""
-  net = feature_nets.load("Inception", resize=PROTOCOLS[protocol].resize)
+  net = _load("Inception", PROTOCOLS[protocol])
   outputs = ("pool", "spatial")
   found = _features(net, x, outputs, cache=cache, batch=batch, track=track)
   return {o: frechet.Statistics().add(found[o]) for o in outputs}, net
@@ -487,11 +487,10 @@ def _records(name, metric, sides: Sides, x, y, protocol, seed):
   except ValueError as e:
     against = f" against {y.name}" if y is not None else ""
     raise config.ConfigError(f"metric '{name}' of {x.name}{against}: {e}") from e
+  base, at, network = name.partition("@")
   for found in values:
     record: dict[str, Any] = {
-      "metric": found.suffix + name.removeprefix(name.partition("@")[0])
-      if found.suffix
-      else name,
+      "metric": f"{found.suffix or base}{at}{network}",
       "value": found.value if math.isfinite(found.value) else None,
       "images": len(x),
     }

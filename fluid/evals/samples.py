@@ -187,7 +187,7 @@ def metadata(
       raise config.ConfigError(
         "prompts 'geneval' are those of config key 'evals.geneval', which is not there"
       )
-    return context.run.evals["geneval"].make(None, context).lines
+    return [line for _, line in _lines(context, context.run.evals["geneval"])]
   if which == "shapes":
     return shapes.geneval_prompts(n, heldout=heldout)
   if which == "official":
@@ -273,12 +273,8 @@ class GenEval:
 
   def __init__(self, net, context, cfg: GenEvalConfig):
     self.net, self.context, self.cfg = net, context, cfg
-    lines = [("geneval", line) for line in metadata(context, cfg.prompts, n=cfg.n)]
-    if cfg.heldout:
-      unseen = metadata(context, "shapes", n=cfg.heldout, heldout=True)
-      lines += [("geneval_heldout", line) for line in unseen]
-    self.groups = [group for group, _ in lines for _ in range(cfg.k)]
-    self.lines = [line for _, line in lines for _ in range(cfg.k)]
+    lines = _lines(context, cfg)
+    self.groups, self.lines = [g for g, _ in lines], [line for _, line in lines]
     self.results = geneval.read_results(cfg.results) if cfg.results else None
     self.detections = self.detect = self.classify = None
     if self.results is not None:
@@ -327,9 +323,7 @@ class GenEval:
         geneval.write_detections(out / "detections.jsonl", found)
     if found is not None:
       results: dict[str, list] = {}
-      for group, line, objects in zip(self.groups, self.lines, found):
-        correct, _ = geneval.score(objects, line)
-        row = {"tag": line["tag"], "prompt": line["prompt"], "correct": correct}
+      for group, row in zip(self.groups, geneval.judged(found, self.lines)):
         results.setdefault(group, []).append(row)
       for group, rows in results.items():
         yield from _scores(group, rows)
@@ -378,6 +372,15 @@ class GenEval:
     images = reconstruct(self.context.tokenizer, np.stack([e["image"] for e in real]))
     lines = [e["meta"] for e in real]
     return geneval.overall(self._found(images, lines), lines)
+
+
+def _lines(context, cfg: GenEvalConfig) -> list[tuple[str, dict]]:
+  """Group and line of metadata of each image; no detector is made for them."""
+  lines = [("geneval", line) for line in metadata(context, cfg.prompts, n=cfg.n)]
+  if cfg.heldout:
+    unseen = metadata(context, "shapes", n=cfg.heldout, heldout=True)
+    lines += [("geneval_heldout", line) for line in unseen]
+  return [pair for pair in lines for _ in range(cfg.k)]
 
 
 def _scores(group: str, rows: Sequence[dict]) -> Iterator[tuple[str, float]]:
