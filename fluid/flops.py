@@ -19,7 +19,7 @@ import jax.extend as jex
 import jax.numpy as jnp
 from absl import flags
 
-from fluid import config, models, trees
+from fluid import config, models, sampling, trees
 from fluid.console import cli
 from fluid.text import weights
 
@@ -79,6 +79,19 @@ def forward(net: models.Net) -> dict[str, int]:
     "embeddings": embeddings,
     "total": total,
   }
+
+
+@functools.cache
+def drawing(net: models.Net, sample: config.Sample) -> int:
+  """FLOPs of drawing one image's tokens: every step, both halves of a guided pair."""
+  program, dials = sampling.turned(sample)
+  params = jax.eval_shape(net.init, jax.random.key(0))
+  example = net.example(1)
+  run = lambda params, text, mask, key: sampling.generate(
+    net, params, text, mask, key[None], program, dials
+  )
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return traced(run, params, example["text"], example["text_mask"], key)
 
 
 def traced(fn, *args) -> int:
@@ -171,7 +184,7 @@ def table(rows: dict[str, dict[str, int]], unit: float, suffix: str) -> str:
 
 
 def main(argv) -> None:
-  """Prints both tables for one size or the whole ladder."""
+  """Prints both tables; for one size what drawing an image costs, too."""
   del argv
   from configs import fluid as paper
   from configs import sizes, toy
@@ -181,22 +194,32 @@ def main(argv) -> None:
   size = flags.FLAGS.size
   if size and size not in known:
     raise cli.UserError(f"unknown size '{size}'; choose from {', '.join(known)}")
-  described = {}
+  described, drawn = {}, {}
   for name in [size] if size else known:
     if name in RUNS:
       run = RUNS[name]()
-      described[name] = describe(models.Net.of(run), run)
+      net = models.Net.of(run)
+      described[name] = describe(net, run)
+      if size:
+        drawn[name] = drawing(net, run.sample)
       continue
     module = paper if name in sizes.PAPER else toy
     for kind in ("continuous", "discrete"):
       run = config.from_config_dict(module.get_config(f"tokens={kind},size={name}"))
-      described[f"{name} {kind}"] = describe(models.Net.of(run), run)
+      net = models.Net.of(run)
+      described[f"{name} {kind}"] = describe(net, run)
+      if size:
+        drawn[f"{name} {kind}"] = drawing(net, run.sample)
   for key, unit, title in (
     ("params", 1e6, "parameters [M]"),
     ("forward_flops_per_image", 1e9, "forward GFLOP/image"),
   ):
     print(table({k: v[key] for k, v in described.items()}, unit, title), end="\n\n")
   print("A training step has 3x the forward FLOPs; tokenizer: to encode an image.")
+  if drawn:
+    print(f"\n{'drawing [TFLOP/image]':20}")
+  for name, count in drawn.items():
+    print(f"{name:20}{count / 1e12:13,.3f}")
 
 
 if __name__ == "__main__":

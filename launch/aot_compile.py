@@ -30,11 +30,16 @@ from absl import flags
 from fluid import config, flops, models, rng, sampling
 from fluid.console import cli
 from fluid.parallel import sharding
+from fluid.text import frozen, weights
+from fluid.tokenizers.base import by_rows
 from fluid.training.state import abstract_state
 from fluid.training.step import make_step
 from launch import chips, hlo
 
-MODES = ("train", "sample", "eval")
+# The last three are what fluid.prepare and the end of sampling run beside the net: the
+# tokenizer of the config, and its frozen text encoder.
+BESIDE = ("encode", "decode", "text")
+MODES = ("train", "sample", "eval", *BESIDE)
 GB = 2**30
 # Forward once, backward twice, and once more what rematerialisation repeats.
 RECOMPUTED = {"none": 3.0, "dots": 3.0, "block": 4.0}
@@ -64,25 +69,33 @@ def report(
   if slices > 1 and run.mesh.slice == 1:
     run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, slice=slices))
   mesh = sharding.make_mesh(run.mesh, devices)
-  batch = run.sample.batch if mode == "sample" else run.batch
-  if mode != "sample":  # The compiler lays sampling out; training is divided by hand.
-    sharding.check_batch(batch, mesh, run.accum)
-  net = models.Net.of(run, platform="tpu")
+  batch = run.batch if mode in ("train", "eval") else run.sample.batch
+  if mode != "sample":  # The compiler lays sampling out; all else is divided by hand.
+    sharding.check_batch(batch, mesh, run.accum if mode in ("train", "eval") else 1)
   out = {
-    "size": run.model.size,
-    "cell": run.model.cell,
     "mode": mode,
     "device": devices[0].device_kind,
     "devices": len(devices),
     "mesh": {k: v for k, v in mesh.shape.items() if v > 1},
     "batch": batch,
-    "accum": run.accum,
-    "remat": run.model.trunk.remat,
-    "attention": net.model.trunk.attention,
     "quick": quick,
-    "params": flops.parameters(net)["total"],
     "jax": jax.__version__,
   }
+  if mode in BESIDE:
+    part = run.text if mode == "text" else run.tokenizer
+    params = _beside(run, mode, mesh)[1]
+    count = sum(a.size for a in jax.tree.leaves(params))
+    out |= {"size": part.kind, "cell": "", "params": count}
+  else:
+    net = models.Net.of(run, platform="tpu")
+    out |= {
+      "size": run.model.size,
+      "cell": run.model.cell,
+      "accum": run.accum,
+      "remat": run.model.trunk.remat,
+      "attention": net.model.trunk.attention,
+      "params": flops.parameters(net)["total"],
+    }
   start = time.time()
   try:
     compiled = compile_program(run, mesh, mode, quick)
@@ -93,7 +106,7 @@ def report(
   out["fits"] = out["memory"]["total"] <= chip.memory
   traffic = hlo.collectives(compiled.as_text())
   out["collectives"] = {k: dataclasses.asdict(v) for k, v in traffic.items()}
-  if mode != "sample":
+  if mode in ("train", "eval"):
     out["flops"] = flops.forward(net)["total"] * batch * (3 if mode == "train" else 1)
   if mode == "train" and estimate:
     dcn = 0.0
@@ -105,11 +118,15 @@ def report(
 
 
 def compile_program(run: config.Run, mesh, mode: str, quick: bool = False):
-  """-> what jax compiled: the train step, the loss, or the sampler.
+  """-> what jax compiled: the train step, the loss, the sampler, or what is beside.
 
   Raises:
     DoesNotFit: the compiler found no way to keep it in the device's memory.
   """
+  if mode in BESIDE:
+    fn, *args = _beside(run, mode, mesh)
+    with jax.set_mesh(mesh):
+      return _compile(jax.jit(fn).lower(*args), quick)
   net = models.Net.of(run, platform="tpu")
   rows = jax.NamedSharding(mesh, sharding.batch_spec())
   state = abstract_state(net, run, mesh)
@@ -134,13 +151,59 @@ def compile_program(run: config.Run, mesh, mode: str, quick: bool = False):
         if mode == "train"
         else jax.jit(functools.partial(_loss, net, run.seed)).lower(state.ema, b)
       )
-    try:
-      return lowered.compile(QUICK if quick else None)
-    except jax.errors.JaxRuntimeError as e:
-      if "RESOURCE_EXHAUSTED" not in str(e):
-        raise
-      used = re.search(r"Used [\d.]+\w+ of [\d.]+\w+ \w+", str(e))
-      raise DoesNotFit(used[0] if used else str(e).splitlines()[0][:200]) from e
+    return _compile(lowered, quick)
+
+
+def _compile(lowered, quick: bool):
+  try:
+    return lowered.compile(QUICK if quick else None)
+  except jax.errors.JaxRuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e):
+      raise
+    used = re.search(r"Used [\d.]+\w+ of [\d.]+\w+ \w+", str(e))
+    raise DoesNotFit(used[0] if used else str(e).splitlines()[0][:200]) from e
+
+
+def _beside(run: config.Run, mode: str, mesh) -> tuple[Any, ...]:
+  """A function and its abstract arguments, of which the first is its parameters.
+
+  Raises:
+    ConfigError: the text encoder is not a frozen one of a published size.
+  """
+  like = lambda shape, dtype, spec: jax.ShapeDtypeStruct(
+    shape, dtype, sharding=jax.NamedSharding(mesh, spec)
+  )
+  b, rows = run.sample.batch, sharding.batch_spec()
+  if mode == "text":
+    network = run.text.network() if isinstance(run.text, frozen.FrozenConfig) else None
+    if network is None:
+      raise config.ConfigError(
+        f"config section 'text' ({run.text.kind}, width {run.text.width}) is no frozen "
+        "encoder of a published size: there is nothing to compile"
+      )
+    params = weights.abstract(network.rows(), run.text.dtype, mesh)
+    shape = (b, run.text.length)
+    return (
+      functools.partial(frozen.features, network, dtype=run.text.dtype),
+      params,
+      like(shape, "int32", rows),
+      like(shape, "bool", rows),
+    )
+  tokenizer = run.tokenizer.make(run.data.image_size)
+  shapes = jax.eval_shape(tokenizer.init, jax.random.key(0))
+  params = jax.tree.map(lambda a: like(a.shape, a.dtype, jax.P()), shapes)
+  spec, side = tokenizer.spec, run.data.image_size
+  if mode == "encode":
+    name = "moments_with" if spec.kind == "continuous" else "encode_with"
+    data = like((b, side, side, 3), "float32", rows)
+  else:
+    name = "decode_with"
+    data = (
+      like((b, spec.length, spec.channels), "float32", rows)
+      if spec.kind == "continuous"
+      else like((b, spec.length), "int32", rows)
+    )
+  return functools.partial(by_rows, getattr(tokenizer, name)), params, data
 
 
 def _loss(net, seed, params, batch):
@@ -213,10 +276,13 @@ def lines(row: dict[str, Any]) -> list[str]:
   """The report as text."""
   mesh = " x ".join(f"{k} {v}" for k, v in row["mesh"].items()) or "1"
   out = [
-    f"{row['size']} {row['cell']}, {row['mode']}: {row['params'] / 1e6:,.1f}M "
+    f"{row['size']} {row['cell']}".strip()
+    + f", {row['mode']}: {row['params'] / 1e6:,.1f}M "
     f"parameters on {row['devices']} x {row['device']} ({mesh}), batch {row['batch']}"
-    + (f" in {row['accum']} microbatches" if row["accum"] > 1 else "")
-    + f", remat {row['remat']}, attention {row['attention']}"
+    + (f" in {row['accum']} microbatches" if row.get("accum", 1) > 1 else "")
+    + (
+      f", remat {row['remat']}, attention {row['attention']}" if "remat" in row else ""
+    )
   ]
   limit = row["memory"]["limit"] / GB
   if "error" in row:

@@ -1,11 +1,13 @@
-"""The ladder on recommended TPU topologies: every cell compiled, in one table.
+"""Programs on recommended TPU topologies, compiled: the ladder and published models.
 
   python -m launch.topologies [--only='10.5B.*v5p'] [--out=launch/topologies]
 
-Compiles the train step of each row at the paper's global batch of 2048
-(launch.aot_compile in a process of its own), keeps its report in OUT.json and writes
-OUT.md after each row. Rows that are there already are not compiled again; delete a row,
-or the file, to do so. The exit status is 1 if a row does not fit.
+Compiles the train step of every cell and size at the paper's global batch of 2048; of
+each published family the train step and the sampler of its largest size; and what runs
+beside them, tokenizers and T5-XXL. Each row is launch.aot_compile in a process of its
+own. Keeps the reports in OUT.json and writes OUT.md after each row. Rows that are there
+already are not compiled again; delete a row, or the file, to do so. The exit status is
+1 if a row does not fit.
 """
 
 import dataclasses
@@ -54,42 +56,97 @@ RECOMMENDED: dict[str, list[tuple[str, int, dict[str, Any]]]] = {
   ],
 }  # fmt: skip
 
+# The largest size of each published family -> where its train step and its sampler
+# run, and what the former needs beside its recipe.
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+  "mar_h": ("v5e:4x4", {"accum": 4}),
+  "llamagen_3b": ("v5e:4x4", {}),
+  "llamagen_t2i": ("v5e:4x4", {}),
+  "maskgit": ("v5e:4x4", {}),
+  "rar_xxl": ("v5e:4x4", {"accum": 4}),
+  "var_d30": ("v5e:4x4", {"accum": 2}),
+}
+# Tokenizer -> a published model that reads it ('': none here, the kind is set).
+TOKENIZERS = {
+  "sd_vae": "", "kl16": "mar_b", "llamagen_vq": "llamagen_b", "taming_vq": "",
+  "maskgit_vq": "maskgit", "var_vq": "var_d16",
+}  # fmt: skip
+# Images, or prompts, that a sampler or what runs beside it takes at once.
+BESIDE = 128
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One compilation: a cell and size on so many slices of a topology."""
+  """One compilation: a program on so many slices of a topology.
 
-  size: str
-  tokens: str
-  order: str
+  Attributes:
+    what: its first two columns, size and cell or the like.
+    config: file and arguments; `overrides` are keys of it.
+    mode: of launch.aot_compile.
+    estimate: of a step's time, too.
+  """
+
+  what: tuple[str, str]
+  config: str
   topology: str
-  slices: int
-  overrides: tuple[tuple[str, Any], ...]
+  slices: int = 1
+  overrides: tuple[tuple[str, Any], ...] = ()
+  mode: str = "train"
+  estimate: bool = False
+
+  @property
+  def where(self) -> str:
+    return self.topology + (f" x {self.slices}" if self.slices > 1 else "")
 
   @property
   def name(self) -> str:
-    many = f" x {self.slices}" if self.slices > 1 else ""
-    return f"{self.size} {self.tokens}-{self.order} on {self.topology}{many}"
+    return f"{' '.join(self.what)} on {self.where}"
 
   def command(self, file: str) -> list[str]:
     """What compiles it and writes the report to `file`."""
-    wanted = self.size in ESTIMATED and (self.tokens, self.order) == CELLS[0]
     return [
       sys.executable, "-m", "launch.aot_compile", "--quick",
-      f"--config=configs/fluid.py:tokens={self.tokens},order={self.order},"
-      f"size={self.size}",
+      f"--config={self.config}", f"--mode={self.mode}",
       f"--topology={self.topology}", f"--num_slices={self.slices}",
-      f"--json={file}", f"--estimate={str(wanted).lower()}", f"--config.batch={BATCH}",
+      f"--json={file}", f"--estimate={str(self.estimate).lower()}",
       *(f"--config.{k}={v}" for k, v in self.overrides),
     ]  # fmt: skip
 
 
-def rows() -> Iterator[Row]:
+def ladder() -> Iterator[Row]:
   """Cells of every size and recommended topology, the estimated cell first."""
   for tokens, order in CELLS:
     for size in reversed(sizes.PAPER):
       for topology, slices, overrides in RECOMMENDED[size]:
-        yield Row(size, tokens, order, topology, slices, tuple(overrides.items()))
+        yield Row(
+          (size, f"{tokens}-{order}"),
+          f"configs/fluid.py:tokens={tokens},order={order},size={size}",
+          topology,
+          slices,
+          tuple((overrides | {"batch": BATCH}).items()),
+          estimate=size in ESTIMATED and (tokens, order) == CELLS[0],
+        )
+
+
+def published() -> Iterator[Row]:
+  """The largest published models, then tokenizers and the paper's text encoder."""
+  recipe = "configs/reproduce/imagenet.py:model="
+  beside = (("sample.batch", BESIDE),)
+  for model, (topology, training) in PUBLISHED.items():
+    for mode, given in (("train", tuple(training.items())), ("sample", beside)):
+      yield Row((model, mode), recipe + model, topology, overrides=given, mode=mode)
+  for kind, model in TOKENIZERS.items():
+    given = beside if model else (("tokenizer.kind", kind), *beside)
+    config = recipe + model if model else "configs/fluid.py"
+    for mode in ("encode", "decode"):
+      yield Row((kind, mode), config, "v5e:4x4", overrides=given, mode=mode)
+  xxl = (("text.width", 4096), *beside)
+  t5 = "configs/fluid.py:text=t5"
+  yield Row(("t5 xxl", "text"), t5, "v5e:4x4", overrides=xxl, mode="text")
+
+
+def rows() -> list[Row]:
+  return [*ladder(), *published()]
 
 
 def compile_row(row: Row) -> dict[str, Any]:
@@ -114,24 +171,21 @@ def markdown(reports: dict[str, dict]) -> str:
     "MFU is an estimate (see launch/aot_compile.py): `compiler` is libtpu's cost model",
     "put together from unrolled layers (empty where it was negative), `roofline` the",
     "data sheets' bound. Both are estimated for one cell of the largest sizes.",
-    f"{len(reports)} of {len(list(rows()))} rows are compiled; a next run goes on.",
+    f"{len(reports)} of {len(rows())} rows are compiled; a next run goes on.",
     "",
     "| size | cell | topology | mesh | accum | remat | GiB of | traffic GiB |"
     " images/s | MFU compiler | MFU roofline |",
     "|---|---|---|---|---|---|---|---|---|---|---|",
   ]
-  for row in rows():
+  for row in ladder():
     r = reports.get(row.name)
     if not r:
       continue
-    where = row.topology + (f" x {row.slices}" if row.slices > 1 else "")
-    head = f"| {row.size} | {row.tokens}-{row.order} | {where} |"
+    head = f"| {' | '.join(row.what)} | {row.where} |"
     if "memory" not in r or "error" in r:
       lines.append(f"{head} does not fit: {r['error']} |" + " |" * 7)
       continue
-    m = r["memory"]
-    mesh = ", ".join(f"{k} {v}" for k, v in r["mesh"].items())
-    traffic = sum(t["bytes"] for t in r["collectives"].values()) / GB
+    mesh, memory, traffic = _cells(r)
     e = r.get("estimate", {})
     estimate = " | ".join(
       form.format(e[k]) if k in e else ""
@@ -142,10 +196,37 @@ def markdown(reports: dict[str, dict]) -> str:
       )
     )
     lines.append(
-      f"{head} {mesh} | {r['accum']} | {r['remat']} | "
-      f"{m['total'] / GB:.1f} of {m['limit'] / GB:.0f} | {traffic:.1f} | {estimate} |"
+      f"{head} {mesh} | {r['accum']} | {r['remat']} | {memory} | {traffic} | "
+      f"{estimate} |"
     )
+  lines += [
+    "",
+    "## Published models, and what runs beside a net",
+    "",
+    "The largest size of each family with its authors' recipe (`configs/reproduce`),",
+    f"samplers, tokenizers and text encoder at {BESIDE} images or prompts at once.",
+    "",
+    "| what | program | topology | mesh | batch | accum | GiB of | traffic GiB |",
+    "|---|---|---|---|---|---|---|---|",
+  ]
+  for row in published():
+    if r := reports.get(row.name):
+      head = f"| {' | '.join(row.what)} | {row.where} |"
+      if "memory" not in r or "error" in r:
+        lines.append(f"{head} does not fit: {r['error']} |" + " |" * 4)
+        continue
+      mesh, memory, traffic = _cells(r)
+      batch = f"{r['batch']} | {r.get('accum', '')}"
+      lines.append(f"{head} {mesh} | {batch} | {memory} | {traffic} |")
   return "\n".join(lines) + "\n"
+
+
+def _cells(report: dict[str, Any]) -> tuple[str, str, str]:
+  """Mesh, memory and traffic of a report."""
+  m = report["memory"]
+  mesh = ", ".join(f"{k} {v}" for k, v in report["mesh"].items())
+  traffic = sum(t["bytes"] for t in report["collectives"].values()) / GB
+  return mesh, f"{m['total'] / GB:.1f} of {m['limit'] / GB:.0f}", f"{traffic:.1f}"
 
 
 def main(argv) -> None:

@@ -91,6 +91,20 @@ def test_a_small_config_compiles_for_a_topology(tmp_path):
 
 
 @needs_libtpu
+@pytest.mark.parametrize(
+  "mode, args, words",
+  [
+    ("decode", (), "vae, decode:"),
+    ("text", ("--config.text.kind=t5", "--config.text.width=512"), "t5, text: 18.9M"),
+  ],
+)
+def test_what_runs_beside_the_net_compiles_too(mode, args, words):
+  done = aot("--quick", f"--mode={mode}", "--config.sample.batch=8", *args)
+  assert done.returncode == 0, done.stderr
+  assert words in done.stdout and "GiB a device" in done.stdout
+
+
+@needs_libtpu
 def test_what_does_not_fit_is_said_and_fails():
   done = aot("--quick", "--estimate=false", f"--config.batch={2**22}")
   assert done.returncode == 1

@@ -10,9 +10,18 @@ import pytest
 from configs import fluid as paper
 from configs import sizes
 from fluid import config, flops, models
+from fluid.models.published import RUNS
 from tests import tiny
 from tests.nets import cells
 from tests.nets import tiny as tiny_net
+
+
+@pytest.mark.parametrize("name, passes", [("maskgit", 8), ("llamagen_b", 2)])
+def test_drawing_costs_its_passes(name, passes):
+  """Eight steps over all tokens; each token once by its cache, guided."""
+  run = RUNS[name]()
+  net = models.Net.of(run)
+  assert flops.drawing(net, run.sample) == passes * flops.forward(net)["total"]
 
 
 def _linear(i, o):

@@ -177,7 +177,7 @@ def test_published_sizes_fit_a_mesh(network, mesh):
   rows = jax.NamedSharding(mesh, sharding.batch_spec())
   ids = jax.ShapeDtypeStruct((16, 128), jnp.int32, sharding=rows)
   mask = jax.ShapeDtypeStruct((16, 128), bool, sharding=rows)
-  run = lambda *args: frozen_lib._features(network, *args, dtype="bfloat16")
+  run = lambda *args: frozen_lib.features(network, *args, dtype="bfloat16")
   with jax.set_mesh(mesh):
     out = jax.eval_shape(run, params, ids, mask)
   assert out.shape == (16, 128, network.width)

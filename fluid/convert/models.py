@@ -5,6 +5,7 @@ fluid.evaluate take it, and `init.workdir` starts a training from it.
 """
 
 import dataclasses
+import importlib.resources
 import os
 import pathlib
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 import jax
 
-from fluid import api, files, tokenizers
+from fluid import api, files, text, tokenizers
 from fluid import config as config_lib
 from fluid.convert.family import Family
 from fluid.convert.spellings import SPELLINGS
@@ -85,11 +86,18 @@ def save(path: str, run, options, params: Any) -> None:
     run.text.install(folder)
     shipped = run.text.shipped(folder)
     run = config_lib.replaced(run, {"text.path": shipped})
-  elif isinstance(run.text, ClassesConfig):  # Without names they are asked by number.
-    numbers = "".join(f"{i}\n" for i in range(run.text.vocab_size))
-    files.write_text(folder / run.text.FILE, numbers)
+  elif isinstance(run.text, ClassesConfig):
+    files.write_text(folder / run.text.FILE, names_of(run.text.vocab_size))
   files.write_json(folder / "model.json", described)
   files.write_json(folder / "config.json", config_lib.to_dict(run))
+
+
+def names_of(classes: int) -> str:
+  """A line a class: ImageNet's names, or numbers where it is another set."""
+  names = importlib.resources.files(text).joinpath("imagenet.txt").read_text("utf-8")
+  if len(names.splitlines()) == classes:
+    return names
+  return "".join(f"{i}\n" for i in range(classes))
 
 
 def read(path: str) -> tuple[Any, Any, int]:

@@ -199,7 +199,7 @@ class Frozen:
     weights.check(self._rows, self._weights, config.SKIP, path)
     self._mesh: Any = None
     self._params: dict | None = None
-    self._jit = jax.jit(functools.partial(_features, network, dtype=config.dtype))
+    self._jit = jax.jit(functools.partial(features, network, dtype=config.dtype))
 
   def encode(self, prompts: Sequence[str], length: int, **kwargs):
     """As the vocabulary does (fluid.text.pieces)."""
@@ -246,7 +246,8 @@ class Frozen:
     return weights.place(self._rows, self._weights, self.config.dtype, mesh, self.path)
 
 
-def _features(network, params, ids, mask, *, dtype) -> jax.Array:
+def features(network, params, ids, mask, *, dtype) -> jax.Array:
+  """Ids and mask [B, T] -> [B, T, E] bfloat16, zeros where the mask is False."""
   ids, mask = sharding.by_rows((ids, mask))
   found = network(params, ids, mask, jnp.dtype(dtype))
   return jnp.where(mask[..., None], found, 0).astype(jnp.bfloat16)

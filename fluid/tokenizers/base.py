@@ -103,8 +103,8 @@ class Tokenizer:
     self.config = config
     self.image_size = image_size
     self.variables = jax.device_put(variables)
-    by_rows = lambda name: functools.partial(_by_rows, getattr(self, name))
-    self._jit = functools.cache(lambda name: jax.jit(by_rows(name)))
+    bound = lambda name: functools.partial(by_rows, getattr(self, name))
+    self._jit = functools.cache(lambda name: jax.jit(bound(name)))
 
   @property
   def spec(self) -> TokenSpec:
@@ -143,7 +143,7 @@ class Tokenizer:
     return self._jit("moments_with")(self.variables, images)
 
 
-def _by_rows(fn, variables, x):
+def by_rows(fn, variables, x):
   """fn(variables, x) of rows x [B, ...], which do not know of each other."""
   mesh = jax.sharding.get_abstract_mesh()
   axes = tuple(a for a in sharding.RULES["batch"] if a in mesh.shape)

@@ -1,0 +1,218 @@
+"""Cells of published tables: what to convert, how to evaluate, what to expect.
+
+  python -m configs.reproduce.tables > docs/reproduce-cells.md
+
+Figures are the authors', of ImageNet at 256 pixels with 50,000 images unless a cell
+says otherwise; Fluid's are of its Table 1. `hours` of the output are an estimate: FLOPs
+of drawing (fluid.flops.drawing) at 40 % of a v5e chip's peak.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from fluid import config, flops, models
+from fluid.models.published import RUNS
+
+MFU, CHIP = 0.4, "TPU v5e"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """A number of a table.
+
+  Attributes:
+    model: of fluid.models.published.RUNS, and kind of fluid.convert.
+    weights: the authors' file.
+    tokenizer: its kind and the authors' file.
+    protocol: of fluid.evals.protocols.
+    expected: metric -> figure.
+    changes: keys of the config that differ from the model's.
+    note: what else to know.
+  """
+
+  model: str
+  weights: str
+  tokenizer: tuple[str, str]
+  protocol: str
+  expected: dict[str, float]
+  changes: tuple[tuple[str, Any], ...] = ()
+  note: str = ""
+
+  def convert(self) -> list[str]:
+    """Commands: the tokenizer's, and the model's."""
+    kind, file = self.tokenizer
+    given = "".join(f" {k}={v}" for k, v in self.changes)
+    return [
+      f"python -m fluid.convert {kind} {file} tokenizers/{kind}",
+      f"python -m fluid.convert {self.model} {self.weights} models/{self.model} "
+      f"tokenizer.path=tokenizers/{kind}{given}",
+    ]
+
+  def evaluate(self) -> str:
+    """The command that gives the figure."""
+    return (
+      f"python -m fluid.evaluate --workdir models/{self.model} "
+      f"--protocol={self.protocol}"
+    )
+
+  def hours(self, images: int = 50_000) -> float:
+    """Chip hours of drawing, at least: where batches are small, reading weights and
+    keys takes longer than the products.
+    """
+    run = config.replaced(RUNS[self.model](), dict(self.changes))
+    work = flops.drawing(models.Net.of(run, platform="tpu"), run.sample) * images
+    return work / (MFU * flops.PEAKS[CHIP]) / 3600
+
+
+# Where the authors publish their files.
+HOMES = {
+  "mar": "github.com/LTH14/mar",
+  "llamagen": "github.com/FoundationVision/LlamaGen",
+  "maskgit": "github.com/google-research/maskgit",
+  "rar": "github.com/bytedance/1d-tokenizer",
+  "var": "github.com/FoundationVision/VAR",
+}
+
+
+def _mar(size: str, name: str, fid: float, score: float) -> Cell:
+  return Cell(
+    f"mar_{size}",
+    f"mar_{name}/checkpoint-last.pth",
+    ("kl16", "vae/kl16.ckpt"),
+    "imagenet50k-fidelity",
+    {"FID": fid, "IS": score},
+  )
+
+
+def _llamagen(size: str, fid: float, pixels: int, name: str = "") -> Cell:
+  changes: tuple[tuple[str, Any], ...] = ()
+  if pixels != 256:
+    changes = (("data.image_size", pixels),)
+  return Cell(
+    f"llamagen_{size}",
+    f"c2i_{name or size.upper()}_{pixels}.pt",
+    ("llamagen_vq", "vq_ds16_c2i.pt"),
+    "imagenet50k",
+    {"FID": fid},
+    changes,
+    "" if pixels == 256 else f"drawn at {pixels} pixels, scaled to 256",
+  )
+
+
+def _rar(size: str, fid: float) -> Cell:
+  tokenizer = ("maskgit_vq", "maskgit-vqgan-imagenet-f16-256.bin")
+  return Cell(f"rar_{size}", f"rar_{size}.bin", tokenizer, "imagenet50k", {"FID": fid})
+
+
+def _var(depth: int, fid: float) -> Cell:
+  return Cell(
+    f"var_d{depth}",
+    f"var_d{depth}.pth",
+    ("var_vq", "vae_ch160v4096z32.pth"),
+    "imagenet50k",
+    {"FID": fid},
+  )
+
+
+CELLS = (
+  _mar("b", "base", 2.31, 281.7),
+  _mar("l", "large", 1.78, 296.0),
+  _mar("h", "huge", 1.55, 303.7),
+  _llamagen("b", 5.46, 256),
+  _llamagen("b", 6.09, 384),
+  _llamagen("l", 3.80, 256),
+  _llamagen("l", 3.07, 384),
+  _llamagen("xl", 2.62, 384),
+  _llamagen("xxl", 2.34, 384),
+  _llamagen("3b", 2.18, 384),
+  Cell(
+    "maskgit",
+    "maskgit_imagenet256_checkpoint",
+    ("maskgit_vq", "tokenizer_imagenet256_checkpoint"),
+    "imagenet50k",
+    {"FID": 6.06},
+  ),
+  Cell(
+    "maskgit_512",
+    "maskgit_imagenet512_checkpoint",
+    ("maskgit_vq512", "tokenizer_imagenet512_checkpoint"),
+    "imagenet50k",
+    {"FID": 7.32},
+    note="512 pixels against statistics of 512",
+  ),
+  _rar("b", 1.95),
+  _rar("l", 1.70),
+  _rar("xl", 1.50),
+  _rar("xxl", 1.48),
+  _var(16, 3.55),
+  _var(20, 2.95),
+  _var(24, 2.33),
+  _var(30, 1.97),
+)
+
+# Fluid's Table 1 (zero-shot COCO FID-30K, GenEval of 553 x 4): what our own runs of
+# configs/fluid.py aim at; there are no weights.
+FLUID = {
+  "369M": (7.23, 0.62),
+  "665M": (6.84, 0.65),
+  "1.1B": (6.59, 0.67),
+  "3.1B": (6.41, 0.70),
+  "10.5B": (6.16, 0.69),
+}
+
+
+def markdown(hours: Callable[[Cell], float] = Cell.hours) -> str:
+  """The page."""
+  lines = [
+    "# Published figures, cell by cell",
+    "",
+    "By `python -m configs.reproduce.tables`. Figures are the authors': none was",
+    "measured here, as no published file was at hand. ImageNet at 256 pixels, 50,000",
+    "images, as many of each class. Chip hours: FLOPs of drawing at",
+    f"{MFU:.0%} of the peak of a {CHIP.removeprefix('TPU ')} chip, a floor where small",
+    "batches wait for memory.",
+    "Where their authors publish the files:",
+    ", ".join(HOMES.values()) + ".",
+    "",
+    "| model | weights | expected | by protocol | chip hours | |",
+    "|---|---|---|---|---|---|",
+  ]
+  for cell in CELLS:
+    figures = ", ".join(f"{k} {v:g}" for k, v in cell.expected.items())
+    lines.append(
+      f"| {cell.model} | `{cell.weights}` | {figures} | {cell.protocol} | "
+      f"{hours(cell):.1f} | {cell.note} |"
+    )
+  lines += [
+    "",
+    "The commands of each. `imagenet50k` compares with ADM's file,",
+    "`imagenet50k-fidelity` with MAR's, both in the folder `$FLUID_WEIGHTS`, as is",
+    "Inception (docs/evaluation.md).",
+    "",
+    "```bash",
+  ]
+  for cell in CELLS:
+    lines += [*cell.convert(), cell.evaluate(), ""]
+  lines += [
+    "```",
+    "",
+    "## Fluid's Table 1",
+    "",
+    "Targets of `configs/fluid.py:tokens=continuous,order=random,size=SIZE`, whose",
+    "weights were not released:",
+    "",
+    "```bash",
+    "python -m fluid.evaluate --workdir RUN --protocol=coco30k-fid",
+    "python -m fluid.evaluate --workdir RUN --protocol=geneval",
+    "```",
+    "",
+    "| size | FID-30K | GenEval |",
+    "|---|---|---|",
+    *(f"| {size} | {fid:.2f} | {score:.2f} |" for size, (fid, score) in FLUID.items()),
+  ]
+  return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+  print(markdown(), end="")

@@ -1,0 +1,61 @@
+"""Cells of published tables: their commands name what is there, and the page has them."""
+
+import pathlib
+import shlex
+
+import pytest
+
+from configs.reproduce import tables
+from fluid import models
+from fluid.convert import models as convert
+from fluid.convert.models import FAMILIES as MODELS
+from fluid.convert.tokenizers import FAMILIES as TOKENIZERS
+from fluid.evals.protocols import PROTOCOLS
+from fluid.models.published import RUNS
+from fluid.text.classes import Classes
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs/reproduce-cells.md"
+
+
+@pytest.mark.parametrize("cell", tables.CELLS, ids=lambda c: c.weights)
+def test_commands_of_a_cell_fit_together(cell):
+  kind, _ = cell.tokenizer
+  run = MODELS[cell.model].change(dict(cell.changes)).config
+  assert TOKENIZERS[kind].config == run.tokenizer
+  spec = run.tokenizer.make(run.data.image_size).spec
+  assert spec == models.Net.of(run).tokens
+  assert cell.protocol in PROTOCOLS
+  page = PAGE.read_text()
+  assert all(command in page for command in [*cell.convert(), cell.evaluate()])
+  first = shlex.split(cell.evaluate())
+  assert first[:3] == ["python", "-m", "fluid.evaluate"]
+
+
+def test_the_page_has_every_figure_and_every_family():
+  lines = PAGE.read_text().splitlines()
+  known = tables.markdown(hours=lambda cell: 0.0).splitlines()
+  plain = lambda line: line.rsplit("|", 3)[0] if line.count("|") == 7 else line
+  assert [plain(line) for line in lines] == [plain(line) for line in known]
+  family = lambda name: name.split("_")[0]
+  assert {family(c.model) for c in tables.CELLS} == {family(name) for name in RUNS}
+
+
+def test_a_floor_of_hours_grows_with_the_model_and_the_images():
+  small, large = (c for c in tables.CELLS if c.model in ("rar_b", "rar_xxl"))
+  assert 0 < small.hours() < large.hours()
+  assert large.hours(100_000) == pytest.approx(2 * large.hours())
+
+
+def test_classes_of_imagenet_are_asked_for_by_name(tmp_path):
+  """Places that everyone knows, in the published order."""
+  (tmp_path / "classes.txt").write_text(convert.names_of(1000))
+  classes = Classes(tmp_path / "classes.txt")
+  known = {
+    "tench": 0,
+    "golden retriever": 207,
+    "giant panda": 388,
+    "toilet tissue": 999,
+  }
+  assert classes.encode([*known, "207"])[0][:, 0].tolist() == [*known.values(), 207]
+  assert classes.size == len(set(classes.names)) == 1000
+  assert convert.names_of(3) == "0\n1\n2\n"
