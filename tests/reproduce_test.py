@@ -1,4 +1,4 @@
-"""Cells of published tables: their commands name what is there, and the page has them."""
+"""Cells of published tables: commands name what is there, the page has them."""
 
 import pathlib
 import shlex
