@@ -113,3 +113,19 @@ def test_settings_are_parsed_and_refused():
   }  # fmt: skip
   with pytest.raises(cli.UserError, match="unknown sampling option 'stepz'"):
     sample.parse("stepz=8")
+
+
+def test_prepare_stands_beside_its_parts(tmp_path):
+  """Share of the floor is of the same images, all of which are prepared each time."""
+  file = tmp_path / "report.json"
+  done = _command(
+    "prepare", "--images=24", "--rounds=1", "--batch=8", f"--json={file}",
+    "--config=configs/toy.py:tokens=discrete",
+    "--config.tokenizer.path=configs/tokenizers/shapes32-vq",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-2000:]
+  report = json.loads(file.read_text())
+  assert 16 < report["images"] <= 24  # Some are held out.
+  rates = report["images_per_second"]
+  assert report["floor"] < min(rates["decode"], rates["encode"])
+  assert report["share_of_floor"] == pytest.approx(rates["prepare"] / report["floor"])
