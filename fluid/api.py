@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fluid import config, models, sampling, text, tokenizers
+from fluid import config, models, sampling, shipped, text, tokenizers
 from fluid.console import progress
 from fluid.durable import parameters, paths
 from fluid.parallel import sharding
@@ -75,7 +75,8 @@ def load(
   """Reads a run's checkpoint.
 
   Args:
-    workdir: folder of the run.
+    workdir: folder of the run, also 'configs/checkpoints/...' of those that come with
+      the code.
     weights: 'ema' or 'raw'.
     step: a saved step (None: the newest).
     mesh: devices to lay the parameters out over (None: all on the default device).
@@ -83,6 +84,7 @@ def load(
   Raises:
     ConfigError: no run, no such checkpoint, or a tokenizer or vocabulary missing.
   """
+  workdir = shipped.find(str(workdir))
   run, described = chosen(read_config(workdir), workdir), read_model(workdir)
   if mesh is None:  # Says what is missing before anything large is read.
     params, found = parameters.restore(workdir, weights, step)

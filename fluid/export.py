@@ -12,7 +12,7 @@ import pathlib
 
 from absl import flags
 
-from fluid import api, config, files, text
+from fluid import api, config, files, shipped, text
 from fluid.console import cli
 from fluid.durable import card, exported
 
@@ -29,7 +29,7 @@ def export(workdir, out, *, weights: str = "ema", step: int | None = None) -> No
   Raises:
     ConfigError: what fluid.load refuses, or a folder that holds a run.
   """
-  out = pathlib.Path(out)
+  workdir, out = shipped.find(str(workdir)), pathlib.Path(out)
   if (out / "checkpoints").exists():
     raise config.ConfigError(f"{out} holds a run: name another folder in --out")
   loaded, described = api.load(workdir, weights, step), api.read_model(workdir)

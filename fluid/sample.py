@@ -15,7 +15,7 @@ import jax
 from absl import flags
 from PIL import Image
 
-from fluid import api, config, files, models
+from fluid import api, config, files, models, shipped
 from fluid.console import cli
 from fluid.evals.images import grid
 from fluid.parallel import distributed, sharding
@@ -86,7 +86,7 @@ def main(argv) -> None:
   if args.n < 1:
     raise cli.UserError(f"flag --n must be at least 1, not {args.n}")
   out = cli.require(OUT)
-  workdir, mesh = cli.require(WORKDIR), None
+  workdir, mesh = shipped.find(cli.require(WORKDIR)), None
   if jax.process_count() > 1:  # Laid out as in training.
     mesh = sharding.make_mesh(api.read_config(workdir).mesh)
   loaded = api.load(workdir, args.weights, args.step, mesh=mesh)

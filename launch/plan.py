@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fluid import shipped
 from fluid.config import ConfigError, Run, from_config_dict, from_file
 from fluid.config.identity import (
   differences,
@@ -24,7 +25,6 @@ from fluid.config.identity import (
   of_tokenizer,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
 MODULES = {
   "tokenizer": "fluid.tokenizers.train",
   "data": "fluid.prepare",
@@ -207,8 +207,7 @@ def _json(folder: Path, name: str) -> dict:
 
 
 def _load_module(path: str | Path):
-  path = Path(path)
-  found = path if path.exists() else ROOT / path
+  found = Path(shipped.find(str(path)))
   if not found.is_file():
     raise ConfigError(f"no such file: {path}")
   spec = importlib.util.spec_from_file_location(f"_sweep_{found.stem}", found)

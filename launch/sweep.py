@@ -259,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
   code = sweep.run()
   if args.report and code < 128:
     report = [sys.executable, "-m", "analysis.report", f"--workdir={workdir}"]
-    reported = subprocess.run(report, cwd=Path(__file__).parents[1]).returncode
+    reported = subprocess.run(report).returncode
     code = code or int(reported != 0)
   return code
 

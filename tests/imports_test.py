@@ -23,7 +23,7 @@ ANALYSIS = (
 
 
 FLUID = (
-  ("fluid.errors", "fluid.files", "fluid.rng", "fluid.trees"),
+  ("fluid.errors", "fluid.files", "fluid.rng", "fluid.shipped", "fluid.trees"),
   ("fluid.convert.pickles", "fluid.convert.weights"),
   ("fluid.convert.torch_zip", "fluid.convert.torch_legacy", "fluid.convert.graph_def"),
   ("fluid.convert.containers", "fluid.convert.names"),

@@ -9,6 +9,8 @@ import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
 
+from fluid import shipped
+
 # Below a sweep, a run, or a folder of runs.
 _WANTED = (
   "*.json",
@@ -26,10 +28,13 @@ class RemoteError(ValueError):
 
 
 def local(path: str | Path) -> Path:
-  """A local path for a path or URL; what is behind a URL is copied, anew each time."""
+  """A local path for a path or URL; what is behind a URL is copied, anew each time.
+
+  analysis/results/... and analysis/published/... come with the code, from any folder.
+  """
   text = str(path)
   if "://" not in text:
-    return Path(path)
+    return Path(shipped.find(text))
   try:
     import fsspec
 

@@ -21,7 +21,8 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fluid import config
+from fluid import config, shipped
+from fluid.config.identity import places
 from fluid.console import pages
 from fluid.errors import REQUEUE
 
@@ -37,6 +38,14 @@ class UserError(config.ConfigError):
   exit_code = 2
 
 
+class _Parser(config_flags.config_flags.ConfigFileFlagParser):
+  """Of --config: configs/toy.py is the one that came with the code, if none is here."""
+
+  def parse(self, path):
+    file, *argument = path.split(":", 1)
+    return super().parse(":".join([shipped.find(file), *argument]))
+
+
 def config_flag() -> flags.FlagHolder:
   """--config=FILE.py[:argument string] with dotted overrides --config.key=value.
 
@@ -46,6 +55,7 @@ def config_flag() -> flags.FlagHolder:
     config_flags.DEFINE_config_file(
       "config", help_string="Config file, e.g. configs/toy.py:tokens=continuous."
     )
+    flags.FLAGS["config"].parser = _Parser("config")
   return flags.FlagHolder(flags.FLAGS, flags.FLAGS["config"])
 
 
@@ -75,7 +85,7 @@ def require(holder: flags.FlagHolder):
 
 def read(holder: flags.FlagHolder) -> config.Run:
   """The config flag -> the dataclass of the whole run."""
-  return config.from_config_dict(require(holder))
+  return places(config.from_config_dict(require(holder)), shipped.find)
 
 
 def run(main, argv: list[str] | None = None, *, words: bool = False) -> None:

@@ -4,14 +4,18 @@ WORKDIR/config.json says which run it belongs to, WORKDIR/saved.json which check
 was complete last: where that is gone, a run does not silently begin again.
 """
 
+import json
 import os
 import pathlib
 import subprocess
+from importlib import metadata
 from typing import Any
 
 from fluid import config
 from fluid.config.identity import differences, identity
 from fluid.durable.lock import lock
+
+DISTRIBUTION = "fluid-scaling"  # As pyproject.toml names it.
 
 
 class WorkdirError(config.ConfigError):
@@ -66,18 +70,32 @@ def _identity(path):
 
 
 def commit() -> dict[str, Any]:
-  """The commit of this code, and whether it was changed since; empty outside git."""
+  """The commit of this code, and whether it was changed since; empty where unknown."""
+  here = pathlib.Path(__file__)
 
   def git(*args):
-    here = pathlib.Path(__file__).parent
-    done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True)
+    done = subprocess.run(
+      ["git", *args], cwd=here.parent, capture_output=True, text=True
+    )
     return done.stdout.strip() if done.returncode == 0 else None
 
-  try:
+  try:  # Installed below someone's own repository, this file is none of its files.
+    ours = git("ls-files", "--error-unmatch", here.name) is not None
     found, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
   except OSError:  # There is no git.
-    return {}
+    ours = False
+  if not ours:
+    found, changed = _installed(), ""
   return {"commit": found, "commit_clean": not changed} if found else {}
+
+
+def _installed() -> str | None:
+  """The commit that pip installed from, where that was a URL of git."""
+  try:
+    origin = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+  except metadata.PackageNotFoundError:
+    return None
+  return json.loads(origin or "{}").get("vcs_info", {}).get("commit_id")
 
 
 def check(path: pathlib.Path, run: config.Run) -> None:

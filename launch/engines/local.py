@@ -1,4 +1,4 @@
-"""Jobs as processes of this machine, each on its share of the cores.
+"""Jobs as processes of this machine, in this folder, each on its share of the cores.
 
 A job gets its own process group, so that Ctrl-C reaches it once, through the launcher;
 on Linux it is also told to stop when the launcher itself is killed.
@@ -10,12 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from fluid.console import pages
 from launch.engines import Job
 
-ROOT = Path(__file__).resolve().parents[2]
 GRACE = 60.0  # seconds between asking a job to stop and killing it
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
@@ -60,7 +58,6 @@ class Engine:
     with open(job.log, "ab") as log:
       self._on[share] = subprocess.Popen(
         job.argv,
-        cwd=ROOT,
         env=env,
         stdin=subprocess.DEVNULL,
         stdout=log,
