@@ -83,4 +83,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
 def to_config_dict(run: config.Run) -> ml_collections.ConfigDict:
   """Dataclass -> ConfigDict, for dotted overrides at the command line."""
-  return ml_collections.ConfigDict(config.to_dict(run))
+  return ml_collections.ConfigDict(_tuples(config.to_dict(run)))
+
+
+def _tuples(tree):
+  """The same with tuples for lists, which flags cannot set."""
+  if isinstance(tree, dict):
+    return {k: _tuples(v) for k, v in tree.items()}
+  return tuple(map(_tuples, tree)) if isinstance(tree, list) else tree

@@ -46,6 +46,8 @@ def export(workdir, out, *, weights: str = "ema", step: int | None = None) -> No
   changes = {
     "tokenizer.path": relative,
     "data.cache": "",
+    "data.mixture": (),
+    "data.weights": (),
     "text.path": run.text.shipped(out),
   }
   content = config.to_dict(config.replaced(run, changes))

@@ -9,10 +9,12 @@ index. Started again, it goes on at the first missing shard, and ends at once wh
 nothing is missing. Many processes (--coordinator, --processes, --process, as of
 fluid.train) deal the shards out by number, and write what one would write. An example
 that cannot be used keeps its place in the records, says what is wrong, and is skipped
-in training; more of them than data.max_bad end the work.
+in training; more of them than data.max_bad end the work. So does one that data.filter
+or data.dedupe leaves out, of which there may be any number: it is never drawn.
 """
 
 import collections
+import dataclasses
 import functools
 import hashlib
 import pathlib
@@ -20,13 +22,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from fluid import config as config_lib
 from fluid import text, tokenizers
 from fluid.config import identity
 from fluid.console import cli
 from fluid.console.progress import Progress
-from fluid.data import Source, count, examples, make_source, records
+from fluid.data import (
+  BadExample,
+  Source,
+  count,
+  examples,
+  make_source,
+  packing,
+  records,
+)
 from fluid.parallel import distributed
 
 SPLITS = ("train", "val")
@@ -34,6 +45,7 @@ VERSION = 1
 # Changing either changes which record is in which file.
 BATCH = 128
 BATCHES_PER_SHARD = 32
+_LOOKED_AT = 16  # Examples, of which one has to have the score that data.filter names.
 
 CONFIG = cli.config_flag()
 
@@ -60,7 +72,7 @@ def prepare(
 
   Raises:
     ConfigError: no cache named, a cache of another config, a source, vocabulary or
-      tokenizer that cannot be used, or more bad examples than data.max_bad.
+      tokenizer that cannot be used, more bad examples than data.max_bad, or none left.
   """
   cache = pathlib.Path(run.data.cache)
   if not run.data.cache:
@@ -150,8 +162,13 @@ def _begin(cache: pathlib.Path, made_from: dict[str, Any]) -> dict[str, Any]:
 
 def _finish(run: config_lib.Run, metadata: dict[str, Any], split: str, paths) -> None:
   """Writes what metadata.json says of a split whose shards are all there."""
-  metadata["splits"][split] = content = _describe(paths)
+  metadata["splits"][split] = content = _describe(run.data, split, paths)
   _check_share(run, split, sum(content["skipped"].values()), content["count"], "")
+  if content["count"] and sum(content.get("filtered", {}).values()) == content["count"]:
+    raise config_lib.ConfigError(
+      f"no example of split '{split}' is left: config section 'data.filter' leaves out "
+      f"{_named(content['filtered'])}; lower its bounds"
+    )
   records.write_metadata(run.data.cache, metadata)
 
 
@@ -161,7 +178,7 @@ def _fit(run: config_lib.Run, source: Source, log) -> None:
   if not run.text.install(cache):
     total = count(run.data, "train", source)
     log(f"prepare text: {run.text.kind} from {total} captions")
-    run.text.fit(source, total, cache / run.text.FILE)
+    run.text.fit(source, total, cache / run.text.FILE, run.data.captions)
 
 
 def _write_split(
@@ -169,12 +186,16 @@ def _write_split(
 ) -> list[pathlib.Path]:
   """Writes this process's shards of a split that are missing; returns all paths."""
   total = count(run.data, split, source)
+  _check_score(run.data.filter.score, split, source, total)
+  data = run.data
+  if split != "train":
+    data = dataclasses.replace(data, flips=False)  # Nobody draws from another split.
   size = batch * BATCHES_PER_SHARD
   progress = Progress(f"prepare {split}", total, "examples", log)
   paths, bad = [], []
 
   def pack(content):
-    bad.extend(e for e in content if "bad" in e)
+    bad.extend(e for e in content if e.get("bad") in records.BAD)
     if bad:
       last = f"; the last: id {bad[-1]['id']}, {bad[-1]['bad']}: {bad[-1]['why']}"
       _check_share(run, split, len(bad), total, last)
@@ -191,7 +212,7 @@ def _write_split(
 
     def rows(start=start, stop=stop):
       workers = run.data.workers
-      for found in examples.read(source, run.text, start, stop, batch, workers):
+      for found in examples.read(source, run.text, start, stop, batch, workers, data):
         yield from pack(
           examples.encode(found, tokenizer, vocabulary, run.text.length, batch)
         )
@@ -209,14 +230,44 @@ def _check_share(run, split, bad: int, total: int, last: str) -> None:
     )
 
 
-def _describe(paths: list[pathlib.Path]) -> dict[str, Any]:
+def _check_score(score: str, split: str, source: Source, total: int) -> None:
+  """Refuses a score that no example has, before all of them are left out."""
+  looked_at = 0
+  for index in range(min(total, _LOOKED_AT) if score else 0):
+    try:
+      meta = source[index]["meta"]
+    except BadExample:
+      continue
+    if score in meta:
+      return
+    looked_at, keys = looked_at + 1, meta
+  if looked_at:
+    raise config_lib.ConfigError(
+      f"config key 'data.filter.score' is '{score}', which the first examples of split "
+      f"'{split}' lack; their meta has {', '.join(keys) or 'nothing'}"
+    )
+
+
+def _describe(
+  data: config_lib.Data, split: str, paths: list[pathlib.Path]
+) -> dict[str, Any]:
   """What metadata.json says of a split; reading every record verifies the files."""
-  shards, cut = [], 0
+  shards, cut, most, usable, mirrored = [], 0, 1, 0, 0
   skipped: collections.Counter[str] = collections.Counter()
+  filtered: collections.Counter[str] = collections.Counter()
+  unused, hashes = [np.zeros(0, bool)], [np.zeros(0, np.uint64)]
   for path in paths:
     content = [records.unpack(r) for r in records.read_shard(path)]
-    cut += sum("cut" in e for e in content)
-    skipped.update(e["bad"] for e in content if "bad" in e)
+    good = [e for e in content if "bad" not in e]
+    cut += sum("cut" in text for e in good for text in packing.texts(e))
+    most = max([most, *(len(packing.texts(e)) for e in good)])
+    usable += len(good)
+    mirrored += sum("mirror" in e for e in good)
+    kinds = [e.get("bad") for e in content]
+    skipped.update(k for k in kinds if k in records.BAD)
+    filtered.update(k for k in kinds if k in records.FILTERED)
+    unused.append(np.array([k in records.FILTERED for k in kinds]))
+    hashes.append(np.array([e.get("hash", 0) for e in content], np.uint64))
     shards.append(
       {
         "name": path.name,
@@ -225,28 +276,59 @@ def _describe(paths: list[pathlib.Path]) -> dict[str, Any]:
         "sha256": _digest(path),
       }
     )
-  return {
-    "count": sum(s["records"] for s in shards),
+  left_out = np.concatenate(unused)
+  if (again := _repeated(np.concatenate(hashes))).any():
+    filtered["duplicate"] = int(again.sum())
+    left_out |= again
+  ends = np.cumsum([s["records"] for s in shards])
+  for shard, rows in zip(shards, np.split(left_out, ends[:-1])):
+    if rows.any():
+      shard["unused"] = records.bitmap(rows)
+  out: dict[str, Any] = {
+    "count": len(left_out),
     "cut_captions": cut,
     "skipped": dict(skipped),
     "shards": shards,
   }
+  if filtered:
+    out["filtered"] = dict(filtered)
+  if most > 1:
+    out["captions"] = most
+  if data.flips and split == "train":
+    out |= {"mirrored": mirrored, "unmirrored": usable - mirrored}
+  return out
+
+
+def _repeated(hashes: np.ndarray) -> np.ndarray:
+  """Which of hashes [N] uint64 were there before; 0 is none."""
+  _, first = np.unique(hashes, return_index=True)
+  out = hashes != 0
+  out[first] = False
+  return out
 
 
 def _summary(metadata: dict[str, Any]) -> str:
   splits = metadata["splits"]
   line = ", ".join(f"{s['count']} {name}" for name, s in splits.items())
-  cut = sum(s["cut_captions"] for s in splits.values())
-  skipped = sum(
-    (collections.Counter(s["skipped"]) for s in splits.values()),
-    start=collections.Counter(),
-  )
-  named = ", ".join(f"{n} {kind}" for kind, n in sorted(skipped.items()))
-  return (
-    line
-    + (f"; {cut} captions cut at text.length" if cut else "")
-    + (f"; skipped: {named}" if named else "")
-  )
+  if cut := sum(s["cut_captions"] for s in splits.values()):
+    line += f"; {cut} captions cut at text.length"
+  for what in ("skipped", "filtered"):
+    if named := _named(*(s.get(what, {}) for s in splits.values())):
+      line += f"; {what}: {named}"
+  for split in splits.values():
+    if "mirrored" in split:
+      line += f"; {split['mirrored']} mirrored"
+    if rest := split.get("unmirrored"):
+      line += f", {rest} not, as left and right matter to them"
+  return line
+
+
+def _named(*counts: dict[str, int]) -> str:
+  """Counts by reason, as text."""
+  total: collections.Counter[str] = collections.Counter()
+  for some in counts:
+    total.update(some)
+  return ", ".join(f"{n} {kind}" for kind, n in sorted(total.items()))
 
 
 def _digest(path: pathlib.Path) -> str:

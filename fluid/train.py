@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from fluid import config, flops, text
 from fluid.config.identity import digest, identity
 from fluid.console import cli
-from fluid.data import pipeline, records
+from fluid.data import mixtures, pipeline, records
 from fluid.data.feed import Feed
 from fluid.durable import checkpoint, parameters, paths
 from fluid.durable.preemption import Preempted, Preemption
@@ -58,7 +58,7 @@ def run(cfg: config.Run, workdir) -> dict:
       )
     net = Net.of(cfg)
     described = flops.describe(net, cfg)
-    metadata = data.batches.records.metadata
+    metadata = records.read_metadata(cfg.data.cache)
     folder = _claim(path, cfg, _model_json(cfg, net, described, path, metadata))
     stack.callback(folder.close)
     finished = _finished(path)
@@ -80,7 +80,7 @@ def run(cfg: config.Run, workdir) -> dict:
     health = Health(
       cfg,
       path,
-      examples=len(batches.records),
+      examples=batches.examples,
       damage=batches.damage,
       counts=extra["counts"],
     )
@@ -196,14 +196,14 @@ def _finished(path) -> dict:
 
 def _start(cfg, net, mesh, saved, data) -> tuple[TrainState, dict]:
   """The newest checkpoint, or a new run's state; and what is saved beside it."""
-  metadata = data.batches.records.metadata
-  mark = records.fingerprint(metadata)
+  mark = mixtures.mark(cfg.data)
   found = saved.restore(abstract_state(net, cfg, mesh))
   if found is not None:
     if found[1]["cache"] != mark:
       raise config.ConfigError(
-        f"the tokens in {cfg.data.cache} are not those that this run began with; name "
-        "that cache in config key 'data.cache', or choose another --workdir"
+        f"the tokens in {', '.join((cfg.data.cache, *cfg.data.mixture))} are not those "
+        "that this run began with; name those in config keys 'data.cache' and "
+        "'data.mixture', or choose another --workdir"
       )
     return found
   state = init_state(net, cfg, mesh)
@@ -212,7 +212,9 @@ def _start(cfg, net, mesh, saved, data) -> tuple[TrainState, dict]:
     state = dataclasses.replace(
       state, params=params, ema=jax.tree.map(jnp.copy, params)
     )
-  cut = metadata["splits"]["train"].get("cut_captions", 0)
+  cut = sum(
+    c.metadata["splits"]["train"].get("cut_captions", 0) for c in data.batches.caches
+  )
   counts = {"data/cut_captions": cut} if cut else {}
   return state, {
     "cache": mark, "counts": counts, "wall_seconds": 0.0, "images_per_s": None,

@@ -60,6 +60,15 @@ def test_every_cell_and_size_is_a_valid_run(get_config, ladder):
     ({"evals": {"fun": {}}}, "unknown config key 'evals.fun'; choose from loss"),
     ({"evals": {"loss": {"n": 3}}}, "unknown config key 'evals.loss.n'"),
     ({"optim": {"schedule": "step"}}, "'optim.schedule' is 'step'"),
+    ({"data": {"mixture": ("a", "b")}}, "'data.weights' is (); it must hold a number"),
+    ({"data": {"mixture": ("a",), "weights": (0.0,)}}, "'data.weights' is (0.0,)"),
+    ({"data": {"weights": (1, "x")}}, "'data.weights' must be float, not 'x'"),
+    ({"data": {"captions": -1}}, "'data.captions' must not be negative"),
+    (
+      {"data": {"filter": {"min_words": 4, "max_words": 3}}},
+      "'data.filter.min_words' (4) is above 'data.filter.max_words' (3)",
+    ),
+    ({"data": {"filter": {"min_score": 4.0}}}, "'data.filter.score' names no key"),
   ],
 )
 def test_wrong_configs_are_named(changes, message):

@@ -42,7 +42,26 @@ FREE = {
   "profile_steps": "2:3",
   "tensorboard": True,
 }
-PLACES = {"data.cache": "/a", "tokenizer.path": "/b", "text.path": "/c"}
+PLACES = {
+  "data.cache": "/a",
+  "tokenizer.path": "/b",
+  "text.path": "/c",
+  "data.mixture": ("/d", "/e"),
+}
+# Younger than what is stored: at their defaults they are in no identity.
+ADDED = {
+  "data.captions": 5,
+  "data.flips": True,
+  "data.dedupe": True,
+  "data.weights": (0.5, 0.5),
+  "data.filter.min_side": 256,
+  "data.filter.min_aspect": 0.5,
+  "data.filter.max_aspect": 2.0,
+  "data.filter.min_words": 3,
+  "data.filter.max_words": 20,
+  "data.filter.score": "aesthetic",
+  "data.filter.min_score": 4.5,
+}
 
 
 def flat(tree, prefix=""):
@@ -58,7 +77,7 @@ def test_everything_counts_but_what_says_otherwise():
   left_out = set(flat(config.to_dict(RUN))) - identity.identity(RUN).keys()
   within = ("mesh.", "sample.", "init.", "evals.")
   assert {k for k in left_out if not k.startswith(within)} == (
-    FREE.keys() | PLACES.keys()
+    FREE.keys() | PLACES.keys() | ADDED.keys()
   ) - {"mesh", "sample", "init", "evals"}
   assert identity.identity(RUN).keys() <= set(flat(config.to_dict(RUN)))
 
@@ -88,6 +107,8 @@ def test_what_is_free_or_a_place_changes_nothing(key):
     ("data.source.tags", ("counting",), True, True),
     ("text.length", 9, False, True),
     ("tokenizer.lr", 0.5, True, False),
+    # What is said of images, and which are drawn, is of no account to a tokenizer.
+    *((key, value, False, key != "data.weights") for key, value in ADDED.items()),
   ],
 )
 def test_what_a_run_is_made_of_is_named(key, value, tokenizer, cache):
@@ -128,7 +149,8 @@ def test_an_identity_survives_files():
 def test_every_place_is_changed_and_nothing_else():
   run = config.replaced(RUN, PLACES | {"init.workdir": "d"})
   moved = identity.places(run, lambda path: path + "/x")
-  wanted = {k: v + "/x" for k, v in PLACES.items()} | {"init.workdir": "d/x"}
+  several = {"data.mixture": ("/d/x", "/e/x"), "init.workdir": "d/x"}
+  wanted = {k: f"{v}/x" for k, v in PLACES.items()} | several
   assert moved == config.replaced(run, wanted)
   # A source's own folder is what its images are, wherever the run lies.
   folder = config.replaced(run, {"data.source": FolderConfig(path="images")})

@@ -1,6 +1,8 @@
 """fluid.data.pipeline: one global order, whoever reads it and whenever it resumes."""
 
 import collections
+import dataclasses
+import hashlib
 import itertools
 
 import numpy as np
@@ -8,8 +10,9 @@ import pytest
 from scipy import stats
 
 from fluid import config
-from fluid.data import pipeline
-from tests.records_test import make_cache, make_example
+from fluid.data import mixtures, pipeline, records
+from fluid.text.learned import LearnedConfig
+from tests.records_test import make_cache, make_example, make_rich
 
 N = 20
 
@@ -138,6 +141,178 @@ def test_noise_rows_do_not_depend_on_their_company():
   correlation = np.corrcoef(many[:, :40].T) - np.eye(40)
   assert np.abs(correlation).max() < 0.12
   assert (pipeline.normal(2, 0, 4, 6) != pipeline.normal(1, 0, 4, 6)).all()
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory):
+  return make_rich(tmp_path_factory.mktemp("rich") / "c", continuous=False)
+
+
+def drawn(batches):
+  """(i, epoch) -> which caption, and whether mirrored, of batches in which all come."""
+  seen: collections.Counter[int] = collections.Counter()
+  out = {}
+  for batch in batches:
+    for i, text, tokens in zip(batch["id"] - 10, batch["text"], batch["tokens"]):
+      caption = max(0, int(text[1]) - 40)
+      wanted = [3 + i, 40 + caption] if caption else make_example(i)["text_ids"]
+      assert text[text > 0].tolist() == wanted
+      mirrored = set((tokens - make_example(i, False)["tokens"]).tolist())
+      assert len(mirrored) == 1
+      out[int(i), seen[i]] = caption, mirrored.pop()
+      seen[i] += 1
+  return out
+
+
+def test_draws_depend_on_seed_example_and_epoch_alone(rich):
+  """Not on the batch, on who reads it, on where it lies or where it is begun."""
+  whole = take(train(rich), 10)  # 4 epochs.
+  wanted = drawn(whole)
+  assert drawn(take(train(rich, batch=5), 16)) == wanted
+  assert drawn(take(train(rich, batch=80), 1)) == wanted
+  for memory in (0, 1 << 30):
+    parts = [take(train(rich, rows=share(i, 4), memory=memory), 10) for i in range(4)]
+    assert_same(join(parts), whole)
+  assert_same(list(itertools.islice(train(rich).iterate(7), 3)), whole[7:])
+  other = drawn(take(train(rich, seed=4), 10))
+  assert other.keys() == wanted.keys() and other != wanted
+
+
+@pytest.mark.slow
+def test_worker_processes_draw_the_same(rich):
+  assert_same(take(train(rich, workers=2), 6), take(train(rich), 6))
+
+
+def test_captions_and_mirror_images_come_in_equal_shares(rich):
+  found = drawn(take(train(rich, batch=2000), 4))  # 400 epochs.
+  for i in range(20):
+    captions, mirrored = zip(*(found[i, epoch] for epoch in range(400)))
+    for drawn_of, most in ((captions, 1 + i % 3), (mirrored, 1 + (i % 4 > 0))):
+      counts = np.bincount(drawn_of, minlength=most)
+      assert len(counts) == most
+      assert most == 1 or stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_evaluation_takes_first_captions_and_images_as_they_are(rich, tmp_path):
+  plain = make_cache(tmp_path / "plain", continuous=False)
+  args = {"shuffle": False, "epochs": 1}
+  assert_same(list(train(rich, **args)), list(train(plain, **args)))
+
+
+def mixed(tmp_path, **kwargs):
+  """A training stream of three parts of a cache of 20 and one of 12."""
+  folders = []
+  for number, size in enumerate((20, 12)):
+    folders.append(tmp_path / f"m{number}")
+    if not folders[-1].exists():
+      make_cache(folders[-1], size, continuous=False, length=6 + number)
+  return train(folders[0], mixture=folders, weights=(0.75, 0.25), **kwargs)
+
+
+def test_a_mixture_is_the_same_for_all_readers_and_starts(tmp_path):
+  whole = take(mixed(tmp_path), 12)
+  assert whole[0]["text"].shape == (8, 7)  # The longer one's.
+  for count in (2, 4, 8):
+    parts = [take(mixed(tmp_path, rows=share(i, count)), 12) for i in range(count)]
+    assert_same(join(parts), whole)
+  assert_same(take(mixed(tmp_path, memory=0), 12), whole)
+  assert_same(list(itertools.islice(mixed(tmp_path).iterate(5), 7)), whole[5:])
+  ids = lambda batches: np.concatenate([b["id"] for b in batches]).tolist()
+  assert ids(take(mixed(tmp_path, batch=12), 8)) == ids(whole)
+
+
+def test_rows_of_a_mixture_are_those_of_its_caches(tmp_path):
+  """Each in its order as if it were alone: only the places differ."""
+  batches = take(mixed(tmp_path), 30)
+  cache, index, _ = mixed(tmp_path).batches.order.at(np.arange(240))
+  assert np.bincount(cache).tolist() == [180, 60]
+  ids = np.concatenate([b["id"] for b in batches])
+  np.testing.assert_array_equal(ids, 10 + index)
+  alone = np.concatenate([b["id"] for b in take(train(tmp_path / "m0"), 23)])[:180]
+  np.testing.assert_array_equal(ids[cache == 0], alone)
+  tokens = np.concatenate([b["tokens"] for b in batches])
+  for i, row in zip(ids - 10, tokens):
+    np.testing.assert_array_equal(row, make_example(i, False)["tokens"])
+  epochs = ids[cache == 1].reshape(5, 12)
+  assert (np.sort(epochs, 1) == np.arange(10, 22)).all()
+
+
+def made_alike(tmp_path, **changes):
+  """A run that mixes two caches, as if prepared alike but for changes of the second."""
+  folders = [make_cache(tmp_path / name, continuous=False) for name in "ab"]
+  make_cache(folders[0], 8, split="val", continuous=False)
+  for folder in folders:
+    metadata = records.read_metadata(folder)
+    metadata["tokens"] = {"kind": "discrete", "length": 4, "vocab": 500}
+    metadata["text"] |= {"kind": "learned", "vocab_size": 60}
+    metadata["config"] = {"tokenizer.weights": "w", "text.file": ""}
+    for section, values in changes.items() if folder == folders[1] else ():
+      metadata[section] |= values
+    records.write_metadata(folder, metadata)
+    (folder / "text.model").write_bytes(b"words")
+  names = tuple(map(str, folders))
+  data = config.Data(cache=names[0], mixture=names, weights=(2.0, 1.0))
+  return config.Run(data=data, text=LearnedConfig(length=6))
+
+
+def test_a_run_trains_on_its_mixture_and_is_judged_on_its_cache(tmp_path):
+  run = made_alike(tmp_path)
+  training = pipeline.loader(run, "train", batch=9, shuffle=True)
+  cache, _, _ = training.batches.order.at(np.arange(90))
+  assert np.bincount(cache).tolist() == [60, 30]
+  assert training.batches.examples == 40
+  for split in ("val", "train"):
+    judged = pipeline.loader(run, split, batch=8, shuffle=False, epochs=1)
+    assert [str(c.cache) for c in judged.batches.caches] == [run.data.cache]
+
+
+def test_a_run_goes_on_with_the_same_caches_and_weights_alone(tmp_path):
+  data = made_alike(tmp_path).data
+  alone = dataclasses.replace(data, mixture=(), weights=())
+  own = records.fingerprint(records.read_metadata(data.cache))
+  assert mixtures.mark(alone) == own
+  marks = {own, mixtures.mark(data)}
+  marks.add(mixtures.mark(dataclasses.replace(data, weights=(1.0, 1.0))))
+  for folder in data.mixture:
+    metadata = records.read_metadata(folder)
+    metadata["splits"]["train"]["shards"][0]["sha256"] = "other"
+    records.write_metadata(folder, metadata)
+    marks.add(mixtures.mark(data))
+  assert len(marks) == 5
+
+
+@pytest.mark.parametrize(
+  "change, name",
+  [
+    ({"tokens": {"vocab": 400}}, "tokens.vocab is 400, but that of .*/a is 500"),
+    ({"tokens": {"length": 16}}, "tokens.length"),
+    ({"tokens": {"kind": "continuous"}}, "tokens.kind"),
+    ({"config": {"tokenizer.weights": "x"}}, "tokenizer.weights is 'x'"),
+    ({"text": {"kind": "classes"}}, "text.kind"),
+    ({"text": {"features": 4}}, "text.features is 4, but that of .*/a is None"),
+    ({"config": {"text.file": "y"}}, "text.file is 'y'"),
+  ],
+)
+def test_caches_that_differ_are_refused_in_one_line(tmp_path, change, name):
+  run = made_alike(tmp_path, **change)
+  with pytest.raises(config.ConfigError, match=f"names .*/b, whose {name}") as error:
+    pipeline.loader(run, "train", batch=8, shuffle=True)
+  assert "\n" not in str(error.value)
+
+
+def test_a_vocabulary_is_its_words_whether_made_or_given(tmp_path):
+  run = made_alike(tmp_path)
+  metadata = records.read_metadata(run.data.mixture[1])
+  # As prepare notes a text.path.
+  metadata["config"]["text.file"] = hashlib.sha256(b"words").hexdigest()
+  records.write_metadata(run.data.mixture[1], metadata)
+  pipeline.loader(run, "train", batch=8, shuffle=True)
+  (tmp_path / "a" / "text.model").write_bytes(b"other words")
+  with pytest.raises(config.ConfigError, match="names .*/b, whose text.file"):
+    pipeline.loader(run, "train", batch=8, shuffle=True)
+  missing = config.replaced(run, {"data.mixture": (str(tmp_path / "c"), "b")})
+  with pytest.raises(config.ConfigError, match="no cached tokens in .*/c"):
+    pipeline.loader(missing, "train", batch=8, shuffle=True)
 
 
 def test_discrete_tokens_are_int32(tmp_path):

@@ -18,7 +18,7 @@ import pytest
 
 from fluid import config, data, prepare, text
 from fluid.console import progress
-from fluid.data import make_source, pipeline, records
+from fluid.data import make_source, packing, pipeline, records
 from fluid.data.shapes import ShapesConfig
 from fluid.text.classes import ClassesConfig
 from fluid.text.learned import LearnedConfig
@@ -269,18 +269,209 @@ def test_bad_examples_keep_their_place_up_to_a_share(whole, tmp_path, monkeypatc
     np.testing.assert_array_equal(values[good], full[name][good])
 
 
+class Rich:
+  """A source with all that one can have: captions, sizes, scores, twins, bad ones."""
+
+  def __init__(self, source):
+    self.source = source
+
+  def __len__(self):
+    return len(self.source)
+
+  def captions(self, index):
+    caption = self.source.caption(index)
+    return [caption, *(f"{caption} again {k}" for k in range(index % 4))]
+
+  def caption(self, index):
+    return self.captions(index)[0]
+
+  def __getitem__(self, index):
+    if index == 5:
+      raise data.BadExample("image 5 is torn")
+    example = self.source[index]
+    if index % 10 == 9:
+      example["image"] = self.source[index - 7]["image"]
+    example["size"] = (20, 8) if index % 11 == 3 else (90, 30 + index % 13)
+    example["meta"]["score"] = str(index % 5) if index % 17 != 6 else None
+    captions = self.captions(index)
+    return example | {"caption": captions[0], "captions": captions}
+
+
+WANTED = {
+  "captions": 3,
+  "flips": True,
+  "dedupe": True,
+  "filter": config.Filter(
+    min_side=16, max_aspect=2.5, min_words=4, score="score", min_score=1.0
+  ),
+  "max_bad": 0.1,
+  "num_train": 140,
+}
+
+
+def write_rich(cache, tokenizer=None, **changes):
+  with pytest.MonkeyPatch.context() as patch:
+    real = prepare.make_source
+    patch.setattr(prepare, "make_source", lambda *a: Rich(real(*a)))
+    return write(cache, tokenizer, **WANTED | changes)
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory):
+  cache = tmp_path_factory.mktemp("rich") / "cache"
+  return cache, *write_rich(cache)
+
+
+def expected(source, index):
+  """What becomes of an example: a reason, or the captions that are kept."""
+  if index == 5:
+    return "image"
+  if index % 11 == 3:
+    return "side"
+  if 90 / (30 + index % 13) > 2.5:
+    return "aspect"
+  if not (fit := [c for c in source.captions(index) if len(c.split()) >= 4]):
+    return "words"
+  if index % 17 == 6 or index % 5 < 1:
+    return "score"
+  return fit[:3]
+
+
+def test_filters_captions_and_mirror_images(rich):
+  cache, metadata, lines = rich
+  vocabulary = text.load(LearnedConfig(), str(cache))
+  data = make_run(cache).data
+  counts = {}
+  for split in ("train", "val"):
+    source, read = Rich(make_source(data, split)), records.Records(cache, split)
+    want = [expected(source, i) for i in range(len(read))]
+    kept = [i for i, found in enumerate(want) if isinstance(found, list)]
+    twins = {i for i in kept if i % 10 == 9 and i - 7 in kept}
+    usable = [i for i in kept if i not in twins]
+    bad = [5]  # In the order as ever: a row that is masked.
+    assert read.usable.tolist() == sorted(usable + bad)
+    found = metadata["splits"][split]
+    assert found["skipped"] == {"image": 1} and found["count"] == len(want)
+    counts[split] = {k: want.count(k) for k in records.FILTERED if k in want}
+    counts[split] |= {"duplicate": len(twins)} if twins else {}
+    assert found["filtered"] == counts[split]
+    rows = read.gather(np.arange(len(read)))["bad"].tolist()
+    kinds = {i: records.KINDS[k - 1] for i, k in enumerate(rows) if k}
+    assert kinds == {i: w for i, w in enumerate(want) if isinstance(w, str)}
+    handed = 0
+    for i in kept:
+      example, original = read[i], source[i]
+      assert [t["caption"] for t in packing.texts(example)] == want[i]
+      for said in packing.texts(example):
+        ids = vocabulary.encode([said["caption"]], 40)[0][0]
+        assert said["text_ids"] == ids[ids > 0].tolist()
+      image = original["image"].astype(np.float32) / 127.5 - 1
+      quarters = lambda x: x.reshape(2, 8, 2, 8, 3).mean((1, 3)).reshape(4, 3)
+      np.testing.assert_allclose(example["mean"], quarters(image), atol=1e-3)
+      says = any("left" in c or "right" in c for c in want[i])
+      handed += says
+      assert ("mirror" in example) == (split == "train" and not says)
+      if "mirror" in example:
+        mirrored = quarters(image[:, ::-1])
+        np.testing.assert_allclose(example["mirror"]["mean"], mirrored, atol=1e-3)
+        assert example["mirror"].keys() == {"mean", "std"}
+    if split == "train":
+      assert all(counts[split].get(k) for k in (*records.FILTERED, "duplicate"))
+      assert 0 < handed < len(kept) and found["captions"] == 3
+      assert (found["mirrored"], found["unmirrored"]) == (len(kept) - handed, handed)
+  total = {k: sum(c.get(k, 0) for c in counts.values()) for k in counts["train"]}
+  named = ", ".join(f"{total[k]} {k}" for k in sorted(total))
+  assert f"skipped: 2 image; filtered: {named}; " in lines[-1]
+  rest = metadata["splits"]["train"]["unmirrored"]
+  assert f" mirrored, {rest} not, as left and right matter" in lines[-1]
+
+
+def test_what_is_filtered_takes_no_place_in_the_encoder(rich, tmp_path):
+  tokenizer = Tokenizer()
+  write_rich(tmp_path / "c", tokenizer, flips=False, dedupe=False)
+  calls = 0
+  for split, shards in (("train", (128, 12)), ("val", (10,))):
+    found = records.Records(tmp_path / "c", split)
+    ends = np.cumsum((0, *shards))
+    for start, stop in zip(ends, ends[1:]):
+      calls += -(-((found.usable >= start) & (found.usable < stop)).sum() // BATCH)
+  assert tokenizer.calls == calls < (140 + 10) / BATCH
+
+
+def test_training_draws_what_is_kept(rich):
+  cache, _, _ = rich
+  read = records.Records(cache, "train")
+  n = len(read.usable)
+  loader = pipeline.make_loader(cache, "train", batch=n, seed=0, shuffle=True)
+  for batch, _ in zip(loader, range(3)):
+    assert (~batch["mask"]).sum() == 1 and len(set(batch["id"].tolist())) == n
+    kept = {read[i]["id"] for i in read.usable.tolist() if i != 5}
+    assert set(batch["id"][batch["mask"]].tolist()) == kept
+  judged = pipeline.make_loader(cache, "val", batch=4, seed=0, shuffle=False, epochs=1)
+  masks = np.concatenate([b["mask"] for b in judged])
+  assert len(masks) - len(records.Records(cache, "val").usable) < 4
+
+
+@pytest.mark.parametrize("fail_at", [3, 40])
+def test_with_all_options_a_restart_gives_the_same_bytes(rich, tmp_path, fail_at):
+  with pytest.raises(KeyboardInterrupt):
+    write_rich(tmp_path / "c", Tokenizer(fail_at=fail_at))
+  write_rich(tmp_path / "c")
+  assert content(tmp_path / "c") == content(rich[0])
+
+
+def test_worker_processes_change_no_byte(tmp_path):
+  """Of bad examples neither, whose keys they hand on in an order of their own."""
+  small = {"num_train": 12, "num_val": 6, "max_bad": 0.5}
+  for name, workers in (("a", 0), ("b", 2)):
+    write_rich(tmp_path / name, workers=workers, **small)
+  found = content(tmp_path / "b")
+  assert found == content(tmp_path / "a")
+
+
+def test_a_cache_of_other_options_is_refused(whole, rich, tmp_path):
+  for options, key in (
+    ({"captions": 2}, "data.captions"),
+    ({"flips": True}, "data.flips"),
+    ({"dedupe": True}, "data.dedupe"),
+    ({"filter": config.Filter(min_side=3)}, "data.filter.min_side"),
+  ):
+    with pytest.raises(config.ConfigError, match=f"another config .{key} is None"):
+      write(whole[0], **options)
+  for cache, wanted in (
+    (rich[0], {"max_bad": 0.5}),
+    (whole[0], {"mixture": ("a",), "weights": (1.0,)}),
+  ):
+    before = content(cache)
+    (write_rich if cache == rich[0] else write)(cache, **wanted)
+    assert content(cache) == before
+
+
+def test_filters_that_leave_nothing_are_refused(tmp_path):
+  def refused(match, **filters):
+    with pytest.raises(config.ConfigError, match=match) as error:
+      write_rich(
+        tmp_path / match[:4], filter=config.Filter(**filters), num_train=8, num_val=2
+      )
+    assert "\n" not in str(error.value)
+
+  refused("'data.filter.score' is 'beauty'.*has .*, score", score="beauty")
+  refused("no example of split 'train' .*side", min_side=1000)
+
+
 PROCESS = """
-import sys
+import pathlib, sys
 from tests import prepare_test
 from fluid.parallel import distributed
 
-port, number, cache = sys.argv[1:]
+port, number, folder = sys.argv[1:]
 distributed.join(f"localhost:{port}", 2, int(number))
-prepare_test.write(prepare_test.pathlib.Path(cache))
+prepare_test.write(pathlib.Path(folder) / "cache")
+prepare_test.write_rich(pathlib.Path(folder) / "rich")
 """
 
 
-def test_two_processes_write_what_one_writes(whole, tmp_path):
+def test_two_processes_write_what_one_writes(whole, rich, tmp_path):
   """Each its shards; a second start by one process finds nothing to do."""
   with socket.socket() as s:
     s.bind(("localhost", 0))
@@ -288,11 +479,12 @@ def test_two_processes_write_what_one_writes(whole, tmp_path):
   env = {**os.environ, "JAX_PLATFORMS": "cpu"}
   command = [sys.executable, "-c", PROCESS, str(port)]
   processes = [
-    subprocess.Popen([*command, str(i), str(tmp_path / "cache")], env=env, cwd=ROOT)
+    subprocess.Popen([*command, str(i), str(tmp_path)], env=env, cwd=ROOT)
     for i in range(2)
   ]
   assert [p.wait(240) for p in processes] == [0, 0]
   assert content(tmp_path / "cache") == content(whole[0])
+  assert content(tmp_path / "rich") == content(rich[0])
   tokenizer = Tokenizer()
   write(tmp_path / "cache", tokenizer)
   assert tokenizer.calls == 0

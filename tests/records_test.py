@@ -45,6 +45,38 @@ def make_example(i, continuous=True):
   return example
 
 
+def make_rich(path, *, continuous=True, features=0):
+  """Of 20, example i has 1 + i % 3 captions, and all but every fourth a mirror image.
+
+  Further captions end in id 40 + k; tokens of mirror images, or their means, are those
+  of images + 1.
+  """
+  make_cache(path, continuous=continuous)
+
+  def enrich(row):
+    i = row["id"] - 10
+    said = [[3 + i, 40 + k] for k in range(1, 1 + i % 3)]
+    row["more"] = [{"caption": f"no. {k}", "text_ids": k} for k in said]
+    if i % 4:
+      row["mirror"] = {k: row[k] for k in packing.ARRAYS if k in row}
+      name = "mean" if continuous else "tokens"
+      row["mirror"][name] = row[name] + np.ones(1, row[name].dtype)
+    for k, text in enumerate(packing.texts(row)) if features else ():
+      values = np.arange(len(text["text_ids"]))[:, None] + np.full(features, k)
+      text["features"] = values.astype(packing.FEATURES)
+    return records.pack(row)
+
+  rewrite(path, dict.fromkeys(range(20), enrich))
+  metadata = records.read_metadata(path)
+  if not continuous:
+    metadata["tokens"] = {"kind": "discrete", "length": 4, "vocab": 502}
+  metadata["splits"]["train"] |= {"captions": 3, "mirrored": 15}
+  if features:
+    metadata["text"]["features"] = features
+  records.write_metadata(path, metadata)
+  return path
+
+
 @settings(max_examples=50, deadline=None)
 @given(
   st.integers(0, 2**31 - 1),
@@ -195,6 +227,73 @@ def test_damaged_records_are_empty_rows_with_a_kind(tmp_path, memory):
   assert not found.damage(0)
 
 
+@pytest.mark.parametrize("continuous, features", [(True, 0), (False, 5)])
+def test_a_draw_takes_one_caption_and_one_view(tmp_path, continuous, features):
+  path = make_rich(tmp_path / "c", continuous=continuous, features=features)
+  held, read = (records.Records(path, "train", memory=m) for m in (1 << 30, 0))
+  indices = np.array([19, 0, 8, 8, 3, 5])
+  plain = held.gather(indices)
+  at = lambda share: lambda ids: np.full((len(ids), 2), share * 2**32, np.uint32)
+  for share in (0.0, 0.4, 0.999):
+    found, again = (r.gather(indices, at(share)) for r in (held, read))
+    assert found.keys() == again.keys() and not found["bad"].any()
+    for name in found:
+      np.testing.assert_array_equal(found[name], again[name], strict=True)
+    for row, i in enumerate(indices.tolist()):
+      example = held[i]
+      text = packing.texts(example)[int(share * (1 + i % 3))]
+      view = packing.views(example)[int(share * (2 if i % 4 else 1))]
+      length = len(text["text_ids"])
+      assert found["text"][row][found["text_mask"][row]].tolist() == text["text_ids"]
+      if features:
+        got = found["features"][row]
+        np.testing.assert_array_equal(got[:length], text["features"])
+        assert not got[length:].any()
+      for name in packing.ARRAYS:
+        if name in view:
+          np.testing.assert_array_equal(found[name][row], view[name])
+  for name in plain:  # Evaluations: the first, as it is.
+    np.testing.assert_array_equal(held.gather(indices, at(0.0))[name], plain[name])
+
+
+def test_damage_of_what_is_not_drawn_spoils_no_row(tmp_path):
+  path = make_rich(tmp_path / "c")
+
+  def spoiled(change):
+    def changed(row):
+      change(row)
+      return records.pack(row)
+
+    return changed
+
+  nan = np.full((4, 2), np.nan, np.float16)
+  changes = {
+    5: lambda row: row["more"][1].update(text_ids=[60]),  # No word of the vocabulary.
+    6: lambda row: row["mirror"].update(mean=nan),
+    7: lambda row: row["more"][0].update(text_ids=[]),  # Such is the whole record's.
+    9: lambda row: row["mirror"].pop("std"),
+  }
+  rewrite(path, {i: spoiled(change) for i, change in changes.items()})
+  whole = {7: "text", 9: "shape"}
+  low, high = 0, 2**32 - 1
+  for draw, wrong in (
+    ((low, low), {}),
+    ((high, low), {5: "text"}),
+    ((low, high), {6: "nonfinite"}),
+  ):
+    at = lambda ids, draw=draw: np.tile(np.array(draw, np.uint32), (len(ids), 1))
+    for memory in (0, 1 << 30):
+      rows = records.Records(path, "train", memory=memory).gather(np.arange(20), at)
+      found = {i: records.KINDS[k - 1] for i, k in enumerate(rows["bad"]) if k}
+      assert found == whole | wrong
+      for name in rows.keys() - {"bad"}:
+        spoilt = rows[name][rows["bad"] > 0]
+        assert (spoilt == (-1 if name == "id" else 0)).all()
+  found = records.Records(path, "train")
+  assert found.damage(5).startswith("text in record 5 of") and not found.damage(4)
+  assert found.damage(6).startswith("nonfinite in record 6 of")
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_record_or_corrupt(content):
@@ -205,7 +304,10 @@ def test_any_bytes_are_a_record_or_corrupt(content):
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 255))
 def test_any_damage_to_a_record_is_a_record_or_corrupt(place, byte):
-  content = bytearray(records.pack(make_example(3)))
+  example = make_example(3)
+  more = {"caption": "x", "text_ids": [1], "features": np.ones((1, 2), np.float32)}
+  example |= {"more": [more], "mirror": {"mean": example["mean"]}}
+  content = bytearray(records.pack(example))
   content[place % len(content)] = byte
   example = packing.decode(bytes(content))
   assert example.get("bad") or {"id", "text_ids"} <= example.keys()

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 from rich.console import Console
 
 from fluid import config
@@ -137,6 +139,31 @@ def test_plan_shares_tokenizers_and_caches(study, tmp_path):
   assert f"--config.data.cache={data.folder}" in argv
   assert "--config.optim.lr=0.5" in argv and f"--workdir={second.folder}" in argv
   assert not any("data.cache" in a for a in command(tokenizer))
+
+
+def test_tuples_of_a_point_go_through_flags(tmp_path, monkeypatch):
+  """A mixture, say: what the command of a stage says is what the sweep file says."""
+  overrides = {
+    "tokenizer.path": "t",
+    "data.cache": "c",
+    "data.mixture": ("a b", "/d/e-f"),
+    "data.weights": (0.75, 2),
+    "data.source.tags": ("counting",),
+    "data.filter.score": "aesthetic",
+  }
+  (tmp_path / "study.py").write_text(
+    f"def sweep():\n  yield dict(name='x', config='configs/toy.py:tokens=discrete', "
+    f"overrides={overrides!r})\n"
+  )
+  (stage,) = plan(tmp_path / "study.py", tmp_path)
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file("config", flag_values=values)
+  argv = ["train", *(a for a in command(stage) if a.startswith("--config"))]
+  monkeypatch.setattr(sys, "argv", argv)  # The package looks here for what is set.
+  values(argv)
+  run = config.from_config_dict(holder.value)
+  assert run == stage.run and run.data.weights == (0.75, 2.0)
+  assert run.data.mixture == ("a b", "/d/e-f")
 
 
 def test_a_seed_shares_the_tokenizer_but_not_another_image_size(study, tmp_path):

@@ -39,6 +39,28 @@ def _lines(workdir):
   return [x for x in lines if "train/loss" in x]
 
 
+def test_a_mixture_goes_on_as_it_was_and_no_other(base, tmp_path):
+  other = tiny.cache(tmp_path / "other", rows=24)
+  metadata = records.read_metadata(other) | {"config": {"tokenizer.weights": "abc"}}
+  records.write_metadata(other, metadata)
+  (tmp_path / "other/text.model").write_bytes(b"pieces")
+  mixed = {"data.mixture": (base.data.cache, other), "data.weights": (0.75, 0.25)}
+  cfg = config.replaced(base, mixed)
+  train.run(cfg, tmp_path / "whole")
+  train.run(dataclasses.replace(cfg, steps=3), tmp_path / "halves")
+  for changes, match in (
+    ({"data.weights": (1.0, 1.0)}, "another config: data.weights"),
+    ({"data.mixture": (other, base.data.cache)}, "not those that this run began with"),
+    ({"data.mixture": (), "data.weights": ()}, "another config: data.weights"),
+  ):
+    with pytest.raises(config.ConfigError, match=match):
+      train.run(config.replaced(cfg, changes), tmp_path / "halves")
+  train.run(cfg, tmp_path / "halves")
+  for a, b in zip(_params(tmp_path / "whole", 6), _params(tmp_path / "halves", 6)):
+    np.testing.assert_array_equal(a, b)
+  assert _lines(tmp_path / "whole")[0]["data/cut_captions"] == 5
+
+
 def _config_of(name, make_one):
   """The config of an evaluator of these tests, as a row of EVALS."""
 

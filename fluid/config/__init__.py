@@ -8,6 +8,7 @@ from fluid.config.part import Draw, Part, free, place, resolve, resolve_row, sai
 from fluid.config.read import from_config_dict, from_file, part_from_dict, to_dict
 from fluid.config.sections import (
   Data,
+  Filter,
   Init,
   Mesh,
   Model,
@@ -22,6 +23,7 @@ __all__ = [
   "ConfigError",
   "Data",
   "Draw",
+  "Filter",
   "Init",
   "Mesh",
   "Model",

@@ -32,6 +32,8 @@ def identity(config: Any, prefix: str = "", *, no=NONE) -> dict[str, Any]:
     if any(field.metadata.get(kind) for kind in no):
       continue
     value, name = getattr(config, field.name), prefix + field.name
+    if field.metadata.get("added") and value == field.default:
+      continue
     if dataclasses.is_dataclass(value):
       out |= identity(value, f"{name}.", no=no)
     else:
@@ -41,7 +43,7 @@ def identity(config: Any, prefix: str = "", *, no=NONE) -> dict[str, Any]:
 
 def of_tokenizer(run: Run) -> dict[str, Any]:
   """What a tokenizer is trained from: its architecture, its recipe, its images."""
-  images = identity(run.data, "data.", no=(*NONE, "said"))
+  images = identity(run.data, "data.", no=(*NONE, "said", "drawn"))
   return identity(run.tokenizer, "tokenizer.") | images
 
 
@@ -52,7 +54,7 @@ def of_text(run: Run) -> dict[str, Any]:
 
 def of_cache(run: Run) -> dict[str, Any]:
   """What cached tokens are made from, beside the tokenizer's weights."""
-  return identity(run.data, "data.") | of_text(run)
+  return identity(run.data, "data.", no=(*NONE, "drawn")) | of_text(run)
 
 
 def stored(found: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +93,8 @@ def places(run: Run, change) -> Run:
     for field in dataclasses.fields(node):
       value = getattr(node, field.name)
       if field.metadata.get("place"):
-        changes[field.name] = change(value)
+        several = isinstance(value, tuple)
+        changes[field.name] = tuple(map(change, value)) if several else change(value)
       elif dataclasses.is_dataclass(value):
         changes[field.name] = walk(value)
     return dataclasses.replace(node, **changes)

@@ -8,8 +8,9 @@ registries by name alone.
 
 Field metadata says what a value is part of, for all who ask (fluid.config.identity):
 `free` values may differ between a run and what continues it, `place` values say where
-files lie, `said` values are of no account to tokenizers. Everything else belongs to the
-identity of its section.
+files lie, `said` values are of no account to tokenizers, `drawn` values only to how
+training draws from caches. Everything else belongs to the identity of its section;
+`added` values do where they are not at their defaults.
 """
 
 import dataclasses
@@ -61,14 +62,25 @@ def free(default: Any = dataclasses.MISSING, **kwargs) -> Any:
   return dataclasses.field(default=default, metadata={"free": True}, **kwargs)
 
 
-def place(default: str = "") -> Any:
-  """A field that says where a file or folder lies ('' for nowhere)."""
+def place(default: str | tuple[str, ...] = "") -> Any:
+  """A field that says where a file or folder lies ('' for nowhere), or several."""
   return dataclasses.field(default=default, metadata={"place": True})
 
 
 def said(default: Any) -> Any:
   """A field of a source that changes what is said of images, not the images."""
   return dataclasses.field(default=default, metadata={"said": True})
+
+
+def added(default: Any, *kinds: str) -> Any:
+  """A field that is younger than what is stored; at its default, identities lack it.
+
+  Args:
+    kinds: what else it is, such as 'said'.
+  """
+  return dataclasses.field(
+    default=default, metadata=dict.fromkeys(("added", *kinds), True)
+  )
 
 
 def section(family: str, kind: str) -> Any:

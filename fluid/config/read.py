@@ -169,7 +169,8 @@ def _cast(value, kind, name):
         continue
     raise ConfigError(f"config key '{name}' must be {kind}, not {value!r}")
   if origin is tuple and isinstance(value, tuple | list):
-    return tuple(value)
+    each, *more = typing.get_args(kind) or (Any, ...)
+    return tuple(_cast(v, each, name) for v in value) if more == [...] else tuple(value)
   if origin is dict and isinstance(value, dict):
     return dict(value)
   if origin is float and isinstance(value, int) and not isinstance(value, bool):

@@ -5,11 +5,12 @@ bring sections of their own (fluid.config.part).
 """
 
 import dataclasses
+import math
 import re
 from typing import Any
 
 from fluid.config import rules
-from fluid.config.part import Draw, free, named, place, section
+from fluid.config.part import Draw, added, free, named, place, said, section
 from fluid.errors import ConfigError
 
 VERSION = 2  # Of the layout; fluid.config.upgrade reads older ones.
@@ -65,6 +66,45 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
+class Filter:
+  """Which examples fluid.prepare keeps; 0 sets no bound.
+
+  What is left out keeps its place in the records, is counted under its reason, and is
+  never drawn.
+
+  Attributes:
+    min_side: pixels of the shorter side, before an image is cut and resized.
+    min_aspect, max_aspect: width / height, likewise.
+    min_words, max_words: of a caption; of several, those outside are left out.
+    score: key of the source's meta whose number has to be `min_score` ('' for none).
+    min_score: or more.
+  """
+
+  min_side: int = added(0)
+  min_aspect: float = added(0.0)
+  max_aspect: float = added(0.0)
+  min_words: int = added(0)
+  max_words: int = added(0)
+  score: str = added("")
+  min_score: float = added(0.0)
+
+  def check(self, name: str) -> None:
+    rules.not_negative(self, name, "min_side")
+    for what in ("aspect", "words"):
+      low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+      rules.not_negative(self, name, f"min_{what}", f"max_{what}")
+      if high and low > high:
+        raise ConfigError(
+          f"config key '{name}min_{what}' ({low}) is above '{name}max_{what}' ({high})"
+        )
+    if self.min_score and not self.score:
+      raise ConfigError(
+        f"config key '{name}min_score' is {self.min_score}, but '{name}score' names no "
+        "key of the source's meta"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
   """Where examples come from.
 
@@ -77,6 +117,16 @@ class Data:
     workers: grain worker processes; 0 reads in threads of this process.
     max_bad: share of examples that may be damaged (records, images, captions) and are
       skipped; one more stops the work, naming file and key.
+    captions: kept of an image that has several (0: all). Training draws one of them
+      anew in each epoch, evaluations take the first.
+    flips: prepare encodes the mirror images of split train as well, and training draws
+      one of the two in each epoch. Where a caption says left or right there is none.
+    dedupe: of images that are equal in every pixel once they are cut and resized, the
+      first of a split is drawn, the others are not.
+    filter: which examples are kept.
+    mixture: folders of caches that training draws from, in the place of `cache`, which
+      still has the split val ((): from that). Each runs through epochs of its own.
+    weights: of these in turn: their shares of every batch, but for rounding.
   """
 
   source: Any = section("source", "shapes")
@@ -87,9 +137,22 @@ class Data:
   seed: int = 0
   workers: int = free(0)
   max_bad: float = free(0.01)
+  captions: int = added(1, "said")
+  flips: bool = added(False, "said")
+  dedupe: bool = added(False, "said")
+  filter: Filter = said(Filter())
+  mixture: tuple[str, ...] = place(())
+  weights: tuple[float, ...] = added((), "drawn")
 
   def check(self, name: str) -> None:
     rules.share(f"{name}max_bad", self.max_bad)
+    rules.not_negative(self, name, "captions")
+    fit = len(self.weights) == len(self.mixture)
+    if not fit or not all(0 < w < math.inf for w in self.weights):
+      raise ConfigError(
+        f"config key '{name}weights' is {self.weights}; it must hold a number above 0 "
+        f"for each folder of '{name}mixture', which is {self.mixture}"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

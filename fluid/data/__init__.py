@@ -17,6 +17,10 @@ An image with several captions has them all in 'captions', 'caption' being the f
 source of such has `captions(i)` == source[i]['captions'] as well, [] where that is bad
 for its caption.
 
+Filters ask for 'size', the (width, height) of an image before it was cut and resized;
+without, it is that of the image. An example whose mirror image would be something else
+has 'handed': True, unless its captions say left or right.
+
 A source of labelled images has `classes` (names, each once) and `label(i)` as well. A
 new source is one file, with its config, and one row of SOURCES.
 """
@@ -67,6 +71,13 @@ def caption(source: Source, index: int) -> str:
   if hasattr(source, "caption"):
     return source.caption(index)
   return source[index]["caption"]
+
+
+def all_captions(source: Source, index: int) -> list[str]:
+  """All captions of one example, without its image where the source can do that."""
+  if hasattr(source, "captions"):
+    return source.captions(index)
+  return [caption(source, index)]
 
 
 def count(data: config.Data, split: str, source: Source) -> int:

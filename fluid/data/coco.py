@@ -102,7 +102,7 @@ class COCO:
       raise BadExample(f"image {name} has no caption in {self.file}", "caption")
     remove = f"its entry in {self.file}"
     return {
-      "image": listed.read_square(self.root, name, self.size, remove, self.crop),
+      **listed.read_square(self.root, name, self.size, remove, self.crop),
       "caption": captions[0],
       "captions": captions,
       "id": int(self.ids[index]),

@@ -108,7 +108,7 @@ class Folder:
         "caption",
       )
     return {
-      "image": listed.read_square(self.root, name, self.size, where, self.crop),
+      **listed.read_square(self.root, name, self.size, where, self.crop),
       "caption": captions[0],
       "captions": captions,
       "id": self._first + number,

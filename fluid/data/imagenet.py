@@ -120,7 +120,7 @@ class ImageNet:
   def __getitem__(self, index: int) -> dict[str, Any]:
     name = self._names[index]
     return {
-      "image": listed.read_square(self.root, name, self.size, "it", self.crop),
+      **listed.read_square(self.root, name, self.size, "it", self.crop),
       "caption": self.label(index),
       "id": self._first + int(index),
       "meta": {"file_name": name, "wnid": self.wnids[self._labels[index]]},

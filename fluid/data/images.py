@@ -8,6 +8,7 @@ convert("RGB")); of plain 8-bit RGB files both are the same.
 import io
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -139,3 +140,15 @@ FITS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
   "adm": adm,
   "torchvision": torchvision,
 }
+
+
+def fitted(source: str | pathlib.Path | bytes, size: int, crop: str) -> dict[str, Any]:
+  """What an example has of an image: it, [size, size, 3], and its 'size' before (W, H).
+
+  Args:
+    source: as of `read`, whose errors these are.
+    crop: entry of FITS.
+  """
+  found = read(source)
+  height, width = found.shape[:2]
+  return {"image": FITS[crop](found, size), "size": (width, height)}

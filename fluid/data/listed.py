@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -60,8 +61,8 @@ class Cropped(config.Part):
 
 def read_square(
   root: pathlib.Path, name: str, size: int, remove: str, crop: str
-) -> np.ndarray:
-  """An image file, cut to a square -> uint8 [size, size, 3].
+) -> dict[str, Any]:
+  """An image file, cut to a square -> 'image' and 'size', as images.fitted.
 
   Args:
     root: folder that the file has to be in; links in it may lead out of it.
@@ -78,7 +79,7 @@ def read_square(
     raise BadExample(f"image {name} is outside the folder {root}: remove {remove}")
   path = root / inside
   try:
-    return images.FITS[crop](images.read(path), size)
+    return images.fitted(path, size, crop)
   except FileNotFoundError as e:
     raise BadExample(f"image {path} is missing: add it, or remove {remove}") from e
   except (images.ImageError, OSError) as e:

@@ -3,8 +3,11 @@
 A record is a msgpack map: id, caption, text_ids (unpadded, with EOS), meta (as JSON,
 decoded only when asked for), and arrays as [dtype, shape, bytes]: `tokens` for discrete
 tokens, `mean` and `std` for continuous ones; with a frozen text encoder its `features`
-[T, E] too, as bfloat16 and without padding. An example that could not be prepared has a
-record as well, so that every other keeps its place: id, `bad` (a kind) and `why`.
+[T, E] too, as bfloat16 and without padding. Of several captions the others are in
+`more`: maps of caption, text_ids and features. `mirror` has the arrays of the mirror
+image; `hash` is of the image, where duplicates are looked for. An example that could
+not be prepared, or was left out, has a record as well, so that every other keeps its
+place: id, `bad` (a kind) and `why`.
 
 L tokens, C channels, T text tokens, E width of features.
 """
@@ -22,24 +25,49 @@ FEATURES = np.dtype(ml_dtypes.bfloat16)
 
 def pack(example: dict[str, Any]) -> bytes:
   """Example -> record."""
-  record = dict(example, meta=json.dumps(example["meta"], sort_keys=True))
-  for name in (*ARRAYS, "features"):
-    if name in record:
-      array = np.ascontiguousarray(record[name])
-      # Of numpy's own types; bfloat16 has none but its name.
-      dtype = array.dtype.name if array.dtype == FEATURES else array.dtype.str
-      record[name] = (dtype, array.shape, array.tobytes())
-  return msgpack.packb(record)
+  return msgpack.packb(
+    _each(_packed, dict(example, meta=json.dumps(example["meta"], sort_keys=True)))
+  )
 
 
 def unpack(record: bytes) -> dict[str, Any]:
   """Record -> example; arrays are read-only views, meta stays JSON."""
-  example = msgpack.unpackb(record)
-  for name in (*ARRAYS, "features"):
-    if name in example:
-      dtype, shape, data = example[name]
-      example[name] = np.frombuffer(data, dtype).reshape(shape)
-  return example
+  return _each(_unpacked, msgpack.unpackb(record))
+
+
+def texts(example: dict[str, Any]) -> list[dict[str, Any]]:
+  """What an example has of each caption: caption, text_ids, features."""
+  return [example, *example.get("more", ())]
+
+
+def views(example: dict[str, Any]) -> list[dict[str, Any]]:
+  """The arrays of an example's image and, if it has one, of its mirror image."""
+  return [example, example["mirror"]] if "mirror" in example else [example]
+
+
+def _each(change, record: dict[str, Any]) -> dict[str, Any]:
+  """A record with all its arrays changed, in the same order."""
+  out = dict(record)
+  for name, value in record.items():
+    if name in (*ARRAYS, "features"):
+      out[name] = change(value)
+    elif name == "more":
+      out[name] = [_each(change, text) for text in value]
+    elif name == "mirror":
+      out[name] = _each(change, value)
+  return out
+
+
+def _packed(array: Any) -> tuple[str, tuple[int, ...], bytes]:
+  array = np.ascontiguousarray(array)
+  # Of numpy's own types; bfloat16 has none but its name.
+  dtype = array.dtype.name if array.dtype == FEATURES else array.dtype.str
+  return dtype, array.shape, array.tobytes()
+
+
+def _unpacked(array: Any) -> np.ndarray:
+  dtype, shape, data = array
+  return np.frombuffer(data, dtype).reshape(shape)
 
 
 def decode(record: bytes) -> dict[str, Any]:
@@ -49,8 +77,9 @@ def decode(record: bytes) -> dict[str, Any]:
     needed = ("id", "bad") if "bad" in example else ("id", "caption", "meta")
     for name in needed:
       example[name]
-    if "bad" not in example and not isinstance(example["text_ids"], list):
-      raise TypeError("text_ids is not a list")
+    for text in () if "bad" in example else texts(example):
+      if not isinstance(text["text_ids"], list):
+        raise TypeError("text_ids is not a list")
     return example
   # msgpack raises ValueErrors of its own; the rest is what strange content does.
   except (ValueError, KeyError, TypeError, AttributeError) as e:

@@ -1,13 +1,15 @@
 """Cached records to training batches, through grain.
 
-The unit of work is a whole batch: which examples it holds follows from its number
-alone, so the iterator's state is one integer, the same on every process and for any
-number of them.
+The unit of work is a whole batch: which examples it holds, and what is drawn of each,
+follows from its number alone (fluid.data.order), so the iterator's state is one
+integer, the same on every process and for any number of them.
 
 B global batch, L tokens, C channels, T text tokens, E width of features.
 """
 
+import functools
 import os
+from collections.abc import Sequence
 
 import grain
 import jax
@@ -15,6 +17,8 @@ import numpy as np
 from absl import flags
 
 from fluid.config import ConfigError, Run
+from fluid.data import mixtures
+from fluid.data.order import Order, draws
 from fluid.data.records import Records
 from fluid.parallel import sharding
 
@@ -22,52 +26,53 @@ from fluid.parallel import sharding
 class Batches:
   """Batch number -> some rows of that batch (a grain random-access source).
 
-  Batches run across epochs; each epoch is a new permutation if `shuffle`. A damaged
-  record keeps its place as a row whose mask is False, so that no other row depends on
-  it. Finite `epochs` (an evaluation): tokens are posterior means, and the last batch is
-  filled with rows whose mask is False.
+  A damaged record keeps its place as a row whose mask is False, so that no other row
+  depends on it.
+
+  Args:
+    sample: for training: continuous tokens are sampled, and captions and views drawn by
+      (seed, id, epoch). Without, tokens are posterior means of the images as they are,
+      captions the first.
+
+  Attributes:
+    caches: that `order` counts.
   """
 
   def __init__(
     self,
-    records: Records,
+    caches: Sequence[Records],
+    order: Order,
     *,
     batch: int,
     seed: int,
-    epochs: int | None,
-    shuffle: bool,
+    sample: bool,
     rows: np.ndarray,
     text_length: int,
   ):
-    if not len(records):
-      raise ConfigError(f"no records in {records.cache}")
-    self.records, self.batch, self.seed = records, batch, seed
-    self.sample = epochs is None
+    self.caches, self.order = tuple(caches), order
+    self.batch, self.seed, self.sample = batch, seed, sample
     self.text_length = text_length
     self.rows = np.asarray(rows)
-    order = grain.MapDataset.range(len(records))
-    if shuffle:
-      order = order.shuffle(seed=seed % 2**32)
-    self.order = order.repeat(epochs)
 
   def __len__(self) -> int:
     return -(-len(self.order) // self.batch)
 
-  def indices(self, number: int, rows) -> np.ndarray:
-    """Records that rows of a batch hold; -1 where there are none left."""
-    places = number * self.batch + np.asarray(rows)
-    total = len(self.order)
-    return np.array([self.order[p] if p < total else -1 for p in places.tolist()])
+  @property
+  def examples(self) -> int:
+    """Different ones that are drawn."""
+    return sum(self.order.examples)
 
   def damage(self, number: int) -> list[str]:
     """What is wrong with the records of a whole batch: kind, file and key of each."""
-    indices = self.indices(number, range(self.batch))
-    return [d for i in indices if i >= 0 and (d := self.records.damage(i))]
+    places = number * self.batch + np.arange(self.batch)
+    cache, index, _ = self.order.at(places[places < len(self.order)])
+    found = (self.caches[c].damage(i) for c, i in zip(cache.tolist(), index.tolist()))
+    return [damage for damage in found if damage]
 
   def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-    indices = self.indices(number, self.rows)
-    real = indices >= 0
-    out = self.records.gather(np.maximum(indices, 0))  # Padding repeats record 0.
+    places = number * self.batch + self.rows
+    real = places < len(self.order)
+    out = self._gather(*self.order.at(np.where(real, places, 0)))
     out["bad"] = np.where(real, out["bad"], 0).astype(np.int8)
     mean, std = out.pop("mean", None), out.pop("std", None)
     if mean is None:
@@ -75,13 +80,28 @@ class Batches:
     else:
       out["tokens"] = mean.astype(np.float32)
       if self.sample:
-        noise = self._noise(number * self.batch + self.rows, mean[0].size)
-        out["tokens"] += std * noise.reshape(mean.shape)
-    # Of a frozen encoder the net reads features alone.
-    out["text"] = _fit(out.pop("features", out["text"]), self.text_length)
-    out["text_mask"] = _fit(out["text_mask"], self.text_length)
+        out["tokens"] += std * self._noise(places, mean[0].size).reshape(mean.shape)
     out["mask"] = real & (out["bad"] == 0)
     return out
+
+  def _gather(self, cache, index, epoch) -> dict[str, np.ndarray]:
+    """Rows of whichever cache each is of, with texts of one length."""
+    parts = []
+    for number, records in enumerate(self.caches):
+      own = np.flatnonzero(cache == number)
+      if not len(own):
+        continue
+      draw = functools.partial(draws, self.seed, epochs=epoch[own])
+      found = records.gather(index[own], draw if self.sample else None)
+      # Of a frozen encoder the net reads features alone.
+      found["text"] = _fit(found.pop("features", found["text"]), self.text_length)
+      found["text_mask"] = _fit(found["text_mask"], self.text_length)
+      parts.append((own, found))
+    if len(parts) == 1:
+      return parts[0][1]
+    places = np.argsort(np.concatenate([own for own, _ in parts]))
+    join = lambda name: np.concatenate([found[name] for _, found in parts])
+    return {name: join(name)[places] for name in parts[0][1]}
 
   def _noise(self, places, size):
     runs = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
@@ -101,6 +121,8 @@ def make_loader(
   text_length: int | None = None,
   workers: int = 0,
   memory: int = 1 << 30,
+  mixture: Sequence[str] = (),
+  weights: Sequence[float] = (),
 ) -> "Loader":
   """Batches of a cache, from any batch on.
 
@@ -109,30 +131,35 @@ def make_loader(
     seed: of the order and of the noise that samples continuous tokens.
     shuffle: draw each epoch in an order of its own.
     epochs: None is a training stream: endless, continuous tokens are sampled as
-      mean + std * noise. A number is an evaluation: tokens are the mean, and the last
-      batch is filled with rows whose mask is False.
+      mean + std * noise, captions and mirror images are drawn. A number is an
+      evaluation: tokens are the mean, captions the first, images as they are, and the
+      last batch is filled with rows whose mask is False.
     rows: of each batch, the b rows to yield (sharding.local_rows; None: all).
     text_length: T (None: the cache's). Shorter is refused, it would cut prompts.
     workers: processes that read; 0 reads in a thread.
     memory: caches up to this many bytes are held decoded in memory.
+    mixture: of a training stream, caches to draw from in the place of `cache`, as
+      `weights` say.
 
   Raises:
     RecordError: the cache is missing, unfinished or damaged.
   """
-  records = Records(cache, split, memory=memory)
+  folders = mixture or (cache,)
+  caches = [Records(f, split, memory=memory // len(folders)) for f in folders]
+  longest = max(caches, key=lambda records: records.text_length)
   if text_length is None:
-    text_length = records.text_length
-  if text_length < records.text_length:
+    text_length = longest.text_length
+  if text_length < longest.text_length:
     raise ConfigError(
-      f"config key 'text.length' ({text_length}) is below the {records.text_length} "
-      f"that {cache} was prepared with: use that, or prepare another folder"
+      f"config key 'text.length' ({text_length}) is below the {longest.text_length} "
+      f"that {longest.cache} was prepared with: use that, or prepare another folder"
     )
   batches = Batches(
-    records,
+    caches,
+    Order(caches, weights or (1.0,), seed=seed, shuffle=shuffle, epochs=epochs),
     batch=batch,
     seed=seed,
-    epochs=epochs,
-    shuffle=shuffle,
+    sample=epochs is None,
     rows=np.arange(batch) if rows is None else rows,
     text_length=text_length,
   )
@@ -144,8 +171,12 @@ def loader(
 ) -> "Loader":
   """A split of a run's cache; of each batch, the rows this process's devices hold.
 
-  Without a mesh: all rows. `kwargs` as of make_loader.
+  Without a mesh: all rows. Training draws from data.mixture, if there is one. `kwargs`
+  as of make_loader.
   """
+  if run.data.mixture and split == "train" and kwargs.get("epochs") is None:
+    mixtures.check(run.data, run.text.FILE)
+    kwargs |= {"mixture": run.data.mixture, "weights": run.data.weights}
   return make_loader(
     run.data.cache,
     split,

@@ -2,29 +2,35 @@
 
 fluid.data.packing says what a record is.
 
-N records, L tokens, C channels, T text tokens, E width of features.
+N records, L tokens, C channels, T text tokens, E width of features, K captions, V views
+of an image: one, or two with its mirror image.
 """
 
+import base64
 import functools
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python import array_record_module
 
 from fluid import files
 from fluid.config import ConfigError
-from fluid.data.packing import ARRAYS, FEATURES, corrupt, decode
+from fluid.data.packing import ARRAYS, FEATURES, corrupt, decode, texts, views
 from fluid.data.packing import pack as pack  # For whoever reads or writes records.
 from fluid.data.packing import unpack as unpack
 
 METADATA = "metadata.json"
 # Kinds of damage. The first three fluid.prepare finds, the others show in a record.
 BAD = tuple("image caption tokenizer corrupt shape nonfinite range text".split())
+# Why fluid.prepare leaves out what it could use (config section 'data.filter'). A last
+# reason, 'duplicate', shows only once all records are there: it stands in no record.
+FILTERED = tuple("side aspect words score".split())
+KINDS = BAD + FILTERED
 # Random access wants every record in a chunk of its own.
 _WRITER = "group_size:1"
 _READER = "readahead_buffer_size:0"
@@ -87,6 +93,17 @@ def fingerprint(metadata: dict[str, Any]) -> str:
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def bitmap(rows: np.ndarray) -> str:
+  """Bools [N] -> text for metadata.json."""
+  return base64.b64encode(np.packbits(rows).tobytes()).decode()
+
+
+def from_bitmap(text: str, n: int) -> np.ndarray:
+  """What `bitmap` had: bools [n]."""
+  bits = np.frombuffer(base64.b64decode(text), np.uint8)
+  return np.unpackbits(bits, count=n).astype(bool)
+
+
 class Records:
   """Random access to a split, checked against metadata.json when it is opened.
 
@@ -98,6 +115,8 @@ class Records:
     metadata: content of metadata.json.
     text_length: T of the cache, the longest a text can be.
     features: E of its features; 0 where it has none.
+    captions: K, the most that an example has.
+    views: V.
   """
 
   def __init__(self, cache: str | os.PathLike, split: str, *, memory: int = 1 << 30):
@@ -112,10 +131,12 @@ class Records:
       )
     self.text_length: int = self.metadata["text"]["length"]
     self.features: int = self.metadata["text"].get("features", 0)
+    self.captions: int = splits[split].get("captions", 1)
+    self.views = 2 if splits[split].get("mirrored") else 1
     self.shards: list[dict[str, Any]] = splits[split]["shards"]
     self._starts = np.cumsum([0] + [s["records"] for s in self.shards])
     self._readers: dict[int, Any] = {}
-    self._columns: dict[str, np.ndarray] | None = None
+    self._columns: _Columns | None = None
     self._memory = memory
     for shard in self.shards:
       path = self.cache / shard["name"]
@@ -136,37 +157,69 @@ class Records:
     example = self._read([index])[0]
     return dict(example, meta=json.loads(example["meta"]))
 
-  def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+  @functools.cached_property
+  def usable(self) -> np.ndarray | None:
+    """Indices [M] int32 of what was not left out; None: nothing was."""
+    if not any("unused" in shard for shard in self.shards):
+      return None
+    unused = np.zeros(len(self), bool)
+    for start, shard in zip(self._starts.tolist(), self.shards):
+      if "unused" in shard:
+        n = shard["records"]
+        unused[start : start + n] = from_bitmap(shard["unused"], n)
+    return np.flatnonzero(~unused).astype(np.int32)
+
+  def gather(
+    self,
+    indices: np.ndarray,
+    draw: Callable[[np.ndarray], np.ndarray] | None = None,
+  ) -> dict[str, np.ndarray]:
     """Rows for training, in the order asked for.
+
+    Args:
+      draw: ids [N] -> uint32 [N, 2], uniform; the first decides on the caption of each,
+        the other on the view. None: the first caption, the image as it is.
 
     Returns:
       id [N] int32, text [N, T] int32 padded with 0, text_mask [N, T] bool, tokens
       [N, L] or mean and std [N, L, C] as they are stored, and bad [N] int8: 0, or 1 +
-      the place in BAD of what is wrong with a row, which then holds zeros and id -1.
+      the place in KINDS of what is wrong with a row, which then holds zeros and id -1.
     """
     if self._columns is None and self._size() <= self._memory:
-      self._columns = self._stack(self._read(range(len(self))))
+      every = self._read(range(len(self)))
+      self._columns = self._stack(every, self.captions, self.views)
     if self._columns is not None:
-      return {name: column[indices] for name, column in self._columns.items()}
-    return self._stack(self._read(indices))
+      own = self._columns.examples
+      chosen = _chosen(draw, own["id"][indices], own["counts"][indices])
+      return _rows(self._columns, indices, *chosen)
+    examples = self._read(indices)
+    ids = np.array([-1 if "bad" in e else e["id"] for e in examples], np.int64)
+    counts = np.array([_counts(e) for e in examples], np.uint32)
+    # Padding what is not drawn would cost as much as what is.
+    which = np.stack(_chosen(draw, ids, counts), 1).tolist()
+    examples = [_variant(e, *w) for e, w in zip(examples, which)]
+    return _rows(self._stack(examples), slice(None), 0, 0)
 
   def damage(self, index: int) -> str:
     """What is wrong with a record, its file and its key; '' if nothing is."""
     example = self._read([index])[0]
-    kind = int(self._stack([example])["bad"][0])
-    if not kind:
+    found = self._stack([example], self.captions, self.views)
+    kinds = np.concatenate([part["bad"].ravel() for part in found])
+    if not kinds.any():
       return ""
+    kind = KINDS[int(kinds[kinds > 0][0]) - 1]
     shard = int(np.searchsorted(self._starts, index, side="right")) - 1
     path = self.cache / self.shards[shard]["name"]
     why = f" ({example['why']})" if example.get("why") else ""
     return (
-      f"{BAD[kind - 1]}{why} in record {index - self._starts[shard]} of {path}, "
+      f"{kind}{why} in record {index - self._starts[shard]} of {path}, "
       f"id {example.get('id', 'unknown')}"
     )
 
   def _size(self) -> int:
-    """Bytes, about: of files, or of padded features where these are more."""
-    padded = len(self) * self.text_length * self.features * FEATURES.itemsize
+    """Bytes, about: of files, or of padded texts where these are more."""
+    each = self.features * FEATURES.itemsize or 4
+    padded = len(self) * self.captions * self.text_length * each
     return max(padded, sum(s["bytes"] for s in self.shards))
 
   @functools.cached_property
@@ -180,60 +233,72 @@ class Records:
     return dict.fromkeys(("mean", "std"), ("f", (spec["length"], spec["channels"])))
 
   def _fault(self, example: dict[str, Any]) -> str:
-    """A kind of BAD that can be told from one record alone; '' for none."""
+    """A kind of KINDS that can be told without a look at values; '' for none."""
     if "bad" in example:
-      return example["bad"] if example["bad"] in BAD else "corrupt"
-    length = len(example["text_ids"])
-    if not 0 < length <= self.text_length:
+      return example["bad"] if example["bad"] in KINDS else "corrupt"
+    if len(texts(example)) > self.captions:
       return "text"
-    if self.features:
-      found = example.get("features", np.zeros(0))
-      if (found.dtype, found.shape) != (FEATURES, (length, self.features)):
+    for text in texts(example):
+      length = len(text["text_ids"])
+      if not 0 < length <= self.text_length:
         return "text"
-    if self._layout is None:
-      return ""
-    arrays = {name: example[name] for name in ARRAYS if name in example}
+      if self.features:
+        found = text.get("features", np.zeros(0))
+        if (found.dtype, found.shape) != (FEATURES, (length, self.features)):
+          return "text"
+    if len(views(example)) > self.views:
+      return "shape"
     # Signed or not is a matter of space.
     kind = lambda a: "i" if a.dtype.kind == "u" else a.dtype.kind
-    found = {name: (kind(a), a.shape) for name, a in arrays.items()}
-    return "" if found == self._layout else "shape"
+    for view in views(example):
+      found = {k: (kind(view[k]), view[k].shape) for k in ARRAYS if k in view}
+      if self._layout is not None and found != self._layout:
+        return "shape"
+    return ""
 
-  def _stack(self, examples: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+  def _stack(
+    self, examples: Sequence[dict[str, Any]], captions: int = 1, each: int = 1
+  ) -> "_Columns":
+    """Arrays of examples, of which 'bad' ones stay empty; `each` is V."""
     n = len(examples)
-    faults = [self._fault(e) for e in examples]
-    bad = np.array([1 + BAD.index(f) if f else 0 for f in faults], np.int8)
-    rows = {"id": np.full(n, -1, np.int32)}
-    rows |= {"text": np.zeros((n, self.text_length), np.int32)}
-    rows |= {"text_mask": np.zeros(rows["text"].shape, bool)}
+    kinds = [1 + KINDS.index(e["bad"]) if "bad" in e else 0 for e in examples]
+    own = {"id": np.full(n, -1, np.int32), "counts": np.ones((n, 2), np.uint32)}
+    own |= {"bad": np.array(kinds, np.int8)}
+    said = {"text": np.zeros((n, captions, self.text_length), np.int32)}
+    said |= {"text_mask": np.zeros(said["text"].shape, bool)}
     if self.features:
-      rows["features"] = np.zeros((*rows["text"].shape, self.features), FEATURES)
-    good = np.flatnonzero(bad == 0)
+      said["features"] = np.zeros((*said["text"].shape, self.features), FEATURES)
+    good = np.flatnonzero(own["bad"] == 0).tolist()
     like = {k: np.zeros(s, t) for k, (t, s) in (self._layout or {}).items()}
-    like |= {
-      k: examples[good[0]][k] for k in ARRAYS if len(good) and k in examples[good[0]]
-    }
-    rows |= {k: np.zeros((n, *a.shape), a.dtype) for k, a in like.items()}
-    for row in good.tolist():
+    like |= {k: examples[good[0]][k] for k in ARRAYS if good and k in examples[good[0]]}
+    seen = {k: np.zeros((n, each, *a.shape), a.dtype) for k, a in like.items()}
+    for row in good:
       example = examples[row]
-      length = len(example["text_ids"])
-      rows["id"][row] = example["id"]
-      rows["text"][row, :length] = example["text_ids"]
-      rows["text_mask"][row, :length] = True
-      if self.features:
-        rows["features"][row, :length] = example["features"]
-      for name in like:
-        rows[name][row] = example[name]
-    for kind, wrong in self._wrong_values(rows):
-      wrong = wrong.reshape(n, -1).any(1) & (bad == 0)
-      bad[wrong] = 1 + BAD.index(kind)
-      for name, array in rows.items():
-        array[wrong] = -1 if name == "id" else 0
-    return rows | {"bad": bad}
+      own["id"][row], own["counts"][row] = example["id"], _counts(example)
+      for k, text in enumerate(texts(example)):
+        length = len(text["text_ids"])
+        said["text"][row, k, :length] = text["text_ids"]
+        said["text_mask"][row, k, :length] = True
+        if self.features:
+          said["features"][row, k, :length] = text["features"]
+      for v, view in enumerate(views(example)):
+        for name in like:
+          seen[name][row, v] = view[name]
+    said["bad"] = self._wrong(said, (n, captions))
+    seen["bad"] = self._wrong(seen, (n, each))
+    return _Columns(own, said, seen)
+
+  def _wrong(self, part, shape) -> np.ndarray:
+    """1 + the place in KINDS of what only shows in the values, int8; 0 for nothing."""
+    bad = np.zeros(shape, np.int8)
+    for kind, wrong in self._wrong_values(part):
+      bad[wrong.reshape(*shape, -1).any(2) & (bad == 0)] = 1 + KINDS.index(kind)
+    return bad
 
   def _wrong_values(self, rows):
     """(kind, array of bools) of what only shows in the values."""
     words = self.metadata["text"].get("vocab_size")
-    if words:
+    if words and "text" in rows:
       yield "text", (rows["text"] < 0) | (rows["text"] >= words)
     vocab = self.metadata.get("tokens", {}).get("vocab")
     if vocab and "tokens" in rows:
@@ -245,7 +310,7 @@ class Records:
   def _read(self, indices: Iterable[int]) -> list[dict[str, Any]]:
     """Decoded records in the order of `indices`, one read per shard.
 
-    A record that cannot be read or decoded becomes {'bad': 'corrupt', 'why': ...}.
+    One that cannot be used has a 'bad'; of one that cannot be decoded there is no more.
     """
     indices = np.asarray(indices, np.int64)
     owner = np.searchsorted(self._starts, indices, side="right") - 1
@@ -259,7 +324,9 @@ class Records:
       except (RuntimeError, IndexError):
         found = [_read_one(reader, i) for i in positions]  # One of them is damaged.
       for row, record in zip(rows, found):
-        out[row] = record if isinstance(record, dict) else decode(record)
+        example = record if isinstance(record, dict) else decode(record)
+        fault = self._fault(example)
+        out[row] = example | {"bad": fault} if fault else example
     return out
 
   def _reader(self, shard: int):
@@ -278,6 +345,52 @@ class Records:
 
   def __getstate__(self):
     return self.__dict__ | {"_readers": {}, "_columns": None}
+
+
+class _Columns(NamedTuple):
+  """Arrays by name: of examples [N], captions [N, K, T] and views [N, V, L, ...].
+
+  Each part has its 'bad': 0, or 1 + the place in KINDS.
+  """
+
+  examples: dict[str, np.ndarray]
+  texts: dict[str, np.ndarray]
+  views: dict[str, np.ndarray]
+
+
+def _counts(example: dict[str, Any]) -> tuple[int, int]:
+  """Captions and views of an example."""
+  return (1, 1) if "bad" in example else (len(texts(example)), len(views(example)))
+
+
+def _variant(example: dict[str, Any], k: int, v: int) -> dict[str, Any]:
+  """What rows have of an example, with one of its captions and one of its views."""
+  if "bad" in example:
+    return example
+  text, view = texts(example)[k], views(example)[v]
+  said = {name: text[name] for name in ("text_ids", "features") if name in text}
+  seen = {name: view[name] for name in ARRAYS if name in view}
+  return {"id": example["id"]} | said | seen
+
+
+def _chosen(draw, ids: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Which caption [N] and which view [N], of ids [N] and counts [N, 2]."""
+  which = np.zeros(counts.shape, np.int64)
+  if draw is not None and (counts > 1).any():
+    which = (draw(ids).astype(np.uint64) * counts >> np.uint64(32)).astype(np.int64)
+  return which[:, 0], which[:, 1]
+
+
+def _rows(columns: _Columns, at, k, v) -> dict[str, np.ndarray]:
+  """Rows `at` with their captions `k` and views `v`; see `Records.gather`."""
+  said = {name: column[at, k] for name, column in columns.texts.items()}
+  seen = {name: column[at, v] for name, column in columns.views.items()}
+  kinds = columns.examples["bad"][at], said.pop("bad"), seen.pop("bad")
+  bad = functools.reduce(lambda a, b: np.where(a, a, b), kinds)
+  out = {"id": columns.examples["id"][at]} | said | seen
+  for name, array in out.items() if bad.any() else ():
+    array[bad > 0] = -1 if name == "id" else 0
+  return out | {"bad": bad}
 
 
 def _read_one(reader, position: int) -> bytes | dict:

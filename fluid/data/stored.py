@@ -104,7 +104,7 @@ class Stored:
     row = self._row(place, image=True)
     captions = self._captions(row)
     return {
-      "image": _image(row, self.size, self.crop),
+      **_image(row, self.size, self.crop),
       "caption": captions[0],
       "captions": captions,
       "id": self._first + place,
@@ -150,12 +150,12 @@ def _texts(row: Row) -> list[str]:
   return texts
 
 
-def _image(row: Row, size: int, crop: str) -> np.ndarray:
-  """uint8 [S, S, 3]."""
+def _image(row: Row, size: int, crop: str) -> dict[str, Any]:
+  """'image' and 'size', as images.fitted."""
   if row.image is None:
     raise BadExample(f"{row.where} has no image")
   try:
-    return images.FITS[crop](images.read(row.image), size)
+    return images.fitted(row.image, size, crop)
   except FileNotFoundError as e:
     raise BadExample(f"image {row.image!r} of {row.where} is missing") from e
   except (images.ImageError, OSError) as e:

@@ -32,8 +32,8 @@ class ClassesConfig(TextConfig):
   def prompt(self, source, index, example=None):
     return source.label(index)
 
-  def fit(self, source, total, path):
-    del total
+  def fit(self, source, total, path, most=1):
+    del total, most
     names = list(getattr(source, "classes", ()))
     if not names:
       raise ConfigError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from fluid.data import BadExample, caption
+from fluid.data import BadExample, all_captions, caption
 from fluid.text.base import TextConfig
 from fluid.text.tokenization import Vocabulary, train_vocabulary, words_path
 
@@ -20,16 +20,19 @@ class LearnedConfig(TextConfig):
   def prompt(self, source, index, example=None):
     return example["caption"] if example else caption(source, index)
 
-  def fit(self, source, total, path):
-    train_vocabulary(_captions(source, total), path, self.vocab_size)
+  def fit(self, source, total, path, most=1):
+    train_vocabulary(_captions(source, total, most), path, self.vocab_size)
 
   def open(self, path):
     return Vocabulary(path)
 
 
-def _captions(source, total: int):
+def _captions(source, total: int, most: int):
   for index in range(total):
     try:
-      yield caption(source, index)
+      if most == 1:
+        yield caption(source, index)
+      else:
+        yield from all_captions(source, index)[: most or None]
     except BadExample:
       pass  # Prepare counts it, and says why.
