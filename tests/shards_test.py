@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from configs import fluid as paper
 from fluid import config
 from fluid.data import (
   BadExample,
@@ -294,6 +295,41 @@ def test_layout_of_img2dataset_and_kinds_of_names(tmp_path):
   np.testing.assert_array_equal(
     source[4]["image"], images.square(images.read(png(4)), SIZE)
   )
+
+
+@pytest.mark.parametrize(
+  "name, fields, files, captions",
+  [
+    ("cc12m", {"caption": "alt text"}, {"txt": b"alt text"}, ["alt text"]),
+    (
+      "datacomp",
+      {"uid": "0a1b", "caption": "alt text", "clip_b32_similarity_score": 0.3},
+      {"txt": b"alt text"},
+      ["alt text"],
+    ),
+    (
+      "laion_coco",
+      {"caption": "alt text", "top_caption": "a cat", "all_captions": ["a cat", "b"]},
+      {"txt": b"alt text"},
+      ["a cat"],
+    ),
+    ("text_to_image_2m", {"prompt": "a cat in a hat"}, {}, ["a cat in a hat"]),
+  ],
+)
+def test_public_sets_by_name(tmp_path, name, fields, files, captions):
+  """As img2dataset writes them, with the columns that these lists have."""
+  fields = fields | {"key": "000000000", "status": "success", "error_message": None}
+  fields |= {"url": "http://x/y.jpg", "width": 12, "height": 10, "exif": "{}"}
+  members = [("000000000.jpg", png(0))]
+  members += [(f"000000000.{ending}", content) for ending, content in files.items()]
+  write_tar(tmp_path / "00000.tar", [*members, ("000000000.json", fields)])
+  data = config.from_config_dict(paper.get_config(f"data={name}")).data
+  place = str(tmp_path / "{00000..00000}.tar")
+  changes = {"image_size": SIZE, "source.train": place, "source.val": place}
+  example = make_source(config.replaced(data, changes), "train")[0]
+  assert example["captions"] == captions and example["meta"]["width"] == 12
+  expected = images.square(images.read(png(0)), SIZE)
+  np.testing.assert_array_equal(example["image"], expected)
 
 
 def test_the_index_is_kept(tmp_path, monkeypatch):
