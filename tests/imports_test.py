@@ -38,7 +38,7 @@ FLUID = (
   "fluid.durable",
   ("fluid.sampling", "fluid.flops"),
   "fluid.evals",
-  ("fluid.api", "fluid.prepare", "fluid.train"),
+  ("fluid.api", "fluid.prepare", "fluid.train", "fluid.data.browse"),
   ("fluid.evaluate", "fluid.sample", "fluid.convert"),
   "fluid",
 )

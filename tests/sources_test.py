@@ -285,9 +285,12 @@ def caption(image, number, text):
 
 @pytest.fixture
 def coco(tmp_path):
+  return write_coco(tmp_path, [391895, 9, 522418, 184613], [397133, 37777])
+
+
+def write_coco(tmp_path, train, val):
   """Two splits in the layout of COCO's files; images and captions in no order."""
-  sets = {"train": [391895, 9, 522418, 184613], "val": [397133, 37777]}
-  fields = {}
+  sets, fields = {"train": train, "val": val}, {}
   for split, ids in sets.items():
     name = "COCO_{}2014_{:012}.jpg".format
     images = [
@@ -415,6 +418,10 @@ WNIDS = ["n01440764", "n02012849", "n02119789", "n03126707"]
 
 @pytest.fixture
 def imagenet(tmp_path):
+  return write_imagenet(tmp_path)
+
+
+def write_imagenet(tmp_path):
   """Two images of each class, red as its number says, and a flat val."""
   for k, wnid in enumerate(WNIDS):
     for n in (10026, 27):
