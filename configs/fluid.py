@@ -6,6 +6,7 @@
 import ml_collections
 
 from configs import arguments, sizes
+from configs import data as data_sets
 from fluid import config
 from fluid.evals.images import ImagesConfig
 from fluid.evals.loss import LossConfig
@@ -47,13 +48,17 @@ TEXTS = {
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """Arguments: tokens, order, size, source, text (see the module docstring)."""
+  """Arguments: tokens, order, size, text, data (a name of configs/data.py).
+
+  `source` is the name that `data` had before.
+  """
   a = arguments.parse(
     arg,
     tokens=tuple(HEADS),
     order=("random", "raster"),
     size=tuple(sizes.PAPER),
-    source="folder",
+    data="",
+    source="",
     text=tuple(TEXTS),
   )
   layers, width, num_heads = sizes.PAPER[a.size]
@@ -68,7 +73,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   run = config.Run(
     model=model,
     text=TEXTS[a.text],
-    data=config.Data(source=config.resolve("source", a.source)(), image_size=256),
+    data=config.Data(
+      source=data_sets.source(a.data or a.source or "folder"), image_size=256
+    ),
     tokenizer=TOKENIZERS[a.tokens],
     mesh=config.Mesh(data=1, fsdp=-1),
     sample=model.sample(guidance=guidance, temperature=temperature),

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 import ml_collections
 
 from configs import arguments, sizes
+from configs import data as data_sets
 from configs import fluid as paper
 from fluid import config
 from fluid.data.shapes import ShapesConfig
@@ -87,14 +88,15 @@ SOLVERS = {"random": ("ancestral", 25), "raster": ("dpmpp", 12)}
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Arguments: tokens, order, size (a toy size), data, condition (text or class), text.
 
-  text=minilm takes features of a frozen encoder (requirements-minilm.txt).
+  data is shapes, emoji or a name of configs/data.py; text=minilm takes features of a
+  frozen encoder (requirements-minilm.txt).
   """
   a = arguments.parse(
     arg,
     tokens=tuple(HEADS),
     order=tuple(ORDERS),
     size=tuple(sizes.TOY),
-    data=("shapes", "emoji"),
+    data="shapes",
     condition=("text", "class"),
     text=("learned", "minilm"),
   )
@@ -131,7 +133,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     data=config.Data(
       # Backgrounds and textures are most of the nats, and no caption tells of them:
       # models of this size would spend their training on these.
-      source=ShapesConfig(detail=0.0) if shapes else config.resolve("source", a.data)(),
+      source=ShapesConfig(detail=0.0) if shapes else data_sets.source(a.data),
       image_size=32,
       num_train=160_000 if shapes else 0,
       num_val=1024 if shapes else 0,

@@ -144,6 +144,8 @@ def _begin(cache: pathlib.Path, made_from: dict[str, Any]) -> dict[str, Any]:
     return metadata
   metadata = records.read_metadata(cache)
   there = identity.stored(metadata.get("config", {}))
+  # A cache of before does not say what vouches for the files of its source.
+  there = {k: v for k, v in made_from.items() if k.startswith(identity.FILES)} | there
   for key in identity.differences(there, made_from):
     raise config_lib.ConfigError(
       f"{cache} holds tokens of another config ({key} is {there.get(key)!r} there, "

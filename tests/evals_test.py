@@ -48,14 +48,15 @@ class FakeFeatures:
     return {"pool": jax.numpy.concatenate(halves, -1)}
 
 
-def written(root, text_encoder, evaluators, **changes):
-  """A run at step 2 with random weights: 16 px shapes, 16 tokens; its workdir."""
+def written(root, text_encoder, evaluators, source=None, **changes):
+  """A run at step 2 with random weights: 16 px, 16 tokens; its workdir."""
+  source = {} if source is None else {"source": source}
   cfg = tiny.run(
     order="random",
     changes=changes,
     text=text_encoder,
     data=config.Data(
-      image_size=16, num_train=256, num_val=24, cache=str(root / "data")
+      image_size=16, num_train=256, num_val=24, cache=str(root / "data"), **source
     ),
     tokenizer=VQConfig(
       stem=4,

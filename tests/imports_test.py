@@ -39,7 +39,7 @@ FLUID = (
   "fluid.sampling",
   "fluid.flops",
   "fluid.evals",
-  ("fluid.api", "fluid.prepare", "fluid.train"),
+  ("fluid.api", "fluid.prepare", "fluid.train", "fluid.data.browse"),
   ("fluid.evaluate", "fluid.sample", "fluid.convert"),
   "fluid",
 )

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from configs import fluid as paper
 from fluid import config
 from fluid.data import (
   BadExample,
@@ -85,8 +86,8 @@ def table(numbers, **columns):
   return pa.table(columns).replace_schema_metadata(hugging_face(NAMES))
 
 
-def build(folder, name="small", file_format="array_record", splits=None):
-  """A set of TFDS, written by its own builder."""
+def build(folder, name="small", file_format="array_record", splits=None, **own):
+  """A set of TFDS, written by its own builder; `own` content by name, of a number."""
   import tensorflow_datasets as tfds  # And tensorflow, to write: seconds.
 
   class Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):
@@ -104,8 +105,10 @@ def build(folder, name="small", file_format="array_record", splits=None):
     (
       n,
       {
-        "image": io.BytesIO(png(n)),
-        "captions": [{"text": t, "id": i} for i, t in enumerate(texts(n))],
+        "image": io.BytesIO(own.get("png", png)(n)),
+        "captions": [
+          {"text": t, "id": i} for i, t in enumerate(own.get("texts", texts)(n))
+        ],
         "label": n % 3,
         "number": n,
       },
@@ -294,6 +297,41 @@ def test_layout_of_img2dataset_and_kinds_of_names(tmp_path):
   np.testing.assert_array_equal(
     source[4]["image"], images.square(images.read(png(4)), SIZE)
   )
+
+
+@pytest.mark.parametrize(
+  "name, fields, files, captions",
+  [
+    ("cc12m", {"caption": "alt text"}, {"txt": b"alt text"}, ["alt text"]),
+    (
+      "datacomp",
+      {"uid": "0a1b", "caption": "alt text", "clip_b32_similarity_score": 0.3},
+      {"txt": b"alt text"},
+      ["alt text"],
+    ),
+    (
+      "laion_coco",
+      {"caption": "alt text", "top_caption": "a cat", "all_captions": ["a cat", "b"]},
+      {"txt": b"alt text"},
+      ["a cat"],
+    ),
+    ("text_to_image_2m", {"prompt": "a cat in a hat"}, {}, ["a cat in a hat"]),
+  ],
+)
+def test_public_sets_by_name(tmp_path, name, fields, files, captions):
+  """As img2dataset writes them, with the columns that these lists have."""
+  fields = fields | {"key": "000000000", "status": "success", "error_message": None}
+  fields |= {"url": "http://x/y.jpg", "width": 12, "height": 10, "exif": "{}"}
+  members = [("000000000.jpg", png(0))]
+  members += [(f"000000000.{ending}", content) for ending, content in files.items()]
+  write_tar(tmp_path / "00000.tar", [*members, ("000000000.json", fields)])
+  data = config.from_config_dict(paper.get_config(f"data={name}")).data
+  place = str(tmp_path / "{00000..00000}.tar")
+  changes = {"image_size": SIZE, "source.train": place, "source.val": place}
+  example = make_source(config.replaced(data, changes), "train")[0]
+  assert example["captions"] == captions and example["meta"]["width"] == 12
+  expected = images.square(images.read(png(0)), SIZE)
+  np.testing.assert_array_equal(example["image"], expected)
 
 
 def test_the_index_is_kept(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Sources of images that people have: folder, coco, imagenet."""
 
 import csv
+import dataclasses
 import datetime
 import json
 import pickle
@@ -12,14 +13,15 @@ import pytest
 from PIL import Image
 from scipy import io
 
-from fluid import config
+from fluid import config, prepare
 from fluid.config import identity
-from fluid.data import BadExample, examples, images, listed, make_source
+from fluid.data import BadExample, examples, images, listed, make_source, records
 from fluid.data.coco import COCOConfig
 from fluid.data.folder import FolderConfig
 from fluid.data.imagenet import ImageNetConfig
 from fluid.text.classes import Classes, ClassesConfig
 from fluid.text.learned import LearnedConfig
+from tests.prepare_test import Tokenizer
 
 
 def open_source(source, split="train"):
@@ -283,9 +285,12 @@ def caption(image, number, text):
 
 @pytest.fixture
 def coco(tmp_path):
+  return write_coco(tmp_path, [391895, 9, 522418, 184613], [397133, 37777])
+
+
+def write_coco(tmp_path, train, val):
   """Two splits in the layout of COCO's files; images and captions in no order."""
-  sets = {"train": [391895, 9, 522418, 184613], "val": [397133, 37777]}
-  fields = {}
+  sets, fields = {"train": train, "val": val}, {}
   for split, ids in sets.items():
     name = "COCO_{}2014_{:012}.jpg".format
     images = [
@@ -341,6 +346,40 @@ def test_coco_images_that_are_bad(coco, tmp_path):
   assert [e.get("bad") for e in read(source)] == ["caption", None, "image", "image"]
 
 
+def test_coco_is_what_its_annotations_say(coco, tmp_path):
+  """Of a cache: their content, wherever they lie, and not the hash of no file."""
+  of = lambda source: identity.of_cache(
+    config.replaced(config.Run(), {"data.source": source})
+  )
+  before = of(coco)
+  file = tmp_path / "captions_train2014.json"
+  moved = file.rename(tmp_path / "elsewhere.json")
+  assert of(coco)["data.files.train"] == ""
+  coco = dataclasses.replace(coco, train_annotations=str(moved))
+  assert of(coco) == before and before["data.files.train"]
+  edited(moved, lambda content: content["annotations"].pop())
+  assert identity.differences(before, of(coco)) == ["data.files.train"]
+  # No word of files where a source has none that vouch.
+  assert of(FolderConfig()) == {
+    k: v for k, v in of(FolderConfig()).items() if not k.startswith("data.files.")
+  }
+
+
+def test_a_cache_is_of_its_annotations(coco, tmp_path):
+  data = config.Data(source=coco, image_size=16, cache=str(tmp_path / "cache"))
+  run = config.Run(data=data, text=LearnedConfig(vocab_size=60, length=12))
+  write = lambda: prepare.prepare(run, tokenizer=Tokenizer(), batch=4, log=str)
+  found = write()
+  assert write() == found
+  # One of before says nothing of files: it is taken, and stays as it is.
+  old = {k: v for k, v in found["config"].items() if not k.startswith("data.files.")}
+  records.write_metadata(data.cache, found | {"config": old})
+  assert write()["config"] == old
+  records.write_metadata(data.cache, found)
+  edited(tmp_path / "captions_val2014.json", lambda c: c["annotations"].pop())
+  refused(config.ConfigError, "another config .data.files.val is '", write)
+
+
 def test_coco_refuses_in_one_line(coco, tmp_path):
   file = tmp_path / "captions_train2014.json"
   good = file.read_text()
@@ -379,6 +418,10 @@ WNIDS = ["n01440764", "n02012849", "n02119789", "n03126707"]
 
 @pytest.fixture
 def imagenet(tmp_path):
+  return write_imagenet(tmp_path)
+
+
+def write_imagenet(tmp_path):
   """Two images of each class, red as its number says, and a flat val."""
   for k, wnid in enumerate(WNIDS):
     for n in (10026, 27):

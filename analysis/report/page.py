@@ -2,6 +2,7 @@
 
 import base64
 import html
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,12 +14,21 @@ _STYLE = "\n" + Path(__file__).with_name("page.css").read_text()
 LONG = 40  # characters of a text that does not fit into a column
 
 
-def page(title: str, body: list[str]) -> str:
-  """A whole document."""
+def page(title: str, body: list[str], style: str = "", policy: str = "") -> str:
+  """A whole document.
+
+  Args:
+    title: of the page.
+    body: HTML.
+    style: more of it, after that of all pages.
+    policy: what the page may load (Content-Security-Policy).
+  """
+  if policy:
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
   return (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+    f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{policy}'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>\n"
+    f"<title>{html.escape(title)}</title><style>{_STYLE}{style}</style></head><body>\n"
     f"<h1>{html.escape(title)}</h1>\n" + "\n".join(body) + "\n</body></html>\n"
   )
 
@@ -61,6 +71,44 @@ def figure(png: Path, title: str, caption: str, command: str = "") -> str:
     f'<div class="wide">{image(png.read_bytes(), title)}</div>'
     f"<figcaption>{html.escape(caption)}{again if command else ''}</figcaption>"
     "</figure>"
+  )
+
+
+def bars(heights: Sequence[float], labels: Sequence[str], title: str) -> str:
+  """A bar chart, drawn in the colours of the page.
+
+  Args:
+    heights: of the bars, none negative; the highest is written out.
+    labels: of the bars; of many, some are shown.
+    title: what is counted.
+  """
+  width, height, left, foot = 360, 120, 4, 18
+  top, step = max(heights, default=0), (width - 2 * left) / max(len(heights), 1)
+  parts = []
+  for i, value in enumerate(heights):
+    tall = value / top * (height - foot - 16) if top else 0
+    box = f'x="{left + i * step:.2f}" y="{height - foot - tall:.2f}"'
+    said = html.escape(f"{labels[i]}: {number(value)}")
+    parts.append(
+      f'<rect {box} width="{max(step - 1, 0.5):.2f}" height="{tall:.2f}">'
+      f"<title>{said}</title></rect>"
+    )
+  for i in range(0, len(labels), max(1, -(-len(labels) // 8))):
+    x, y = left + (i + 0.5) * step, height - 4
+    text = html.escape(labels[i])
+    parts.append(f'<text x="{x:.2f}" y="{y}" text-anchor="middle">{text}</text>')
+  if len(heights):
+    at = left + (list(heights).index(top) + 0.5) * step
+    anchor = "start" if at < 30 else "end" if at > width - 30 else "middle"
+    parts.append(
+      f'<text x="{at:.2f}" y="11" text-anchor="{anchor}">{number(top)}</text>'
+    )
+  name = html.escape(title)
+  return (
+    f'<figure class="bars"><figcaption>{name}</figcaption>'
+    f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{name}">'
+    f'<line x1="0" x2="{width}" y1="{height - foot}" y2="{height - foot}"/>'
+    f"{''.join(parts)}</svg></figure>"
   )
 
 

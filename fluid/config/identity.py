@@ -15,6 +15,7 @@ from fluid.config.read import part_from_dict, to_dict
 from fluid.config.sections import Run
 
 NONE = ("free", "place")  # Kinds of fields that are no part of any identity.
+FILES = "data.files."  # Prefix of what vouches for the files of a source.
 
 
 def identity(config: Any, prefix: str = "", *, no=NONE) -> dict[str, Any]:
@@ -54,7 +55,9 @@ def of_text(run: Run) -> dict[str, Any]:
 
 def of_cache(run: Run) -> dict[str, Any]:
   """What cached tokens are made from, beside the tokenizer's weights."""
-  return identity(run.data, "data.", no=(*NONE, "drawn")) | of_text(run)
+  files = run.data.source.vouched(FILES)
+  made = identity(run.data, "data.", no=(*NONE, "drawn"))
+  return made | files | of_text(run)
 
 
 def stored(found: dict[str, Any]) -> dict[str, Any]:

@@ -46,6 +46,11 @@ class Part:
   def check(self, name: str) -> None:
     """Raises ConfigError for values that cannot be used; `name` is the section's."""
 
+  def vouched(self, prefix: str) -> dict[str, str]:
+    """What belongs to its identity beside the fields, by dotted name: of its files."""
+    del prefix
+    return {}
+
 
 @dataclasses.dataclass(frozen=True)
 class Draw:

@@ -7,7 +7,10 @@ et al., arXiv:1504.00325.
 """
 
 import dataclasses
+import functools
+import hashlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -35,6 +38,11 @@ class COCOConfig(listed.Cropped):
   train_images: str = config.place()
   val_annotations: str = config.place()
   val_images: str = config.place()
+
+  def vouched(self, prefix):
+    """Hashes of the annotations: which images there are and what is said of them."""
+    found = {"train": self.train_annotations, "val": self.val_annotations}
+    return {f"{prefix}{split}": _digest(path) for split, path in found.items()}
 
   def make(self, *, split: str, image_size: int, seed: int = 0) -> "COCO":
     """The source of a split."""
@@ -108,6 +116,23 @@ class COCO:
       "id": int(self.ids[index]),
       "meta": {"file_name": name},
     }
+
+
+def _digest(path: str) -> str:
+  """SHA-256 of a file; '' on a machine that only plans and has none."""
+  try:
+    stat = os.stat(path)
+    return _hashed(path, stat.st_size, stat.st_mtime_ns)
+  except OSError:
+    return ""
+
+
+@functools.lru_cache
+def _hashed(path: str, *stamp: int) -> str:
+  """Kept while the file is as it was, since many ask."""
+  del stamp
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _read(path: pathlib.Path, key: str) -> tuple[dict[int, str], dict[int, list[str]]]:

@@ -114,19 +114,27 @@ class Parquet(stored.Stored):
     content, caption, label = (found.get(name) for name in self._columns)
     return stored.Row(
       where=where,
-      image=self._file(content, self.paths[file]),
+      image=self._file(content, self.paths[file], where),
       captions=caption,
       label=label,
       meta={name: found[name] for name in self._meta if name in found},
     )
 
-  def _file(self, found: Any, path: str) -> bytes | str | None:
+  def _file(self, found: Any, path: str, where: str) -> bytes | str | None:
     """What an image column holds -> bytes, or the path of the image."""
     if isinstance(found, dict):
-      found = found.get("bytes") or found.get("path")
-    if isinstance(found, str):
-      return os.path.join(self._folder or os.path.dirname(path), found)
-    return found
+      content = found.get("bytes")
+      found = found.get("path") if content is None else content
+    if not isinstance(found, str):
+      return found
+    folder = os.path.normpath(self._folder or os.path.dirname(path) or ".")
+    inside = os.path.relpath(os.path.join(folder, found), folder)
+    if inside.split(os.sep)[0] == os.pardir:
+      raise BadExample(
+        f"image {found!r} of {where} is outside the folder {folder}: name another in "
+        "config key 'data.source.folder', or remove the row"
+      )
+    return os.path.join(folder, inside)
 
   @functools.cached_property
   def _tables(self):

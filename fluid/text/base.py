@@ -83,11 +83,6 @@ class TextConfig(config.Part):
     self.open(pathlib.Path(self.path))
     return hashlib.sha256(pathlib.Path(self.path).read_bytes()).hexdigest()
 
-  def vouched(self, prefix: str) -> dict[str, str]:
-    """What belongs to its identity beside the fields, by dotted name."""
-    del prefix
-    return {}
-
   def shipped(self, folder: pathlib.Path) -> str:
     """`path` in the config of a run given away in a folder that has a copy of FILE."""
     del folder

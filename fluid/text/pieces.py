@@ -78,7 +78,7 @@ class Pieces:
     for row, prompt in enumerate(prompts):
       pieces = self.pieces(prompt)
       if on_unknown == "error":
-        self._refuse_unknown(prompt, pieces)
+        self._refuse_unknown(prompt)
       if len(pieces) + ends > length:
         if on_long == "error":
           raise PromptError(
@@ -103,14 +103,16 @@ class Pieces:
       texts.append(self.join([i for i in row if i != PAD and i not in self.FIRST]))
     return texts
 
-  def _refuse_unknown(self, prompt: str, pieces: list[int]) -> None:
-    unknown = []
+  def unknown(self, prompt: str) -> list[str]:
+    """Words (or signs such as '%') that no caption had, or with pieces nobody knows."""
+    found: list[str] = []
     if self.known is not None:
-      unknown = [w for w in words(prompt) if w not in self.known]
-    if not unknown and self.UNKNOWN in pieces:
-      # Whichever words (or signs such as '%') hold the pieces nobody knows.
-      unknown = [w for w in prompt.split() if self.UNKNOWN in self.pieces(w)]
-      unknown = unknown or [prompt]
-    if unknown:
+      found = [w for w in words(prompt) if w not in self.known]
+    if not found and self.UNKNOWN in self.pieces(prompt):
+      found = [w for w in prompt.split() if self.UNKNOWN in self.pieces(w)] or [prompt]
+    return found
+
+  def _refuse_unknown(self, prompt: str) -> None:
+    if unknown := self.unknown(prompt):
       names = ", ".join(repr(w) for w in dict.fromkeys(unknown))
       raise PromptError(f"words outside the vocabulary: {names} in prompt {prompt!r}")

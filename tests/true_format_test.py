@@ -1,0 +1,206 @@
+"""Sets in their true formats, from files to numbers: prepared, trained, judged.
+
+And the commands of the docs: they are understood, and what they miss is said.
+"""
+
+import collections
+import functools
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import toy
+from fluid import config, evaluate, prepare, train
+from fluid.data import make_source
+from fluid.data.imagenet import ImageNetConfig
+from fluid.evals import distribution, features, samples
+from fluid.evals.features import clip
+from fluid.evals.loss import LossConfig
+from fluid.models.conditions.label import ClassConfig
+from fluid.text.classes import ClassesConfig
+from fluid.text.learned import LearnedConfig
+from tests.conftest import ROOT
+from tests.evals_test import written
+from tests.measures_test import _Fake, noise
+from tests.shards_test import build
+from tests.sources_test import WNIDS, kaggle, write_coco, write_imagenet
+from tests.vision_test import DATA as VISION
+
+
+def test_a_set_of_tfds_is_prepared_trained_and_judged(tmp_path):
+  build(tmp_path / "tfds", splits={"train": range(16), "validation": range(16, 20)})
+  arguments = "tokens=discrete,order=raster,size=xs,data=tfds:small"
+  run = config.replaced(
+    config.from_config_dict(toy.get_config(arguments)),
+    {
+      "data.source.data_dir": str(tmp_path / "tfds"),
+      "data.cache": str(tmp_path / "cache"),
+      "tokenizer.path": str(ROOT / toy.TRAINED["discrete"]),
+      "evals": {"loss": LossConfig()},
+      "steps": 2,
+      "batch": 8,
+      "accum": 1,
+      "log_every": 1,
+      "eval_every": 2,
+      "checkpoint_every": 2,
+    },
+  )
+  metadata = prepare.prepare(run, batch=4, log=str)
+  assert {s: c["count"] for s, c in metadata["splits"].items()} == {
+    "train": 16,
+    "val": 4,
+  }
+  train.run(run, tmp_path / "w")
+  lines = [json.loads(x) for x in (tmp_path / "w/metrics.jsonl").open()]
+  losses = [x["train/loss"] for x in lines if "train/loss" in x]
+  assert len(losses) == 2 and np.isfinite(losses).all()
+  judged = evaluate.evaluate(tmp_path / "w", names=["loss"])
+  during = next(x["val/loss"] for x in lines if "val/loss" in x)
+  assert judged["val/loss"] == pytest.approx(during, rel=1e-5)
+
+
+@pytest.fixture
+def networks(monkeypatch):
+  """Small ones in the place of those that published numbers are of."""
+  monkeypatch.setitem(features.FEATURES, "Inception", _Fake)
+  tiny = functools.partial(clip.CLIP, VISION / "clip")
+  for name in ("CLIP-B32", "CLIP-L14-336"):
+    monkeypatch.setitem(features.FEATURES, name, tiny)
+  features.load.cache_clear()
+  yield
+  features.load.cache_clear()
+
+
+def test_the_protocol_of_coco(tmp_path, networks, monkeypatch):
+  """On a small set: a model that draws each caption's own image has no distance."""
+  train_ids, val_ids = range(1, 9), range(100, 112)
+  source = write_coco(tmp_path / "coco", [*train_ids], [*val_ids])
+  words = LearnedConfig(length=12, vocab_size=120)
+  workdir = written(tmp_path, words, {"loss": LossConfig()}, source)
+  run = lambda: evaluate.evaluate(workdir, protocol="coco30k-fid", quick=True)
+  found = run()
+  assert np.isfinite([found[k] for k in ("fid", "cmmd", "clip_score")]).all()
+  assert found["fid"] > 1e-3 and found["fid_images"] == found["fid_real"] == 12
+  said = found["deviations"]
+  assert said.startswith("not comparable with coco30k-fid: --quick; images of 16 pix")
+  assert "12 images (protocol: 30000)" in said
+
+  data = config.from_file(workdir / "config.json").data
+  val = make_source(data, "val")
+  images = {val.caption(i): val[i]["image"] for i in range(len(val))}
+  assert len(images) == 12
+  monkeypatch.setattr(
+    distribution, "draw", lambda net, context, params, step, prompts, **_: (
+      np.stack([images[p] for p in prompts]), {},
+    ),
+  )  # fmt: skip
+  own = run()
+  assert abs(own["fid"]) < 1e-6 < found["fid"] and abs(own["cmmd"]) < 1e-3
+
+
+def test_the_protocol_of_imagenet(tmp_path, networks, monkeypatch):
+  """By class, against a file in ADM's layout; and the loss of a folder given away."""
+  write_imagenet(tmp_path / "imagenet")
+  kaggle(tmp_path / "imagenet")
+  source = ImageNetConfig(path=str(tmp_path / "imagenet"), num_classes=len(WNIDS))
+  condition = ClassConfig(drop=0.2)
+  workdir = written(
+    tmp_path, ClassesConfig(), {"loss": LossConfig()}, source, condition=condition
+  )
+  (tmp_path / "weights").mkdir()
+  adm = tmp_path / "weights" / "VIRTUAL_imagenet256_labeled.npz"
+  given = {"mu": np.zeros(6), "sigma": np.eye(6), "mu_s": np.ones(6)}
+  np.savez(adm, noise(10), **given, sigma_s=np.eye(6))
+  monkeypatch.setenv("FLUID_WEIGHTS", str(adm.parent))
+  asked = []
+  real = samples.Sampler.__call__
+
+  def heard(self, params, prompts, **kwargs):
+    asked.append(list(prompts))
+    return real(self, params, prompts, **kwargs)
+
+  monkeypatch.setattr(samples.Sampler, "__call__", heard)
+  found = evaluate.evaluate(workdir, protocol="imagenet50k", quick=True)
+  names = ("fid", "sfid", "inception_score", "precision", "recall")
+  assert np.isfinite([found[name] for name in names]).all()
+  assert collections.Counter(asked[-1]) == dict.fromkeys(WNIDS, 32)
+  assert "--quick" in found["deviations"]
+  assert "reference" not in found["deviations"]
+  adm.unlink()
+  with pytest.raises(config.ConfigError, match="no .*VIRTUAL_imagenet256_labeled.npz"):
+    evaluate.evaluate(workdir, protocol="imagenet50k", quick=True)
+
+  # What docs/reproduce.md asks of a converted folder, which has no cache.
+  with_cache = evaluate.evaluate(workdir, names=["loss"])
+  shutil.copy(tmp_path / "data/classes.txt", workdir)
+  run = config.from_file(workdir / "config.json")
+  run = config.replaced(run, {"data.cache": ""})
+  (workdir / "config.json").write_text(json.dumps(config.to_dict(run)))
+  alone = evaluate.evaluate(workdir, names=["loss"])
+  assert alone["val/loss"] == pytest.approx(with_cache["val/loss"], rel=1e-5)
+  assert jax.tree.map(type, alone) == jax.tree.map(type, with_cache)
+
+
+DOCS = ("docs/reproduce.md", "docs/evaluation.md")
+# As tests/cli_test.py: a process of its own for each, forked, as imports take seconds.
+EACH = """
+import json, os, runpy, sys
+import jax, optax, orbax.checkpoint, grain
+from fluid import evaluate
+for number, words in enumerate(json.loads(sys.argv[1])):
+  sys.stdout.flush()
+  if not (child := os.fork()):
+    file = os.open(f"{number}.log", os.O_CREAT | os.O_WRONLY)
+    os.dup2(file, 1), os.dup2(file, 2)
+    sys.argv = words
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    os._exit(0)
+  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def commands():
+  """What the docs print, as lists of words; what follows a comment sign is not."""
+  out = []
+  for doc in DOCS:
+    text = (ROOT / doc).read_text().replace("\\\n", " ")
+    inline = re.findall(r"`python -m (fluid\.[^`]*)`", text)
+    for line in re.findall(r"^    python -m (fluid\..*)$", text, re.M) + inline:
+      words = shlex.split(line, comments=True)
+      out.append([w for w in words if w != "..."])
+  return out
+
+
+def test_the_commands_of_the_docs_say_what_is_missing(tmp_path):
+  """In a folder without weights and data: each ends well, or names what it needs."""
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  asked = commands()
+  assert len(asked) > 12
+  env = {k: v for k, v in os.environ.items() if k != "FLUID_WEIGHTS"}
+  done = subprocess.run(
+    [sys.executable, "-c", EACH, json.dumps(asked)],
+    cwd=tmp_path,
+    env=env | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+  codes = [int(code) for code in done.stdout.split()]
+  assert len(codes) == len(asked), done.stderr
+  for number, (words, code) in enumerate(zip(asked, codes)):
+    said = (tmp_path / f"{number}.log").read_text()
+    assert "Traceback" not in said, (words, said)
+    if code == 0:
+      continue
+    last = said.strip().splitlines()[-1]
+    assert code == 2 and last.startswith("error: "), (words, code, said)
+    # It is a file of its own that is named, not how it was written.
+    values = [w.partition("=")[2] if w.startswith("-") else w for w in words[1:]]
+    assert any(v and v.split(":")[0] in last for v in values), (words, last)
