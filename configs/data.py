@@ -104,6 +104,13 @@ SETS = {
     "tfds",
     {"name": "cifar10", "val": "test"},
   ),
+  "iconify": Set(
+    "emoji in six styles from npm, about 20,400 captioned drawings",
+    "each style's own, which its package states",
+    "path",
+    "iconify",
+    {"path": "runs/iconify"},
+  ),
   "parquet": Set(
     "Parquet files, as Hugging Face has them",
     _YOURS,

@@ -32,6 +32,7 @@ from fluid import config
 SOURCES = {
   "shapes": "fluid.data.shapes:ShapesConfig",
   "emoji": "fluid.data.emoji:EmojiConfig",
+  "iconify": "fluid.data.iconify:IconifyConfig",
   "folder": "fluid.data.folder:FolderConfig",
   "coco": "fluid.data.coco:COCOConfig",
   "imagenet": "fluid.data.imagenet:ImageNetConfig",
