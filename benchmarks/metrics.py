@@ -24,8 +24,9 @@ from benchmarks import timing
 from fluid import flops
 from fluid.console import cli
 from fluid.data import images as image_files
-from fluid.evals import features, measures
+from fluid.evals import features
 from fluid.evals.features import base, clip, dinov2, inception
+from fluid.evals.metrics import METRICS, PROTOCOLS, Side
 
 ROWS = 1000
 # Layers, width, patch, side of the images.
@@ -169,14 +170,14 @@ def metrics() -> list[dict[str, float | str]]:
   """Seconds of each metric on features of 1,000 and 1,000 images."""
   rng, out = np.random.default_rng(0), []
   draw = lambda d: rng.standard_normal((ROWS, d), np.float32)
-  for name, metric in measures.METRICS.items():
+  for name, metric in METRICS.items():
     if not metric.network:
       continue
     width = {"Inception": 2048, "CLIP-L14-336": 768, "CLIP-B32": 512}
     d = width.get(metric.network, 1024)
-    x, y = measures.Side(draw(d)), measures.Side(draw(d))
+    x, y = Side(draw(d)), Side(draw(d))
     x.texts = draw(d)
-    protocol = measures.PROTOCOLS["torch_fidelity"]
+    protocol = PROTOCOLS["torch_fidelity"]
     start = time.perf_counter()
     metric.compute(x, y, protocol, 0)
     out.append({"metric": name, "seconds": time.perf_counter() - start})

@@ -26,7 +26,7 @@ from fluid import api, config, evals
 from fluid.config import identity
 from fluid.console import cli
 from fluid.data import pipeline
-from fluid.evals import measures, protocols, tuning
+from fluid.evals import metrics, protocols, tuning
 from fluid.parallel import distributed, sharding
 
 
@@ -64,7 +64,8 @@ class Judge:
     run = self.run
     if evaluators is not None:
       run = dataclasses.replace(run, evals=evaluators)
-    context = dataclasses.replace(self._context, run=run, records=[])
+    # Images are shared by these evaluators: a sweep would gather those of every point.
+    context = dataclasses.replace(self._context, run=run, records=[], drawn=[])
     out: dict[str, float | str | None] = {}
     with jax.set_mesh(self.mesh):
       for evaluator in evals.make(loaded.net, context).values():
@@ -176,7 +177,7 @@ def sweep(
     )
   part, judge, each = run.evals[name], Judge(workdir, run, step), 2
   if name == "distribution":
-    metric = measures.parse(by)[0]
+    metric = metrics.parse(by)[0]
     if metric.needs == "pairs":
       raise config.ConfigError(f"--by={by} is of pairs, and samples have no partners")
     images, lower = images or part.examples, metric.best == "low"

@@ -21,7 +21,7 @@ from absl import flags
 from fluid import config, files
 from fluid.console import cli
 from fluid.evals import features as feature_nets
-from fluid.evals import geneval, measures, sets
+from fluid.evals import geneval, measures, metrics, sets
 from fluid.evals.colors import ClipColors
 from fluid.evals.detectors import DETECTORS
 from fluid.evals.features import TextNet
@@ -101,9 +101,9 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_list("metrics", None, f"Of {', '.join(measures.METRICS)}; @NETWORK.")
+  flags.DEFINE_list("metrics", None, f"Of {', '.join(metrics.METRICS)}; @NETWORK.")
   flags.DEFINE_enum(
-    "protocol", "torch_fidelity", list(measures.PROTOCOLS), "Resize and splits."
+    "protocol", "torch_fidelity", list(metrics.PROTOCOLS), "Resize and splits."
   )
   flags.DEFINE_string("weights", None, "Folder of the networks' files.")
   flags.DEFINE_string("cache", None, "Folder where features are kept.")

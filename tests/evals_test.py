@@ -13,7 +13,7 @@ from fluid import evaluate as evaluate_lib
 from fluid import sample as sample_lib
 from fluid.data import captions, pipeline, records
 from fluid.durable import checkpoint
-from fluid.evals import distribution, features, images, loss, samples
+from fluid.evals import distribution, features, images, loss, parts, samples
 from fluid.files import write_json
 from fluid.models.conditions.label import ClassConfig
 from fluid.parallel import sharding
@@ -332,17 +332,24 @@ def test_images_of_a_large_evaluation_are_kept_in_shards(workdir, monkeypatch):
       loaded.config, loaded.tokenizer, loaded.vocabulary, mesh, workdir, None
     )
 
-  draw = lambda: samples.draw(loaded.net, context(), loaded.params, 2, prompts)
+  def draw(params=loaded.params):
+    return samples.draw(loaded.net, context(), params, 2, prompts)
+
   whole, _ = draw()
-  monkeypatch.setattr(samples, "SHARD", 2)
+  monkeypatch.setattr(parts, "PART", 2)
   shards, timing = draw()
   assert timing["sample/images"] == 12 and len(shards) == 12
   np.testing.assert_array_equal(shards[:], whole)
   np.testing.assert_array_equal(shards[np.array([7, 3])], whole[[7, 3]])
   np.testing.assert_array_equal(shards[5], whole[5])
   kept = sorted((workdir / "eval" / "images" / shards.digest).iterdir())
-  assert len(kept) == 6
-  kept[3].unlink()
+  assert len(kept) == 6 and not isinstance(shards, np.ndarray)
+  # Another checkpoint of the same step and folder has images of its own.
+  name = next(iter(loaded.params))
+  other = loaded.params | {name: jax.tree.map(lambda x: -x, loaded.params[name])}
+  others = draw(other)[0]
+  assert others.digest != shards.digest and (others[:] != whole).any()
+  kept[3].write_bytes(kept[3].read_bytes()[:-1])  # Damaged ones are drawn again.
   drawn = []
   real = samples.Sampler.__call__
 
@@ -354,6 +361,34 @@ def test_images_of_a_large_evaluation_are_kept_in_shards(workdir, monkeypatch):
   again, _ = draw()
   np.testing.assert_array_equal(again[:], whole)
   assert drawn[1:] == [(2, 6)]
+
+
+def test_a_reference_that_does_not_fit_is_refused_before_anything_is_drawn(
+  workdir, tmp_path, monkeypatch
+):
+  class Inception(FakeFeatures):
+    def __init__(self, resize=""):
+      self.name = f"Fake, {resize}"
+
+  monkeypatch.setitem(features.FEATURES, "Inception", Inception)
+  monkeypatch.setattr(samples, "draw", None)
+  features.load.cache_clear()
+  wide, other = tmp_path / "wide.npz", tmp_path / "other.npz"
+  np.savez(wide, mu=np.zeros(9), sigma=np.eye(9))
+  made_with = np.array(json.dumps({"features": "Fake, clean"}))
+  np.savez(other, mu=np.zeros(6), sigma=np.eye(6), made_with=made_with)
+  for changes, said in (
+    ([f"reference={wide}"], "9 features, but 'pool' of Fake, torch_fidelity has 6"),
+    ([f"reference={other}"], "of 'Fake, clean', but 'Fake, torch_fidelity' is asked"),
+    ([f"reference={tmp_path}/none"], "none: name a folder of images"),
+    ([f"reference={tmp_path}"], "has no images"),
+    (["reference=$NOWHERE/x"], r"\$NOWHERE is not set"),
+    (["protocol=clear"], "'evals.distribution.protocol' is 'clear'; choose from torch"),
+  ):
+    changes = [f"evals.distribution.{c}" for c in ("metrics=('fid',)", *changes)]
+    with pytest.raises(config.ConfigError, match=said):
+      evaluate_lib.evaluate(workdir, names=["distribution"], overrides=changes)
+  features.load.cache_clear()
 
 
 def test_a_protocol_says_how_it_was_not_followed(workdir, monkeypatch):

@@ -70,7 +70,7 @@ def test_small_images_are_resized(net):
   assert (big[0, :90] == 7).all() and (big[0, 134:] == 200).all()
 
 
-def test_cached_features_are_computed_once(tmp_path):
+def test_cached_features_are_computed_once(tmp_path, capsys):
   calls = []
 
   def compute():
@@ -82,6 +82,16 @@ def test_cached_features_are_computed_once(tmp_path):
     found = features.cached(path, compute)
     np.testing.assert_array_equal(found["pool"], np.arange(3.0))
   assert len(calls) == 1 and [p.name for p in path.parent.iterdir()] == ["x.npz"]
+  whole = path.read_bytes()
+  for damaged in (whole[:-40], whole[:90], b"", b"no zip"):
+    path.write_bytes(damaged)
+    np.testing.assert_array_equal(
+      features.cached(path, compute)["pool"], np.arange(3.0)
+    )
+    said = capsys.readouterr().out
+    assert str(path) in said and "is damaged" in said and said.count("\n") == 1
+    assert path.read_bytes() == whole
+  assert len(calls) == 5
 
 
 def test_weight_file_cannot_run_code():

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from fluid import config
 from fluid.evals import detectors
-from fluid.evals.detectors import mask2former, swin
+from fluid.evals.detectors import mask2former, mask2former_net, mmdet, swin
 from fluid.parallel import sharding
 
 FIXTURE = pathlib.Path(__file__).parent / "data/mask2former"
@@ -53,7 +53,9 @@ def test_every_part_equals_transformers_in_any_batch(expected):
 
 def test_group_norm_equals_torch(expected):
   p = {k: expected[f"group_{k}"] for k in ("weight", "bias")}
-  found = mask2former.group_norm(swin.above("norm", p), "norm", expected["group_in"])
+  found = mask2former_net.group_norm(
+    swin.above("norm", p), "norm", expected["group_in"]
+  )
   close(found, expected["group_out"], 1e-5)
 
 
@@ -78,7 +80,7 @@ def test_names_and_shapes_are_those_of_the_published_size(tmp_path):
   ],
 )
 def test_images_fit_1333_by_800(size, inner):
-  assert mask2former.Network().inner(*size) == inner
+  assert mmdet.inner(size, (1333, 800)) == inner
 
 
 # A slow pipeline, written for itself. -------------------------------------------------
@@ -167,9 +169,9 @@ def pictures(n, size):
 def test_pipeline_equals_a_slow_one(size, edges):
   """Larger, smaller and the same; padded to the right, below, and not at all."""
   detector, images = make(size, edges, Shallow), pictures(2, size)
-  inner = detector.network.inner(*size)
+  inner = mmdet.inner(size, edges)
   for image, (objects, masks) in zip(images, detector.detect_with_masks(images)):
-    x = np.asarray(detector.network.preprocess(image[None])[0], np.float64)
+    x = np.asarray(mmdet.preprocess(image[None], inner)[0], np.float64)
     levels = np.abs(x - slow_input(image, inner)) * 57  # Halves may round up or down.
     assert levels.max() < 1.1 and (levels > 1e-3).mean() < 0.01
     cells = x.reshape(x.shape[0] // 4, 4, x.shape[1] // 4, 4, 3).mean((1, 3))

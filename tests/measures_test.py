@@ -7,10 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.linalg
+import scipy.spatial
+import scipy.special
 from PIL import Image
 
 from fluid import config
-from fluid.evals import features, measures, sets
+from fluid.evals import features, measures, metrics, parts, sets
 from fluid.evals.metrics import diversity, frechet, kernels
 from tests.evals_test import FakeFeatures
 
@@ -45,6 +48,10 @@ class _Fake(FakeFeatures):
   def __init__(self, resize=""):
     self.name = f"Fake, {resize}" if resize else "Fake"
 
+  def preprocess(self, images):
+    rows, columns = (np.arange(16) * n // 16 for n in images.shape[1:3])
+    return super().preprocess(images[:, rows][:, :, columns])
+
   def apply(self, params, x):
     y = super().apply(params, x)["pool"]
     return {"pool": y, "spatial": y[:, ::-1], "logits": 9 * y}
@@ -57,7 +64,7 @@ def test_a_set_is_the_same_in_every_form(tmp_path, fake):
   np.savez_compressed(tmp_path / "small.npz", images)
   real = folder(tmp_path / "real", noise(30, 1, low=30))
   skipped = ("kid_subsets", "clip_score", "cmmd", "psnr", "ssim")
-  names = [n for n in measures.METRICS if n not in skipped]
+  names = [n for n in metrics.METRICS if n not in skipped]
   first = None
   for path in (a, tmp_path / "stored.npz", tmp_path / "small.npz"):
     found = measures.measure(names, sets.open_set(path), sets.open_set(real))
@@ -68,7 +75,7 @@ def test_a_set_is_the_same_in_every_form(tmp_path, fake):
 
 
 def test_numbers_do_not_hang_on_batches_caches_or_order(tmp_path, fake, monkeypatch):
-  monkeypatch.setattr(measures, "PART", 16)
+  monkeypatch.setattr(parts, "PART", 16)
   x = sets.open_set(folder(tmp_path / "x", noise(41)))
   y = sets.open_set(folder(tmp_path / "y", noise(29, 1, low=20)))
   names = ["kid", "fid", "sfid", "precision_recall", "inception_score"]
@@ -156,6 +163,7 @@ def test_pairs_and_what_cannot_be_measured(tmp_path, fake):
     (["fid@Fake"], y, "FID is of Inception alone; write 'fd@Fake'"),
     (["kid@x"], y, "unknown feature network 'x'"),
     (["clip_score"], y, "needs the text of each image"),
+    (["inception_score"], None, "10 parts need 10 images or more, not 6"),
     (["precision_recall"], sets.ImageSet("w", noise(3)), "'precision_recall' of x "
      "against w: 3 neighbours of each need more than 3 images"),
   ):  # fmt: skip
@@ -164,61 +172,145 @@ def test_pairs_and_what_cannot_be_measured(tmp_path, fake):
     assert "\n" not in str(e.value)
 
 
-def test_sets_that_are_none_are_one_line(tmp_path):
+def ordinary(path, seed=0):
+  """A folder of what people have, and what its pictures are by name: grey ramps."""
+  path.mkdir(parents=True)
+  grey = np.random.RandomState(seed).randint(0, 256, (3, 5), np.uint8)
+  rgb, full = np.stack([grey] * 3, -1), np.full_like(grey, 255)
+  palette = Image.fromarray(grey, "P")
+  palette.putpalette([i for i in range(256) for _ in "rgb"])
+  rotated = Image.Exif()
+  rotated[0x0112] = 6  # Stored a quarter turn to the left.
+  layers = lambda *all: np.ascontiguousarray(np.stack(all, -1))
+  files = {
+    "16_bit.png": (Image.fromarray(grey.astype(np.uint16) * 257), rgb),
+    "cmyk.tif": (Image.fromarray(layers(*[255 - grey] * 3, 0 * grey), "CMYK"), rgb),
+    "exif.png": (Image.fromarray(np.rot90(rgb).copy()), rgb),
+    "grey.bmp": (Image.fromarray(grey), rgb),
+    "grey_alpha.png": (Image.fromarray(layers(grey, full), "LA"), rgb),
+    "one.gif": (Image.fromarray(grey[:1, :1]), rgb[:1, :1]),
+    "palette.PNG": (palette, rgb),
+    "photo.jfif": (Image.new("RGB", (8, 8), (9, 9, 9)), np.full((8, 8, 3), 9)),
+    "rgba.webp": (Image.fromarray(layers(grey, grey, grey, full), "RGBA"), rgb),
+  }
+  for name, (image, _) in files.items():
+    options = {"exif": rotated} if name.startswith("exif") else {}
+    options |= {"lossless": True} if name.endswith("webp") else {}
+    options |= {"format": "JPEG", "quality": 100} if name.endswith("jfif") else {}
+    image.save(path / name, **options)
+  return {name: shown.astype(np.uint8) for name, (_, shown) in files.items()}
+
+
+def test_what_people_have_is_read_and_what_is_bad_is_named(tmp_path, fake):
+  """One folder with all of it, and then with three files that nobody can read."""
+  want = ordinary(tmp_path / "a")
+  x, y = sets.open_set(tmp_path / "a"), sets.ImageSet("y", noise(9, 1))
+  assert [f"{n}" for n in x.names] == [name.rpartition(".")[0] for name in want]
+  for image, shown in zip(x.images, want.values(), strict=True):
+    np.testing.assert_array_equal(image, shown)
+  names = ["kid@Fake", "fid", "sfid", "vendi", "precision_recall"]
+  same = sets.ImageSet(x.name, list(want.values()))
+  assert measures.measure(names, x, y) == measures.measure(names, same, y)
+  whole = (tmp_path / "a" / "cmyk.tif").read_bytes()
+  for name, content in (("torn.tif", whole[:-9]), ("x.jfif", b"text"), ("z.png", b"")):
+    (tmp_path / "a" / name).write_bytes(content)
+  with pytest.raises(config.ConfigError, match="^3 of 12 images cannot be read: ") as e:
+    measures.measure(["kid@Fake"], sets.open_set(tmp_path / "a"), y)
+  assert all(f"{tmp_path}/a/{n} (" in str(e.value) for n in ("torn.tif", "x.jfif"))
+  assert "z.png" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_bad_input_is_one_line(tmp_path, fake):
+  """Of a set that is none, and of two that do not fit: what it is, and the remedy."""
   (tmp_path / "empty").mkdir()
   (tmp_path / "x.txt").write_text("x")
   (tmp_path / "broken.npz").write_bytes(b"PK no zip")
-  np.savez(tmp_path / "other.npz", a=np.zeros(3))
-  np.savez(tmp_path / "floats.npz", np.zeros((2, 4, 4, 3)))
-  np.savez(tmp_path / "skew.npz", mu=np.zeros(3), sigma=np.eye(4))
-  damaged = folder(tmp_path / "damaged", noise(3))
-  (damaged / "001.png").write_bytes((damaged / "001.png").read_bytes()[:90])
-  for name, said in (
-    ("empty", "has no images"),
-    ("none", "name a folder"),
-    ("x.txt", "is no set of images"),
-    ("broken.npz", "cannot be read"),
-    ("other.npz", "has a, but neither"),
-    ("floats.npz", "float64 .*not uint8"),
-    ("skew.npz", "3 features, its covariance .4, 4."),
+  statistics = dict(mu=np.zeros(6), sigma=np.eye(6))
+  made_with = lambda name: np.array(json.dumps({"features": name}))
+  nan = np.full((2, 4, 4, 3), 0.5)
+  nan[0, 0, 0] = np.nan
+  for name, arrays in (
+    ("other", dict(a=np.zeros(3))),
+    ("floats", dict(arr_0=np.zeros((2, 4, 4, 3)))),
+    ("nan", dict(arr_0=nan)),
+    ("grey", dict(arr_0=np.zeros((2, 4, 4), np.uint8))),
+    ("none_of_it", dict(arr_0=np.zeros((0, 4, 4, 3), np.uint8))),
+    ("skew", dict(mu=np.zeros(3), sigma=np.eye(4))),
+    ("infinite", statistics | dict(sigma=np.full((6, 6), np.inf))),
+    ("wide", dict(mu=np.zeros(9), sigma=np.eye(9))),
+    ("network", statistics | dict(made_with=made_with("Other"))),
+    ("resize", statistics | dict(made_with=made_with("Fake, clean"))),
+    ("one", dict(arr_0=noise(1))),
+    ("three", dict(arr_0=noise(3))),
   ):
+    np.savez(tmp_path / f"{name}.npz", **arrays)
+  cut = (tmp_path / "three.npz").read_bytes()[:-300]
+  (tmp_path / "cut.npz").write_bytes(cut)
+  floats = folder(tmp_path / "tiff", noise(3))
+  Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(floats / "nan.tif")
+  good = noise(12)
+  for name, metric, said in (
+    ("empty", "fid", "has no images"),
+    ("none", "fid", "name a folder"),
+    ("x.txt", "fid", "is no set of images"),
+    ("broken.npz", "fid", "cannot be read .*; download it again"),
+    ("cut.npz", "fid", "cannot be read .*; download it again"),
+    ("other.npz", "fid", "has a, but neither"),
+    ("floats.npz", "fid", r"float64 \[2, 4, 4, 3\], not uint8 .*: save whole numbers"),
+    ("nan.npz", "fid", r"float64 \[2, 4, 4, 3\] with 3 values that are no numbers"),
+    ("grey.npz", "fid", r"uint8 \[2, 4, 4\], not uint8 images \[N, H, W, 3\]"),
+    ("none_of_it.npz", "fid", r"uint8 \[0, 4, 4, 3\]"),
+    ("skew.npz", "fid", "3 features, its covariance .4, 4."),
+    ("infinite.npz", "fid", "statistics of 'pool' are not finite"),
+    ("wide.npz", "fid", "9 features, but 'pool' of Fake, torch_fidelity has 6"),
+    ("network.npz", "fid", "of 'Other', but 'Fake, torch_fidelity' is asked for"),
+    ("resize.npz", "fid", "of 'Fake, clean', but 'Fake, torch_fidelity' is asked for"),
+    ("network.npz", "sfid", "no statistics of 'spatial' and no images"),
+    ("tiff", "kid", r"1 of 4 images cannot be read: \S*nan.tif .*floats"),
+    ("one.npz", "fid", "2 images"),
+    ("one.npz", "kid", "2 images"),
+    ("three.npz", "kid_subsets", "1000"),
+    ("three.npz", "precision_recall", "3 neighbours of each need more than 3"),
+    ("three.npz", "density_coverage", "need more than 3 images"),
+    ("three.npz", "psnr", "has 12 images and .* 3"),
+  ):  # fmt: skip
     with pytest.raises(config.ConfigError, match=said) as e:
-      sets.open_set(tmp_path / name)
+      real = sets.open_set(tmp_path / name)
+      measures.measure([metric], sets.ImageSet("good", good), real)
     assert name in str(e.value) and "\n" not in str(e.value)
-  with pytest.raises(config.ConfigError, match="001.png cannot be read.*repair"):
-    list(sets.open_set(damaged).images)
 
 
 def test_the_command(tmp_path):
   """With the network that is there, on images of several sizes and modes."""
   a, b = tmp_path / "a", tmp_path / "b"
   for path, low in ((a, 0), (b, 60)):
-    folder(path, noise(4, low, 32, low))
-    Image.fromarray(noise(1, 7, 48, low)[0]).save(path / "jpeg.jpg")
-    Image.fromarray(noise(1, 8, 20, low)[0]).convert("L").save(path / "grey.png")
+    ordinary(path, low)
+    for i, image in enumerate(noise(4, low, 32, low)):
+      Image.fromarray(image).save(path / f"{i:03d}.png")
   command = [sys.executable, "-m", "fluid.metrics_of", str(a), str(b)]
-  done = subprocess.run(
-    [*command, f"--json={tmp_path / 'out.json'}"], cwd=ROOT, capture_output=True,
-    text=True,
-  )  # fmt: skip
+  run = lambda *args: subprocess.run(
+    [*command, *args], cwd=ROOT, capture_output=True, text=True
+  )
+  done = run(f"--json={tmp_path / 'out.json'}")
   assert done.returncode == 0, done.stderr
   records = json.loads((tmp_path / "out.json").read_text())["records"]
   found = {r["metric"]: r for r in records}
-  assert found["kid@EffNet"]["images"] == found["kid@EffNet"]["real"] == 6
+  assert found["kid@EffNet"]["images"] == found["kid@EffNet"]["real"] == 13
   assert found["fd@EffNet"]["value"] > 1 and found["fd@EffNet"]["width"] == 1280
   for name in ("fid", "cmmd", "fd"):
     assert found[name]["value"] is None and "FLUID_WEIGHTS" in found[name]["missing"]
   assert "weights missing" in done.stdout
-  done = subprocess.run(
-    [*command, "--metrics=fid"], cwd=ROOT, capture_output=True, text=True
-  )
-  assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+  (a / "001.png").write_bytes((a / "001.png").read_bytes()[:90])
+  for args, said in ((["--metrics=fid"], "FLUID_WEIGHTS"), ([], "001.png (")):
+    done = run(*args)
+    assert done.returncode == 2 and said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_names_of_metrics_are_kept_as_they_are_asked():
-  assert measures.on("kid", "EffNet") == "kid@EffNet"
-  assert measures.on("kid@Inception", "EffNet") == "kid@Inception"
-  assert measures.on("fid", "EffNet") == "fid"
+  assert metrics.on("kid", "EffNet") == "kid@EffNet"
+  assert metrics.on("kid@Inception", "EffNet") == "kid@Inception"
+  assert metrics.on("fid", "EffNet") == "fid"
 
 
 def test_what_cannot_be_measured_is_said_beside_what_can(fake):
@@ -256,3 +348,59 @@ def test_adm_splits_are_of_one_size_but_for_the_last():
   ]
   got = diversity.inception_score(logits, split=5, seed=None)
   assert got[0] == pytest.approx(np.mean(scores))
+
+
+class _Table:
+  """Seeded features of images that name their row by their pixel."""
+
+  digest, outputs = "0", {"pool": 9, "spatial": 7, "logits": 11}
+
+  def __init__(self, resize=""):
+    self.name = f"Table, {resize}"
+    draw = np.random.RandomState(0).randn
+    self.params = {
+      k: np.maximum(draw(6000, d) + 0.3, 0).astype(np.float32)
+      for k, d in self.outputs.items()
+    }
+
+  def preprocess(self, images):
+    return images.reshape(len(images), 3).astype(np.int32) @ np.array([1, 256, 65536])
+
+  def apply(self, params, rows):
+    return {k: table[rows] for k, table in params.items()}
+
+
+def test_adm_numbers_are_those_of_its_formulas_in_float64(fake, monkeypatch):
+  """FID, sFID, IS of 5,000 and the rest, precision, recall: written down once more."""
+  monkeypatch.setitem(features.FEATURES, "Inception", _Table)
+  features.load.cache_clear()
+  n = 5100
+  rows = np.arange(6000)
+  pixels = np.stack([rows % 256, rows // 256, 0 * rows], -1).astype(np.uint8)
+  images = pixels[:, None, None]
+  sides = sets.ImageSet("x", images[:n]), sets.ImageSet("y", images[n:])
+  names = ["fid", "sfid", "inception_score"]
+  found = measures.measure(names, *sides, protocol="adm", batch=1500)
+  got = {r["metric"]: r["value"] for r in found}
+  tables = {k: v.astype(np.float64) for k, v in _Table().params.items()}
+  for metric, output in (("fid", "pool"), ("sfid", "spatial")):
+    x, y = tables[output][:n], tables[output][n:]
+    a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = scipy.linalg.sqrtm(a @ b)
+    want = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * root.real)
+    assert got[metric] == pytest.approx(want, rel=1e-9)
+  p = scipy.special.softmax(tables["logits"][:n], 1)
+  scores = []
+  for part in (p[:5000], p[5000:]):
+    divergence = (part * (np.log(part) - np.log(part.mean(0)))).sum(1)
+    scores.append(np.exp(divergence.mean()))
+  assert got["inception_score"] == pytest.approx(np.mean(scores), rel=1e-9)
+  few = sets.ImageSet("x", images[:700]), sides[1]
+  found = measures.measure(["precision_recall"], *few, protocol="adm", batch=700)
+  got = {r["metric"]: r["value"] for r in found}
+  x, y = tables["pool"][:700], tables["pool"][n:]
+  # The nearest of a set to itself stands first, and is not counted.
+  reach = lambda z: np.sort(scipy.spatial.distance.cdist(z, z))[:, 3]
+  between = scipy.spatial.distance.cdist(x, y)
+  assert got["precision"] == (between <= reach(y)).any(1).mean()
+  assert got["recall"] == (between <= reach(x)[:, None]).any(0).mean()

@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 # Extensions of what is taken for an image in a folder, in lower case.
-ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+ENDINGS = frozenset(
+  (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+)
 MOST_PIXELS = 1 << 28  # 16,384 squared; a larger image is refused before it is decoded.
 
 

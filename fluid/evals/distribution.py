@@ -4,27 +4,31 @@ N images, D features.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from fluid.config import ConfigError, identity
+from fluid.config import ConfigError, identity, rules
 from fluid.data import make_source
 from fluid.evals import measures
 from fluid.evals.base import Evaluation
+from fluid.evals.metrics import PROTOCOLS, on
+from fluid.evals.parts import InParts
 from fluid.evals.samples import (
   check_prompts,
   draw,
+  in_files,
   metadata,
   pinned,
   reconstruct,
+  tokenizer_sha256,
 )
 from fluid.evals.sets import ImageSet, open_set
-from fluid.tokenizers import store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +44,10 @@ class DistributionConfig(Evaluation):
     prompts: 'val', or 'geneval' to use the images that evals.geneval draws; 'classes',
       as many of each; 'pinned', captions drawn by seed, whose own images are the real
       ones.
-    metrics: of fluid.evals.measures.METRICS; 'all': those that can be had here, of
+    metrics: of fluid.evals.metrics.METRICS; 'all': those that can be had here, of
       which records name what is missing.
     features: network of those that may have any and name none ('kid', 'fd').
-    protocol: entry of fluid.evals.measures.PROTOCOLS.
+    protocol: entry of fluid.evals.PROTOCOLS.
     reference: file of statistics or folder of the real images (default: the source's);
       $NAME in it is an environment variable.
     tokenizer: also yield kid_tokenizer, the first metric of decode(encode(x)) for other
@@ -65,25 +69,12 @@ class DistributionConfig(Evaluation):
   seed: int = 0
   sample: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+  def check(self, name):
+    rules.choice(f"{name}protocol", self.protocol, PROTOCOLS)
+
   def make(self, net, context):
     """See Evaluation."""
     return Distribution(net, context, **self.arguments())
-
-
-class _Lazy(Sequence):
-  """Images that are made when the first is asked for: features may be kept already."""
-
-  def __init__(self, count: int, make: Callable[[], np.ndarray]):
-    self.total, self.make = count, make
-    self.made: np.ndarray | None = None
-
-  def __len__(self):
-    return self.total
-
-  def __getitem__(self, index):
-    if self.made is None:
-      self.made = self.make()
-    return self.made[index]
 
 
 class Distribution:
@@ -122,19 +113,16 @@ class Distribution:
       )
     self.reference = open_set(where) if where else None
     # What cannot be measured is refused now, not after hours.
-    asked = self.reference
-    if asked is None:
-      asked = ImageSet("", _Lazy(self.real, lambda: np.zeros(0)))
-    drawn = ImageSet("", _Lazy(len(self.prompts), lambda: np.zeros(0)))
-    drawn = dataclasses.replace(drawn, texts=self.prompts)
+    asked = self._against()
+    drawn = ImageSet("", range(len(self.prompts)), texts=self.prompts)
     self.missing = "say" if metrics == ("all",) else "raise"
     if self.missing == "say":
       first = [f"{name}@{features}" for name in ("kid", "fd")]
       metrics = dict.fromkeys([*first, *measures.possible(drawn, asked)])
-    self.metrics = [measures.on(name, features) for name in metrics]
+    self.metrics = [on(name, features) for name in metrics]
     measures.check(self.metrics, drawn, asked)
     if self.missing == "raise":
-      measures.networks(self.metrics, protocol)
+      measures.networks(self.metrics, protocol, asked)
 
   def run(
     self, params, step: int, weights: str = "ema"
@@ -147,14 +135,11 @@ class Distribution:
       step,
       self.prompts,
       seed=self.seed,
-      weights=weights,
       **self.sample,
     )
     digest = getattr(images, "digest", "")  # Of few, features are not kept.
     drawn = ImageSet("samples", images, texts=self.prompts, digest=digest)
-    real = self.reference
-    if real is None:
-      real = self._set("real", self.real, lambda: self._images(self.index))
+    real = self._against()
     records = self._measure(self.metrics, drawn, real)
     for record in (r for r in records if "missing" not in r):
       name = record["metric"].removesuffix(f"@{self.features}")
@@ -172,9 +157,7 @@ class Distribution:
     described |= {"sample": self.context.run.sample.replace(**self.sample).flat()}
     self.context.records += [r | described for r in records]
     if self.tokenizer and self.reference is None and named:
-      stop = min(2 * self.real, len(self.source))
-      again = self._set("tokenizer", stop - self.real, lambda: self._decoded(stop))
-      record = self._measure(self.metrics[:1], again, real)[0]
+      record = self._measure(self.metrics[:1], self._decoded(), real)[0]
       yield f"{first}_tokenizer", record["value"]
     yield from timing.items()
 
@@ -191,21 +174,29 @@ class Distribution:
         track=self.context.track,
       )
 
-  def _images(self, index):
-    return np.stack([self.source[i]["image"] for i in index])
+  def _against(self) -> ImageSet:
+    if self.reference is not None:
+      return self.reference
+    return self._set("real", self.index, lambda images: images)
 
-  def _decoded(self, stop):
-    images = self._images(range(self.real, stop))
-    return reconstruct(self.context.tokenizer, images)
+  def _decoded(self) -> ImageSet:
+    """Other real images, as their tokens have them."""
+    index = range(self.real, min(2 * self.real, len(self.source)))
+    sha256 = tokenizer_sha256(self.context.run)
+    decoded = functools.partial(reconstruct, self.context.tokenizer)
+    return self._set("tokenizer", index, decoded, weights=sha256)
 
-  def _set(self, name, count, images) -> ImageSet:
+  def _set(self, name, index, change, **made_with) -> ImageSet:
     """Fixed images, whose features are kept under what they depend on."""
-    run = self.context.run
-    made_from = identity.identity(run.data, "data.")
+    made_from = identity.identity(self.context.run.data, "data.") | made_with
     made_from |= {"index": list(self.index), "of": name}
-    if name == "tokenizer":
-      made_from["weights"] = store.read_config(run.tokenizer.path)["weights_sha256"]
-    return ImageSet(name, _Lazy(count, images), digest=identity.digest(made_from))
+    images = lambda first, stop: change(_images(self.source, index[first:stop]))
+    digest = identity.digest(made_from)
+    return ImageSet(name, InParts(len(index), images), digest=digest)
+
+
+def _images(source, index: Iterable[int]) -> np.ndarray:
+  return np.stack([source[i]["image"] for i in index])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +205,7 @@ class ReconstructionConfig(Evaluation):
 
   Attributes:
     examples: the first of the split (0: all).
-    metrics: of fluid.evals.measures.METRICS; 'fid' here is what papers call rFID.
+    metrics: of fluid.evals.metrics.METRICS; 'fid' here is what papers call rFID.
     features, protocol: see DistributionConfig.
   """
 
@@ -224,6 +215,9 @@ class ReconstructionConfig(Evaluation):
   metrics: tuple[str, ...] = ("psnr", "ssim", "fd")
   features: str = "EffNet"
   protocol: str = "torch_fidelity"
+
+  def check(self, name):
+    rules.choice(f"{name}protocol", self.protocol, PROTOCOLS)
 
   def make(self, net, context):
     """See Evaluation."""
@@ -236,7 +230,7 @@ class Reconstruction:
   def __init__(self, net, context, *, examples, metrics, features, protocol):
     del net  # The model has no part in it.
     self.context, self.protocol, self.features = context, protocol, features
-    self.metrics = [measures.on(name, features) for name in metrics]
+    self.metrics = [on(name, features) for name in metrics]
     self.source = make_source(context.run.data, "val")
     self.examples = min(examples or len(self.source), len(self.source))
 
@@ -245,8 +239,17 @@ class Reconstruction:
   ) -> Iterator[tuple[str, float | str]]:
     """Yields reconstruction/{metric} and its interval."""
     del params
-    images = np.stack([self.source[i]["image"] for i in range(self.examples)])
-    again = reconstruct(self.context.tokenizer, images)
+    context = self.context
+    images = InParts(self.examples, lambda *ends: _images(self.source, range(*ends)))
+    again = in_files(
+      context,
+      self.examples,
+      lambda first, stop: reconstruct(context.tokenizer, images[first:stop]),
+      lambda: (
+        identity.identity(context.run.data, "data.")
+        | {"reconstructed": self.examples, "by": tokenizer_sha256(context.run)}
+      ),
+    )
     x, y = ImageSet("reconstructions", again), ImageSet("images", images)
     with jax.set_mesh(self.context.mesh):
       track = self.context.track

@@ -81,7 +81,6 @@ class Images:
       step,
       self.prompts,
       seed=self.seed,
-      weights=weights,
       **self.sample,
     )
     pick = range(len(images)) if self.pick is None else self.pick

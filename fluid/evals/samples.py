@@ -17,22 +17,22 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from fluid import config, files, rng
+from fluid import config, rng
 from fluid.config import identity, rules
 from fluid.data import make_source, shapes
+from fluid.durable import integrity
 from fluid.evals import features as feature_nets
-from fluid.evals import geneval, prompts
+from fluid.evals import geneval, parts, prompts
 from fluid.evals.base import Evaluation
 from fluid.evals.colors import ClipColors
 from fluid.evals.detectors import DETECTORS
 from fluid.evals.features import TextNet
+from fluid.evals.parts import InParts
 from fluid.evals.sets import open_set
-from fluid.parallel import distributed
 from fluid.sampling import Sampler, to_uint8, turned
-from fluid.tokenizers import in_batches
+from fluid.tokenizers import in_batches, store
 
 TOKENIZER_BATCH = 64
-SHARD = 1024  # Images of a file.
 
 
 class _Lenient:
@@ -50,28 +50,6 @@ def check_prompts(context, asked: Sequence[str]) -> None:
     _Lenient(context.vocabulary).encode(list(asked), context.run.text.length)
 
 
-class Shards(Sequence):
-  """Images in files of SHARD each, read as they are asked for: 50,000 are 10 GB.
-
-  Args:
-    parts: the files' arrays.
-    digest: of what the images depend on.
-  """
-
-  def __init__(self, parts: Sequence[np.ndarray], digest: str):
-    self.parts, self.digest = list(parts), digest
-
-  def __len__(self):
-    return sum(map(len, self.parts))
-
-  def __getitem__(self, index):
-    if isinstance(index, slice):
-      index = np.arange(*index.indices(len(self)))
-    if not isinstance(index, np.ndarray):
-      return self.parts[index // SHARD][index % SHARD]
-    return np.stack([self[i] for i in index]) if len(index) else self.parts[0][:0]
-
-
 def draw(
   net,
   context,
@@ -80,14 +58,12 @@ def draw(
   prompts: Sequence[str],
   *,
   seed: int = 0,
-  weights: str = "ema",
   **overrides,
-) -> tuple[np.ndarray | Shards, dict[str, float]]:
+) -> tuple[np.ndarray | InParts, dict[str, float]]:
   """One image a prompt, uint8 [N, H, W, 3]; the last ones drawn are kept for others.
 
-  More than 4 SHARD are kept in files of WORKDIR/eval/images as well, so that work that
-  ended early goes on: an image depends on its number and prompt, not on what was drawn
-  with it.
+  Many are kept in files as well, see `in_files`: an image depends on its number and
+  prompt, not on what was drawn with it.
 
   Returns:
     The images, and sample/seconds_per_image and sample/images of the drawing (without
@@ -119,21 +95,15 @@ def draw(
     rows += -(-len(asked) // cfg.batch) * cfg.batch
     return images
 
-  if len(prompts) <= 4 * SHARD:
-    found: np.ndarray | Shards = take(0, len(prompts))
-  else:
-    made_from = {"run": config.to_dict(context.run.model), "step": step, "seed": seed}
-    made_from |= {"weights": weights, "prompts": list(prompts), "sample": cfg.flat()}
-    folder = context.workdir / "eval" / "images" / identity.digest(made_from)
-    starts = range(0, len(prompts), SHARD)
-    parts = [
-      _kept(
-        folder / f"{i // SHARD:05d}.npy",
-        functools.partial(take, i, min(i + SHARD, len(prompts))),
-      )
-      for i in context.track(starts, "images", len(starts))
-    ]
-    found = Shards(parts, folder.name)
+  def made_from():
+    # The arrays themselves: another checkpoint may have the same step and folder.
+    weights = integrity.checksums(params)
+    options = {k: v for k, v in cfg.flat().items() if k != "batch"}
+    of = {"weights": weights, "text": identity.of_text(context.run), "seed": seed}
+    of |= {"model": config.to_dict(context.run.model), "sample": options}
+    return of | {"prompts": list(prompts), "tokenizer": tokenizer_sha256(context.run)}
+
+  found = in_files(context, len(prompts), take, made_from)
   context.drawn.append((request, params, found))
   timing: dict[str, float] = {"sample/images": len(found)}
   if rows:
@@ -141,15 +111,38 @@ def draw(
   return found, timing
 
 
-def _kept(path: pathlib.Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-  """Images of a file, made and written if it is not there; all processes call it."""
-  if not distributed.everyone(path.is_file()):
-    made = make()
-    if jax.process_index():
-      return made
-    with files.replacing(path) as scratch, scratch.open("wb") as f:
-      np.save(f, made)
-  return np.load(path, mmap_mode="r")
+def in_files(
+  context, total: int, make, made_from: Callable[[], dict[str, Any]]
+) -> np.ndarray | InParts:
+  """Images that take long to make: more than 4 parts are in WORKDIR/eval/images.
+
+  Work that ended early goes on at the first part that is not there.
+
+  Args:
+    total: images.
+    make: first, stop -> uint8 [stop - first, H, W, 3].
+    made_from: all that they depend on, JSON-able; asked for where files are needed.
+  """
+  part = parts.PART
+  if total <= 4 * part:
+    return make(0, total)
+  folder = context.workdir / "eval" / "images" / identity.digest(made_from())
+  starts = range(0, total, part)
+  found = [
+    parts.kept(
+      folder / f"{i // part:05d}.npy",
+      functools.partial(make, i, min(i + part, total)),
+      read=functools.partial(np.load, mmap_mode="r"),
+      write=np.save,
+    )
+    for i in context.track(starts, "images", len(starts))
+  ]
+  return InParts(total, lambda first, stop: found[first // part], folder.name)
+
+
+def tokenizer_sha256(run: config.Run) -> str:
+  """Of the weights of a run's tokenizer."""
+  return store.read_config(run.tokenizer.path)["weights_sha256"]
 
 
 def reconstruct(tokenizer, images: np.ndarray) -> np.ndarray:
@@ -309,7 +302,6 @@ class GenEval:
       step,
       texts,
       seed=cfg.seed,
-      weights=weights,
       **cfg.sample,
     )
     found = self.detections

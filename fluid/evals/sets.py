@@ -9,11 +9,13 @@ resize they are of.
 N images, H, W pixels, D features.
 """
 
+import concurrent.futures
 import dataclasses
 import json
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +28,7 @@ from fluid.evals.metrics.frechet import Statistics
 
 # Names of mean and covariance in a file, by the output of the network.
 STATISTICS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+NAMED = 8  # Of many bad files.
 
 
 @dataclasses.dataclass
@@ -58,25 +61,49 @@ class ImageSet:
 
 
 class Folder(Sequence):
-  """The images of a folder and those below it, in the order of their names."""
+  """Image files, read as they are asked for.
 
-  def __init__(self, paths: Sequence[pathlib.Path]):
+  Args:
+    paths: of the files.
+    whole: those of the set that they are a part of (empty: these are all).
+  """
+
+  def __init__(self, paths: Sequence[pathlib.Path], whole: Sequence[pathlib.Path] = ()):
     self.paths = list(paths)
+    self.whole = whole or self.paths
 
   def __len__(self) -> int:
     return len(self.paths)
 
   def __getitem__(self, index):
     if isinstance(index, slice):
-      return Folder(self.paths[index])
+      return Folder(self.paths[index], self.whole)
     path = self.paths[index]
     try:
       return image_files.read(path)
     except (image_files.ImageError, OSError) as e:
-      raise config.ConfigError(
-        f"image {path} cannot be read ({e}); repair or remove it: a set that lost "
-        "images gives another number"
-      ) from e
+      raise self._refused(path, e) from e
+
+  def _refused(self, path: pathlib.Path, error: Exception) -> config.ConfigError:
+    """Names what comes after it and cannot be read either: all is repaired at once."""
+
+    def why(path):
+      try:
+        image_files.read(path)
+      except (image_files.ImageError, OSError) as e:
+        return e
+      return None
+
+    rest = self.whole[self.whole.index(path) + 1 :]
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+      found = [(p, e) for p, e in zip(rest, pool.map(why, rest)) if e]
+    bad = [f"{p} ({config.one_line(e)})" for p, e in [(path, error), *found]]
+    more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    return config.ConfigError(
+      f"{len(bad)} of {len(self.whole)} images cannot be read: "
+      f"{', '.join(bad[:NAMED])}{more}; repair or remove them: a set that lost images "
+      "gives another number"
+    )
 
 
 def open_set(path: str | os.PathLike) -> ImageSet:
@@ -156,7 +183,9 @@ def _npz(path: pathlib.Path) -> ImageSet:
       }
       said = json.loads(str(found["made_with"])) if "made_with" in names else {}
       images = _array(path, found) if "arr_0" in names else None
-  except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+  except config.ConfigError:
+    raise
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as e:
     raise config.ConfigError(f"{path} cannot be read ({e}); download it again") from e
   if images is None and not statistics:
     raise config.ConfigError(
@@ -169,6 +198,10 @@ def _npz(path: pathlib.Path) -> ImageSet:
       raise config.ConfigError(
         f"{path}: the mean of '{output}' has {d} features, its covariance "
         f"{found_.covariance.shape}"
+      )
+    if not (np.isfinite(found_.mean).all() and np.isfinite(found_.covariance).all()):
+      raise config.ConfigError(
+        f"{path}: statistics of '{output}' are not finite; make them again"
       )
   stat = path.stat()
   digest = identity.digest({"npz": [path.name, stat.st_size, stat.st_mtime_ns]})
@@ -195,8 +228,12 @@ def _array(path: pathlib.Path, found) -> np.ndarray:
     array = found["arr_0"]
   known = array.dtype == np.uint8 and array.ndim == 4 and array.shape[-1] == 3
   if not known or not len(array):
-    raise ValueError(
-      f"'arr_0' is {array.dtype} {array.shape}, not uint8 images [N, H, W, 3]"
+    floats = array.dtype.kind == "f" and array.size
+    bad = int((~np.isfinite(array)).sum()) if floats else 0
+    raise config.ConfigError(
+      f"{path}: 'arr_0' is {array.dtype} {list(array.shape)}"
+      + (f" with {bad} values that are no numbers" if bad else "")
+      + ", not uint8 images [N, H, W, 3]: save whole numbers from 0 to 255"
     )
   return array
 

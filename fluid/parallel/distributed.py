@@ -8,6 +8,7 @@ Each process runs the same command. On Cloud TPU, Slurm and Open MPI
 
 import ctypes
 import functools
+import itertools
 import os
 import pathlib
 import re
@@ -17,6 +18,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from absl import flags
+from jax._src import distributed as service
 from jax.experimental import multihost_utils
 
 from fluid import config, files
@@ -25,6 +27,8 @@ from fluid.errors import REQUEUE
 
 HEARTBEAT = 20  # Seconds of silence after which a process counts as lost.
 _TEXT = 2048  # Bytes that a message between processes is cut to.
+_DAYS = 7 * 24 * 3600 * 1000  # A week in milliseconds.
+_MEETINGS = itertools.count()  # All processes come to the same ones in one order.
 _GONE = (
   "stopped, since another process of this run is gone (see above); start all of them "
   "again: the run goes on from its last checkpoint"
@@ -132,6 +136,17 @@ def lost(error: BaseException | None) -> LostError | None:
   return None
 
 
+def meet() -> None:
+  """Waits until all processes are here, however long one of them works.
+
+  A collective is no place to wait in: on CPUs XLA gives it up after half an hour.
+  """
+  if jax.process_count() > 1:
+    client = service.global_state.client
+    assert client is not None
+    client.wait_at_barrier(f"fluid/{next(_MEETINGS)}", _DAYS)
+
+
 def first(action: Callable[[], None]) -> None:
   """Runs `action` on process 0; what it raises for the user, all processes raise."""
   error = None
@@ -151,6 +166,7 @@ def of_first(text: str) -> str:
   """The text of process 0 on every process, cut to 2048 bytes; all of them call it."""
   if jax.process_count() == 1:
     return text
+  meet()
   raw, out = text.encode()[:_TEXT], np.zeros(_TEXT, np.uint8)
   out[: len(raw)] = np.frombuffer(raw, np.uint8)
   out = multihost_utils.broadcast_one_to_all(out)
@@ -177,4 +193,5 @@ def everyone(good: bool) -> bool:
   """Whether it is good on every process; all of them call it."""
   if jax.process_count() == 1:
     return good
+  meet()
   return bool(multihost_utils.process_allgather(np.array(good)).all())

@@ -56,6 +56,11 @@ def layer_norm(p: Params, name: str, x: jax.Array) -> jax.Array:
   return x * p[f"{name}.weight"] + p[f"{name}.bias"]
 
 
+def resize(x: jax.Array, shape) -> jax.Array:
+  """Bilinear at half-pixel positions, not antialiased, as torch's and OpenCV's."""
+  return jax.image.resize(x, shape, "linear", antialias=False)
+
+
 def convolve(p: Params, name: str, x: jax.Array, stride: int = 1) -> jax.Array:
   """Convolution of [N, h, w, C]: odd kernels keep the size, others are not padded."""
   kernel = p[f"{name}.weight"]

@@ -11,15 +11,16 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from fluid import config, files
+from fluid import config
 from fluid.console import progress
+from fluid.evals import parts
 from fluid.evals.features import clip, dinov2
 from fluid.evals.features.base import FOLDER, FeatureNet, MissingWeights, TextNet
 from fluid.evals.features.clip import CLIP
 from fluid.evals.features.dinov2 import DINOv2
 from fluid.evals.features.efficientnet import EfficientNetLite0
 from fluid.evals.features.inception import Inception
-from fluid.parallel import distributed, sharding
+from fluid.parallel import sharding
 
 __all__ = [
   "FEATURES",
@@ -125,18 +126,11 @@ def _prepared(net, images, batch: int) -> np.ndarray:
 
 
 def cached(path, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  """The arrays stored at `path` (.npz), computed and stored if they are not there.
+  """The arrays stored at `path` (.npz), computed and stored if they are not there."""
 
-  All processes call it; process 0 writes.
-  """
-  path = pathlib.Path(path)
-  if distributed.everyone(path.exists()):
+  def read(path):
     with np.load(path) as found:
       return dict(found)
-  value = compute()
-  if jax.process_index():
-    return value
-  # A run beside this one never reads half a file.
-  with files.replacing(path) as scratch, scratch.open("wb") as f:
-    np.savez(f, **value)  # type: ignore[arg-type]
-  return value
+
+  write = lambda file, arrays: np.savez(file, **arrays)
+  return parts.kept(pathlib.Path(path), compute, read=read, write=write)

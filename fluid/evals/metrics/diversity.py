@@ -27,8 +27,13 @@ def inception_score(
 
   Returns:
     Mean and standard deviation over the parts.
+
+  Raises:
+    ValueError: fewer images than parts.
   """
   x = np.asarray(logits, np.float64)
+  if not split and len(x) < splits:
+    raise ValueError(f"{splits} parts need {splits} images or more, not {len(x)}")
   if seed is not None:
     x = x[np.random.RandomState(seed).permutation(len(x))]
   x = x - x.max(1, keepdims=True)

@@ -18,11 +18,21 @@ def cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def kid(x: np.ndarray, y: np.ndarray) -> float:
-  """Unbiased squared MMD over all pairs of [M, D] and [N, D]."""
-  x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+  """Unbiased squared MMD over all pairs of [M, D] and [N, D].
+
+  Raises:
+    ValueError: a set of fewer than 2, which has no pair.
+  """
+  x, y = _paired(x), _paired(y)
   within = lambda z: _row_sums(z, z, own=False).sum() / (len(z) * (len(z) - 1))
   between = _row_sums(x, y).sum() / (len(x) * len(y))
   return float(within(x) + within(y) - 2 * between)
+
+
+def _paired(x) -> np.ndarray:
+  if len(x) < 2:
+    raise ValueError(f"KID needs 2 images of each set or more, not {len(x)}")
+  return np.asarray(x, np.float64)
 
 
 def _row_sums(x, y, *, own=True) -> np.ndarray:
@@ -46,7 +56,7 @@ def kid_interval(
   term of the estimate's expansion (Hajek's projection) instead: what is left out falls
   as 1/N.
   """
-  x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+  x, y = _paired(x), _paired(y)
   if max(len(x), len(y)) > _BOOTSTRAP:
     value, deviation = _projected(x, y)
     return value - 1.96 * deviation, value + 1.96 * deviation
