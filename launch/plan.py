@@ -3,15 +3,17 @@
 A sweep file defines `sweep()`, which yields `dict(name=..., config=..., overrides=...)`
 for each run: `config` is what `--config` takes (`configs/toy.py:tokens=continuous`) and
 `overrides` maps dotted keys to values. What a run needs first is read off its config:
-runs with the same tokenizer and data share one tokenizer and one cache. No device is
-touched.
+runs with the same tokenizer and data share one tokenizer and one cache. `hardware` says
+what a run takes where there is a choice ('v5p:4x4x4', see launch.hardware; or
+'recommended', by its size), or {kind of stage: that}. No device is touched.
 """
 
 import dataclasses
 import importlib.util
 import json
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from fluid.config.identity import (
   of_cache,
   of_tokenizer,
 )
+from launch import recommended
+from launch.hardware import TPUS, Hardware, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = {
@@ -44,6 +48,7 @@ class Stage:
     config, overrides: as in the sweep file, with the paths of `needs` added.
     needs: ids of the stages that come first.
     run: the resolved config.
+    hardware: None where the machine is this one.
   """
 
   kind: str
@@ -53,6 +58,7 @@ class Stage:
   overrides: dict[str, Any]
   needs: tuple[str, ...]
   run: Run
+  hardware: Hardware | None = None
 
   @property
   def id(self) -> str:
@@ -90,17 +96,29 @@ class Stage:
     return ""
 
 
-def command(stage: Stage) -> list[str]:
+def command(stage: Stage, python: str = sys.executable) -> list[str]:
   """The argv that carries out a stage."""
-  argv = [sys.executable, "-m", MODULES[stage.kind], f"--config={stage.config}"]
+  argv = [python, "-m", MODULES[stage.kind], f"--config={stage.config}"]
   argv += [f"--config.{key}={value}" for key, value in stage.overrides.items()]
   if stage.kind == "run":
     argv.append(f"--workdir={stage.folder}")
   return argv
 
 
-def plan(sweep_file: str | Path, workdir: str | Path) -> list[Stage]:
+def plan(
+  sweep_file: str | Path,
+  workdir: str | Path,
+  *,
+  overrides: Mapping[str, Any] | None = None,
+  topology: str | None = None,
+) -> list[Stage]:
   """All stages of a sweep, each after those it needs.
+
+  Args:
+    overrides: of all runs, beside their own.
+    topology: None: hardware does not matter, all runs here. Else what runs take: a
+      topology, or a generation such as 'v5e' where the sweep says 'recommended', or ''
+      for what the sweep says.
 
   Raises:
     ConfigError: a sweep file or a point of it cannot be used.
@@ -109,7 +127,8 @@ def plan(sweep_file: str | Path, workdir: str | Path) -> list[Stage]:
   stages: dict[str, Stage] = {}
   made = _made(workdir)
   for point in load_points(sweep_file):
-    for stage in _stages(point, workdir, made):
+    point = point | {"overrides": {**point.get("overrides", {}), **(overrides or {})}}
+    for stage in _stages(point, workdir, made, topology):
       if stage.kind == "run" and stage.id in stages:
         raise ConfigError(f"{sweep_file} yields two runs named '{stage.name}'")
       stages.setdefault(stage.id, stage)
@@ -123,7 +142,7 @@ def load_points(sweep_file: str | Path) -> list[dict]:
     raise ConfigError(f"{sweep_file} has no function sweep()")
   points = list(module.sweep())
   for point in points:
-    if unknown := set(point) - {"name", "config", "overrides"}:
+    if unknown := set(point) - {"name", "config", "overrides", "hardware"}:
       raise ConfigError(
         f"{sweep_file} yields a point with unknown key {unknown.pop()!r}"
       )
@@ -176,27 +195,93 @@ def _cache(run: Run, tokenizer: str) -> str:
   return f"{run.data.source.kind}-{run.tokenizer.kind}-{digest(made_from, 8)}"
 
 
-def _stages(point: dict, workdir: Path, made: dict[str, str]) -> Iterator[Stage]:
+def _stages(
+  point: dict, workdir: Path, made: dict[str, str], topology: str | None
+) -> Iterator[Stage]:
   config, overrides = point["config"], dict(point.get("overrides", {}))
   run = resolve(config, overrides)
+  machine, more = _machine(point, run, topology)
+
+  def stage(kind, name, needs, run=run, more=None):
+    folder = workdir / {"tokenizer": "tokenizers", "data": "data", "run": "runs"}[kind]
+    return Stage(
+      kind, name, folder / name, config, overrides | (more or {}), needs, run,
+      machine(kind),
+    )  # fmt: skip
+
   needs: tuple[str, ...] = ()
   if not run.tokenizer.path and not run.data.cache:
     name = made.get(_tokenizer(run), _tokenizer(run))
     overrides["tokenizer.path"] = str(workdir / "tokenizers" / name)
-    yield _stage("tokenizer", name, workdir, config, overrides, needs, run)
+    yield stage("tokenizer", name, needs)
     needs = (f"tokenizer/{name}",)
   if not run.data.cache:
     tokenizer = Path(overrides.get("tokenizer.path") or run.tokenizer.path).name
     name = made.get(_cache(run, tokenizer), _cache(run, tokenizer))
     overrides["data.cache"] = str(workdir / "data" / name)
-    yield _stage("data", name, workdir, config, overrides, needs, run)
+    yield stage("data", name, needs)
     needs += (f"data/{name}",)
-  yield _stage("run", point["name"], workdir, config, overrides, needs, run)
+  # What the sweep says itself goes before what is recommended.
+  more = {k: v for k, v in more.items() if k not in overrides}
+  run = resolve(config, overrides | more) if more else run
+  yield stage("run", point["name"], needs, run, more)
 
 
-def _stage(kind, name, workdir, config, overrides, needs, run) -> Stage:
-  folder = workdir / {"tokenizer": "tokenizers", "data": "data", "run": "runs"}[kind]
-  return Stage(kind, name, folder / name, config, dict(overrides), needs, run)
+def _machine(point: dict, run: Run, topology: str | None):
+  """-> (kind of stage -> its hardware or None, overrides that go with a run's)."""
+  if topology is None:
+    return lambda kind: None, {}
+  said = point.get("hardware", "")
+  said = said if isinstance(said, dict) else {"run": said}
+  more: dict[str, Any] = {}
+  text = said.get("run", "") if topology in ("", *TPUS) else topology
+  if text == "recommended":
+    found, more = recommended.of(run.model.size, topology or recommended.GENERATION)
+  elif not text or topology in TPUS:
+    raise ConfigError(
+      f"run '{point['name']}' says nothing of its hardware: --topology v5p:4x4x4, "
+      "gpu:1x8 (hosts x GPUs) or cpu:1x1 (hosts x processes)"
+    )
+  else:
+    found = parse(text)
+  _check_fit(f"run '{point['name']}'", _mesh(run, more), run, found)
+  others = {kind: parse(said[kind]) for kind in said if kind != "run"}
+  others["run"] = found
+  return lambda kind: others.get(kind, found.one_host()), more
+
+
+def _mesh(run: Run, more: Mapping[str, Any]) -> dict[str, int]:
+  """Axes of a run's mesh, as `more` changes it."""
+  axes = {k: getattr(run.mesh, k) for k in ("data", "fsdp", "model", "slice")}
+  return {k: more.get(f"mesh.{k}", v) for k, v in axes.items()}
+
+
+def _check_fit(what: str, axes: dict[str, int], run: Run, h: Hardware) -> None:
+  devices = h.chips if h.tpu or h.gpus else h.processes
+  if h.slices > 1:
+    axes = axes | {"slice": h.slices}
+  fixed = math.prod(n for n in axes.values() if n > 0)
+  shape = ", ".join(f"{k} {v}" for k, v in axes.items())
+  if devices % fixed or (devices != fixed and -1 not in axes.values()):
+    raise ConfigError(
+      f"{what} does not fit {h}: mesh {shape} takes {fixed} devices or a multiple, and "
+      f"there are {devices}; name another --topology, or --override mesh.fsdp=N"
+    )
+  rows = devices // max(1, axes["model"])
+  if run.batch % (run.accum * rows):
+    raise ConfigError(
+      f"{what} does not fit {h}: batch {run.batch} in {run.accum} microbatches does "
+      f"not divide by {rows} devices; --override batch=N, or another --topology"
+    )
+  row = recommended.name(
+    run.model.size, run.model.cell, f"{h.kind}:{h.topology}", h.slices
+  )
+  report = recommended.reports().get(row)
+  if report and not report["fits"]:
+    raise ConfigError(
+      f"{what} does not fit {h}: the compiler says {report.get('error', 'too large')} "
+      "(launch/topologies.md has what fits)"
+    )
 
 
 def _json(folder: Path, name: str) -> dict:
