@@ -119,7 +119,7 @@ def choose(stages: list[Stage], pattern: str) -> list[Stage]:
   keep: set[str] = set()
   for stage in reversed(stages):
     if stage.id in keep or (
-      stage.kind == "run" and fnmatch.fnmatch(stage.name, pattern)
+      stage.kind in ("run", "tune") and fnmatch.fnmatch(stage.name, pattern)
     ):
       keep |= {stage.id, *stage.needs}
   return [s for s in stages if s.id in keep]

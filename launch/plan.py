@@ -1,11 +1,13 @@
-"""A sweep file -> the stages it takes: tokenizers, caches of tokens, runs.
+"""A sweep file -> the stages it takes: tokenizers, caches of tokens, runs, tuning.
 
 A sweep file defines `sweep()`, which yields `dict(name=..., config=..., overrides=...)`
 for each run: `config` is what `--config` takes (`configs/toy.py:tokens=continuous`) and
 `overrides` maps dotted keys to values. What a run needs first is read off its config:
 runs with the same tokenizer and data share one tokenizer and one cache. `hardware` says
 what a run takes where there is a choice ('v5p:4x4x4', see launch.hardware; or
-'recommended', by its size), or {kind of stage: that}. No device is touched.
+'recommended', by its size), or {kind of stage: that}. `tune` is a grid of sampling
+options, and what it is judged by, for `fluid.evaluate --sweep` once the run is trained:
+('guidance=1:8:0.5', 'kid'). No device is touched.
 """
 
 import dataclasses
@@ -29,10 +31,13 @@ from launch import recommended
 from launch.hardware import TPUS, Hardware, parse
 
 ROOT = Path(__file__).resolve().parents[1]
+_POINT = ("name", "config", "overrides", "hardware", "tune")
+_FOLDERS = {"tokenizer": "tokenizers", "data": "data", "run": "runs", "tune": "runs"}
 MODULES = {
   "tokenizer": "fluid.tokenizers.train",
   "data": "fluid.prepare",
   "run": "fluid.train",
+  "tune": "fluid.evaluate",
 }
 
 
@@ -44,11 +49,12 @@ class Stage:
     kind: key of MODULES.
     name: of the folder below tokenizers/, data/ or runs/.
     folder: what the command writes; `done.json` in it means finished (for a cache:
-      a metadata.json that lists both splits).
+      a metadata.json that lists both splits; for tuning: a table of the last step).
     config, overrides: as in the sweep file, with the paths of `needs` added.
     needs: ids of the stages that come first.
     run: the resolved config.
     hardware: None where the machine is this one.
+    tune: grid and measure, of a stage of that kind.
   """
 
   kind: str
@@ -59,6 +65,7 @@ class Stage:
   needs: tuple[str, ...]
   run: Run
   hardware: Hardware | None = None
+  tune: tuple[str, str] = ("", "")
 
   @property
   def id(self) -> str:
@@ -74,6 +81,8 @@ class Stage:
       return {"train", "val"} <= set(
         _json(self.folder, "metadata.json").get("splits", ())
       )
+    if self.kind == "tune":
+      return (self.folder / "eval" / f"sweep-{self.run.steps}.json").is_file()
     done = _json(self.folder, "done.json")
     if not done:
       return False
@@ -98,7 +107,11 @@ class Stage:
 
 def command(stage: Stage, python: str = sys.executable) -> list[str]:
   """The argv that carries out a stage."""
-  argv = [python, "-m", MODULES[stage.kind], f"--config={stage.config}"]
+  argv = [python, "-m", MODULES[stage.kind]]
+  if stage.kind == "tune":
+    grid, by = stage.tune
+    return [*argv, f"--workdir={stage.folder}", f"--sweep={grid}", f"--by={by}"]
+  argv.append(f"--config={stage.config}")
   argv += [f"--config.{key}={value}" for key, value in stage.overrides.items()]
   if stage.kind == "run":
     argv.append(f"--workdir={stage.folder}")
@@ -142,7 +155,7 @@ def load_points(sweep_file: str | Path) -> list[dict]:
     raise ConfigError(f"{sweep_file} has no function sweep()")
   points = list(module.sweep())
   for point in points:
-    if unknown := set(point) - {"name", "config", "overrides", "hardware"}:
+    if unknown := set(point) - set(_POINT):
       raise ConfigError(
         f"{sweep_file} yields a point with unknown key {unknown.pop()!r}"
       )
@@ -203,10 +216,9 @@ def _stages(
   machine, more = _machine(point, run, topology)
 
   def stage(kind, name, needs, run=run, more=None):
-    folder = workdir / {"tokenizer": "tokenizers", "data": "data", "run": "runs"}[kind]
     return Stage(
-      kind, name, folder / name, config, overrides | (more or {}), needs, run,
-      machine(kind),
+      kind, name, workdir / _FOLDERS[kind] / name, config, overrides | (more or {}),
+      needs, run, machine(kind), tuple(point.get("tune", ("", ""))),
     )  # fmt: skip
 
   needs: tuple[str, ...] = ()
@@ -225,6 +237,8 @@ def _stages(
   more = {k: v for k, v in more.items() if k not in overrides}
   run = resolve(config, overrides | more) if more else run
   yield stage("run", point["name"], needs, run, more)
+  if point.get("tune"):
+    yield stage("tune", point["name"], (f"run/{point['name']}",), run, more)
 
 
 def _machine(point: dict, run: Run, topology: str | None):
@@ -247,6 +261,7 @@ def _machine(point: dict, run: Run, topology: str | None):
   _check_fit(f"run '{point['name']}'", _mesh(run, more), run, found)
   others = {kind: parse(said[kind]) for kind in said if kind != "run"}
   others["run"] = found
+  others.setdefault("tune", found)
   return lambda kind: others.get(kind, found.one_host()), more
 
 

@@ -222,7 +222,11 @@ class Remote:
     """Leaves out tokenizers and caches that no run of these still needs."""
     needed: set[str] = set()
     for name, entry in reversed(list(self.entries.items())):
-      if entry.stage.kind == "run" or name in needed or entry.status != "waiting":
+      if (
+        entry.stage.kind in ("run", "tune")
+        or name in needed
+        or entry.status != "waiting"
+      ):
         if entry.status != "finished":
           needed.update(entry.stage.needs)
       else:

@@ -155,7 +155,7 @@ class Sweep:
     """Leaves out tokenizers and caches whose runs are all finished or not chosen."""
     needed: set[str] = set()
     for name, entry in reversed(list(self.entries.items())):
-      if entry.stage.kind == "run" or name in needed or entry.skipped:
+      if entry.stage.kind in ("run", "tune") or name in needed or entry.skipped:
         if entry.status == "waiting":
           needed.update(entry.stage.needs)
       else:

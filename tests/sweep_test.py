@@ -19,57 +19,9 @@ from fluid.evals.loss import LossConfig
 from launch import engines, sweep
 from launch.plan import command, plan
 from launch.progress import Screen, progress
+from tests.schedulers import FAKE
 
 ROOT = Path(__file__).parents[1]
-CONFIG = """
-from ml_collections import ConfigDict
-from fluid import config as c
-
-def get_config(arg=''):
-  head, order = arg.split(',')
-  part = lambda family, kind: c.resolve(family, kind)()
-  model = c.Model(head=part('head', head), order=part('order', order), size='s')
-  tokenizer = part('tokenizer', 'vq' if head == 'categorical' else 'vae')
-  run = c.Run(model=model, tokenizer=tokenizer, steps=4, batch=2)
-  return ConfigDict(c.to_dict(run))
-"""
-# A stage that counts its starts, writes what it is told to and ends as it is told to.
-FAKE = """
-import json, os, pathlib, sys, time
-folder, mode = pathlib.Path(sys.argv[1]), sys.argv[2]
-folder.mkdir(parents=True, exist_ok=True)
-starts = folder / 'starts'
-n = int(starts.read_text()) + 1 if starts.exists() else 1
-starts.write_text(str(n))
-if mode == 'fail':
-  print('error: no luck'); sys.exit(3)
-if mode == 'preempted' and n == 1:
-  print('stopped: SIGTERM after step 2'); sys.exit(75)
-if mode == 'hang' and n == 1:
-  time.sleep(60)
-line = {'step': 4, 'train/loss': .5, 'images_per_s': 9}
-(folder / 'metrics.jsonl').write_text(json.dumps(line) + '\\n')
-done = {'step': 4, 'splits': {'train': {}, 'val': {}}}
-name = 'metadata.json' if folder.parent.name == 'data' else 'done.json'
-(folder / name).write_text(json.dumps(done))
-"""
-
-
-@pytest.fixture
-def study(tmp_path):
-  """A sweep of two discrete runs and a continuous one."""
-  (tmp_path / "toy.py").write_text(CONFIG)
-  points = [
-    ("dr1", "categorical,random", {}),
-    ("dr2", "categorical,random", {"optim.lr": 0.5}),
-    ("cr1", "diffusion,random", {"model.trunk.layers": 3}),
-  ]
-  body = "\n".join(
-    f"  yield dict(name={n!r}, config='{tmp_path}/toy.py:{a}', overrides={o!r})"
-    for n, a, o in points
-  )
-  (tmp_path / "study.py").write_text(f"def sweep():\n{body}\n")
-  return tmp_path / "study.py"
 
 
 @pytest.fixture

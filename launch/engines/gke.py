@@ -86,7 +86,9 @@ class Engine(engines.Remote):
       "image": spec.code.image,
       "command": ["bash", "-c", self._shell(spec)],
       "env": [{"name": k, "value": v} for k, v in spec.env.items()],
-      **({"resources": {"limits": devices, "requests": devices}} if devices else {}),
+      **(
+        {"resources": {"limits": devices, "requests": dict(devices)}} if devices else {}
+      ),
       **({"ports": [{"containerPort": _PORT}]} if h.processes > 1 else {}),
     }
     pod = {
