@@ -34,10 +34,6 @@ def in_image(image: str, root: Path = ROOT) -> Code:
 def cloned(repository: str, root: Path = ROOT) -> Code:
   """This checkout's commit, from where machines can clone it."""
   commit, _ = _state(root)
-  if "+" in commit:
-    raise ConfigError(
-      "files differ from the last commit, and the machines clone that: commit and push"
-    )
   if not repository:
     try:
       repository = _git(root, "remote", "get-url", "origin").strip()
@@ -46,6 +42,14 @@ def cloned(repository: str, root: Path = ROOT) -> Code:
         "this checkout has no remote to clone from: --set repository=URL"
       ) from None
   return Code(commit, repository=repository)
+
+
+def committed(code: Code) -> None:
+  """Refuses what machines could not clone."""
+  if "+" in code.commit:
+    raise ConfigError(
+      "files differ from the last commit, and the machines clone that: commit and push"
+    )
 
 
 def write(code: Code, root: Path = ROOT) -> None:

@@ -112,6 +112,10 @@ def table(stages: Iterable[Stage], price: float | None = None) -> list[str]:
     "hours: of training steps alone, estimated, not measured; evaluations, restarts, "
     "tokenizers and caches come on top"
   )
+  out.append(
+    "rows are of configs/fluid.py as it is, batch by batch: another text encoder or "
+    "aligner is a few per cent of it"
+  )
   said = f"${price:g} a chip-hour, by --price" if price is not None else SOURCE
   out.append(f"dollars: {said}; caches of tokens are not in the bytes")
   return out

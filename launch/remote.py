@@ -19,8 +19,6 @@ from launch.entries import STOPPED, Entry, last_line, save
 from launch.plan import Stage
 from launch.spec import FATAL, RESTARTS, RunSpec
 
-LOST = 5  # Times that a job may vanish before it counts as failed.
-
 
 class Remote:
   """The stages of a sweep on an engine.
@@ -85,8 +83,8 @@ class Remote:
     if not end and not found:
       if broken:
         return "blocked", f"needs {broken[0]}"
-      if job["times"] >= LOST:
-        return "failed", f"{self.engine.name} lost it {LOST} times{said}"
+      if job["times"] >= self.engine.losses:
+        return "failed", f"{self.engine.name} lost it {job['times']} times{said}"
       return "lost", f"{self.engine.name} does not know {job['key']} any more"
     code = end.get("code", 0)
     if code == 0:

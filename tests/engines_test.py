@@ -183,8 +183,7 @@ def machine(study, tmp_path, monkeypatch):
       }
 
   yield Machine()
-  for job in schedulers.jobs(tmp_path / "state"):
-    schedulers._cancel(tmp_path / "state", job)
+  schedulers.stop_all(tmp_path / "state")
 
 
 ENGINES = ("slurm", "gke", "skypilot", "tpu_vm")
@@ -271,7 +270,7 @@ def test_code_is_kept_as_it_was(tmp_path):
   assert Path(second.folder, "a.py").read_text() == "two"
   assert Path(second.folder, "new.py").read_text() == "three"
   with pytest.raises(ConfigError, match="commit and push"):
-    code.cloned("https://x", root)
+    code.committed(code.cloned("https://x", root))
 
 
 @pytest.mark.parametrize(
@@ -296,11 +295,10 @@ def test_what_cannot_be_submitted_is_one_line(
 ):
   if engine == "gke" and "clame" not in options:
     options = options | {"claim": "c"}
-  asked = order.Order(
-    str(study), engine, where, options=options, overrides={"mesh.data": -1}
-  )
-  if "v5p:2x2x1 x 2" == where:
-    asked = order.Order(str(study), engine, where, overrides={"batch": 8})
+  elif engine in ("skypilot", "tpu_vm"):
+    options = options | {"repository": "https://host/fluid.git"}
+  changes = {"mesh.data": -1} | ({} if where == "cpu:3x1" else {"batch": 8})
+  asked = order.Order(str(study), engine, where, options=options, overrides=changes)
   with pytest.raises(ConfigError) as error:
     sweep.submit(asked, machine.workdir)
   assert said in str(error.value) and "\n" not in str(error.value)

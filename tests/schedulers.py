@@ -16,7 +16,8 @@ import subprocess
 import sys
 import time
 
-NAMES = ("sbatch", "squeue", "scontrol", "scancel", "srun", "kubectl", "sky", "gcloud")
+SLURM = ("sbatch", "squeue", "scontrol", "scancel", "srun")
+NAMES = (*SLURM, "kubectl", "sky", "gcloud")
 
 # A stage that counts its starts, writes what it is told to and ends as it is told to.
 FAKE = """
@@ -31,7 +32,7 @@ if mode == 'fail':
 if mode == 'preempted' and n == 1:
   print('stopped: SIGTERM after step 2'); sys.exit(75)
 if mode == 'hang' and n == 1:
-  time.sleep(60)
+  time.sleep(600)
 line = {'step': 4, 'train/loss': .5, 'images_per_s': 9}
 (folder / 'metrics.jsonl').write_text(json.dumps(line) + '\\n')
 done = {'step': 4, 'splits': {'train': {}, 'val': {}}}
@@ -44,6 +45,7 @@ def install(folder: pathlib.Path, state: pathlib.Path) -> dict[str, str]:
   """Writes the commands, and `python`; -> environment in which they are found."""
   folder.mkdir(), state.mkdir()
   for name in NAMES:
+    (state / _family(name)).mkdir(exist_ok=True)
     file = folder / name
     file.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {name} "$@"\n')
     file.chmod(0o755)
@@ -51,6 +53,17 @@ def install(folder: pathlib.Path, state: pathlib.Path) -> dict[str, str]:
   python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
   python.chmod(0o755)
   return {"PATH": f"{folder}:{os.environ['PATH']}", "FAKE_STATE": str(state)}
+
+
+def _family(name: str) -> str:
+  return "slurm" if name in SLURM else name
+
+
+def stop_all(state: pathlib.Path) -> None:
+  """Ends what still runs."""
+  for folder in state.iterdir():
+    for job in jobs(folder):
+      _cancel(folder, job)
 
 
 def jobs(state: pathlib.Path) -> dict[str, dict]:
@@ -71,15 +84,11 @@ def _write(state, job, /, **changes):
 def _new(folder, /, **what) -> str:
   job = str(len(list(folder.glob("*.json"))) + 1)
   _write(folder, job, **what)
-  _keep(job)
-  return job
-
-
-def _keep(job: str) -> None:
   subprocess.Popen(
-    [sys.executable, __file__, "keeper", job],
+    [sys.executable, __file__, "keeper", str(folder), job],
     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
   )  # fmt: skip
+  return job
 
 
 def keeper(state, job: str) -> None:
@@ -256,5 +265,8 @@ def gcloud(state, *args):
 
 
 if __name__ == "__main__":
-  folder = pathlib.Path(os.environ["FAKE_STATE"])
-  globals()[sys.argv[1]](folder, *sys.argv[2:])
+  name, *rest = sys.argv[1:]
+  if name == "keeper":
+    keeper(pathlib.Path(rest[0]), rest[1])
+  else:
+    globals()[name](pathlib.Path(os.environ["FAKE_STATE"]) / _family(name), *rest)

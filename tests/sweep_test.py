@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from configs import sizes
 from fluid import config
 from fluid.config import ConfigError
 from fluid.evals.loss import LossConfig
-from launch import engines, sweep
+from launch import cost, engines, recommended, sweep
 from launch.plan import command, plan
 from launch.progress import Screen, progress
 from tests.schedulers import FAKE
@@ -242,7 +243,7 @@ def test_sigterm_reaches_the_child_and_the_next_call_resumes(study, tmp_path, ex
   script = textwrap.dedent(f"""
     import sys
     from pathlib import Path
-    from launch import engines, sweep
+    from launch import cost, engines, recommended, sweep
     from launch.plan import plan
     w = Path({str(tmp_path / "w")!r}); w.mkdir()
     stages = plan({str(study)!r}, w)
@@ -309,6 +310,44 @@ def test_a_wrong_sweep_file_is_refused(study, tmp_path, old, new, message):
 def test_the_launcher_does_not_import_jax():
   code = "import sys, launch.sweep; sys.exit('jax' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_what_a_sweep_takes_is_said_before(capsys):
+  argv = ["--config", str(ROOT / "configs/sweeps/fig5_size_ladder.py")]
+  argv += [
+    "--workdir",
+    "/shared/fig5",
+    "--on",
+    "tpu_vm",
+    "--set",
+    "zone=z",
+    "--dry-run",
+  ]
+  argv += ["--set", "repository=https://host/x"]
+  begun = time.process_time()
+  assert sweep.main(argv) == 0
+  assert time.process_time() - begun < 5
+  out = capsys.readouterr().out
+  lines = [x.split() for x in out[out.index("run  ") :].splitlines()]
+  runs = [x for x in lines if x[0].endswith(tuple(sizes.PAPER))]
+  assert len(runs) == 24 and not any("?" in x for x in runs)
+  assert out.count("queued-resources create") == 28  # Two tokenizers, two caches.
+  # One of them by hand: steps, the compiler's seconds a step, chips, dollars.
+  (one,) = [x for x in runs if x[0] == "continuous-random-1.1B"]
+  report = recommended.reports()["1.1B continuous-random on v5p:4x4x4"]
+  hours = 1_000_000 * report["estimate"]["compiler_seconds"] / 3600
+  assert one[1:3] == ["v5p:4x4x4", "64"]
+  found = [float(x.replace(",", "")) for x in one[3:7]]
+  want = [
+    hours,
+    hours * 64,
+    hours * 64 * cost.PRICES["v5p"],
+    48 * report["params"] / 1e9,
+  ]
+  assert found == pytest.approx(want, rel=5e-3)
+  assert "1.1B continuous-random on v5p:4x4x4, by compiler's model" in " ".join(one)
+  assert sweep.main([*argv, "--price", "1", "--topology", "v6e"]) == 0
+  assert "$1 a chip-hour, by --price" in capsys.readouterr().out
 
 
 SWEEPS = sorted(p.name for p in (ROOT / "configs/sweeps").glob("[a-z]*.py"))

@@ -102,6 +102,7 @@ class Remote(abc.ABC):
     name: of ENGINES.
     chains: whether a job can wait for others; else stages are submitted as they become
       ready.
+    losses: times that a job may vanish before it counts as failed.
     remedy: what to do where its command is not found.
     known: what its command says of a name that is there already.
     options: what `--set` said.
@@ -109,6 +110,7 @@ class Remote(abc.ABC):
 
   name: str
   chains = False
+  losses = 5
   remedy: str
   known = ""
   options: dict[str, str]

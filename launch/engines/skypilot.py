@@ -100,6 +100,7 @@ class Engine(engines.Remote):
     )
 
   def submit(self, spec: RunSpec, after: tuple[str, ...]) -> str:
+    code.committed(spec.code)
     # Names are not unique there: one that is known was submitted before.
     found = self.states([spec.key]).get(spec.key)
     if found and found.state in engines.ALIVE:

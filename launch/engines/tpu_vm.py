@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fluid.errors import ConfigError
 from launch import code, engines
-from launch.spec import FATAL, Code, Rendered, RunSpec
+from launch.spec import FATAL, RESTARTS, Code, Rendered, RunSpec
 
 OPTIONS = {
   "zone": "of the TPUs",
@@ -38,6 +38,7 @@ class Engine(engines.Remote):
   name = "tpu_vm"
   remedy = "cloud.google.com/sdk/docs/install says how, then gcloud auth login"
   known = "ALREADY_EXISTS"
+  losses = RESTARTS  # A spot resource that is taken away does not come back by itself.
 
   def __init__(self, options: Mapping[str, str] | None = None):
     self.options = engines.checked(self.name, options, OPTIONS)
@@ -96,6 +97,7 @@ class Engine(engines.Remote):
     )
 
   def submit(self, spec: RunSpec, after: tuple[str, ...]) -> str:
+    code.committed(spec.code)
     # What was suspended never runs again, and goes on counting against the quota.
     if spec.key in self._listed():
       state = self._listed()[spec.key]

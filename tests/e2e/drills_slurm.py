@@ -206,11 +206,12 @@ def whole(drill: Drill) -> list[tuple[str, str]]:
     drill.keeps(name, "preempted")
 
   def drain(name: str):
+    node = slurm.NODES[1]
     state = ("State=DRAIN", "Reason=drill")
-    cluster.call("scontrol", "update", "NodeName=n2", *state)
+    cluster.call("scontrol", "update", f"NodeName={node}", *state)
     cluster.call("scancel", "--signal=TERM", drill.job(name))
     drill.until(f"{name} saves", lambda: newest(drill.run_of(name)) > 0)
-    cluster.call("scontrol", "update", "NodeName=n2", "State=RESUME")
+    cluster.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
     drill.keeps(name, "its node was drained, and is back")
 
   # In the order in which the queue starts them.

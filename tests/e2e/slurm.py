@@ -13,6 +13,10 @@ import socket
 import subprocess
 import time
 
+# At the first node the processes of a job look for each other, so its name has to
+# resolve: it is this machine's.
+HOST = socket.gethostname().split(".")[0]
+NODES = (HOST, f"{HOST}-2")
 _CONF = """
 ClusterName=fluid
 SlurmctldHost={host}
@@ -36,8 +40,9 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
 SlurmdParameters=config_overrides
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=2 State=UNKNOWN
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs=2 State=UNKNOWN
+NodeName=DEFAULT CPUs=2 State=UNKNOWN
+NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 Port={first}
+NodeName={host}-2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=0
 PartitionName=soft Nodes=ALL MaxTime=INFINITE PriorityTier=1 GraceTime=60
 PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
@@ -89,18 +94,17 @@ class Cluster:
 @contextlib.contextmanager
 def cluster(folder: pathlib.Path):
   """-> a Cluster whose nodes are idle."""
-  host = socket.gethostname().split(".")[0]
   with contextlib.ExitStack() as stack:
     sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
     for s in sockets:
       s.bind(("", 0))
     ports = [s.getsockname()[1] for s in sockets]
-  for name in ("state", "spool/n1", "spool/n2"):
+  for name in ("state", *(f"spool/{node}" for node in NODES)):
     (folder / name).mkdir(parents=True, exist_ok=True)
   names = ("controller", "first", "second")
   found = Cluster(folder)
   found.conf.write_text(
-    _CONF.format(host=host, folder=folder, **dict(zip(names, ports)))
+    _CONF.format(host=HOST, folder=folder, **dict(zip(names, ports)))
   )
   daemons = []
 
@@ -113,7 +117,7 @@ def cluster(folder: pathlib.Path):
 
   try:
     start("slurmctld")
-    for node in ("n1", "n2"):
+    for node in NODES:
       start("slurmd", "-N", node)
     end = time.monotonic() + 60
     while True:
