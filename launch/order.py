@@ -89,10 +89,23 @@ class Order:
     return out
 
   def save(self, workdir: Path) -> None:
-    place = (
-      {"config": os.path.abspath(self.config)} if Path(self.config).exists() else {}
-    )
-    files.write_json(workdir / FILE, dataclasses.asdict(self) | place)
+    """Writes launch.json.
+
+    Raises:
+      ConfigError: the folder is of another sweep of the same name.
+    """
+    config = os.path.abspath(self.config)
+    place = {"config": config} if os.path.exists(config) else {}
+    said = dataclasses.asdict(self) | place
+    there = ""
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+      there = json.loads((workdir / FILE).read_text())["config"]
+    if there and there != said["config"] and Path(there).name == Path(config).name:
+      raise ConfigError(
+        f"{workdir} is of the sweep {there}, and {said['config']} has the same name: "
+        "choose another --workdir, or rename one of them"
+      )
+    files.write_json(workdir / FILE, said)
 
 
 def load(workdir: Path) -> Order:
@@ -102,12 +115,14 @@ def load(workdir: Path) -> Order:
     ConfigError: nothing was, or it cannot be read.
   """
   try:
-    return Order(**json.loads((workdir / FILE).read_text()))
+    said = json.loads((workdir / FILE).read_text())
+    lists = {k: tuple(v) for k, v in said["overrides"].items() if isinstance(v, list)}
+    return Order(**said | {"overrides": said["overrides"] | lists})
   except FileNotFoundError:
     raise ConfigError(
       f"no sweep in {workdir}: python -m launch.sweep --workdir {workdir} begins one"
     ) from None
-  except (ValueError, TypeError) as e:
+  except (ValueError, TypeError, KeyError) as e:
     raise ConfigError(f"{workdir / FILE} is damaged: run launch.sweep again") from e
 
 

@@ -3,6 +3,7 @@
 `python -m tests.engines_test` writes the golden files anew.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -240,6 +241,12 @@ def test_a_killed_submission_is_found_again(machine):
   machine.submit("slurm")
   after = json.loads(job.read_text())
   assert after["job"] == before["job"] and machine.starts()["dr1"] == 1
+  # Nor is another sweep of the same name in its folder.
+  other = machine.workdir / "study.py"
+  other.write_text(Path(machine.order("slurm").config).read_text())
+  asked = dataclasses.replace(machine.order("slurm"), config=str(other))
+  with pytest.raises(ConfigError, match="study.py has the same name: choose another"):
+    sweep.submit(asked, machine.workdir, build=machine.build)
   # Another engine, or a changed sweep, is no second job in the same folder.
   with pytest.raises(ConfigError, match="run/dr1 is running on slurm as study-run-dr1"):
     machine.submit("gke")
