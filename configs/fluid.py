@@ -3,11 +3,15 @@
 256 px, 16x16 tokens. Values the paper does not confirm are defaults of fluid.config.
 """
 
+import itertools
+from collections.abc import Iterable, Iterator
+
 import ml_collections
 
 from configs import arguments, sizes
 from configs import data as data_sets
 from fluid import config
+from fluid.evals.distribution import DistributionConfig
 from fluid.evals.images import ImagesConfig
 from fluid.evals.loss import LossConfig
 from fluid.models import heads
@@ -48,9 +52,9 @@ TEXTS = {
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """Arguments: tokens, order, size, text, data (a name of configs/data.py).
+  """Arguments: tokens, order, size, text, data (a name of configs/data.py), evals.
 
-  `source` is the name that `data` had before.
+  evals=distances judges samples as well; `source` is the name that `data` had before.
   """
   a = arguments.parse(
     arg,
@@ -60,6 +64,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     data="",
     source="",
     text=tuple(TEXTS),
+    evals=("loss", "distances"),
   )
   layers, width, num_heads = sizes.PAPER[a.size]
   guidance, temperature = SAMPLING[a.tokens, a.order]
@@ -70,6 +75,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     trunk=FluidConfig(layers=layers, width=width, heads=num_heads),
     condition=TextConfig(width=1024),
   )
+  judges: dict = {
+    "loss": LossConfig(examples=30_000),
+    "images": ImagesConfig(every=50_000, raw=True),
+  }
+  if a.evals == "distances":
+    judges["distribution"] = DistributionConfig(every=0, prompts="val")
   run = config.Run(
     model=model,
     text=TEXTS[a.text],
@@ -79,13 +90,29 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     tokenizer=TOKENIZERS[a.tokens],
     mesh=config.Mesh(data=1, fsdp=-1),
     sample=model.sample(guidance=guidance, temperature=temperature),
-    evals={
-      "loss": LossConfig(examples=30_000),
-      "images": ImagesConfig(every=50_000, raw=True),
-    },
+    evals=judges,
     tensorboard=True,
   )
   return to_config_dict(run)
+
+
+def cells(
+  sizes: Iterable[str], overrides: dict | None = None, **arguments
+) -> Iterator[dict]:
+  """The four cells at each size on the slices recommended for it, as a sweep has them.
+
+  Args:
+    overrides: of all runs.
+    arguments: of get_config.
+  """
+  for size, (tokens, order) in itertools.product(sizes, SAMPLING):
+    args = dict(tokens=tokens, order=order, size=size, **arguments)
+    yield dict(
+      name=f"{tokens}-{order}-{size}",
+      config="configs/fluid.py:" + ",".join(f"{k}={v}" for k, v in args.items()),
+      overrides=overrides or {},
+      hardware="recommended",
+    )
 
 
 def to_config_dict(run: config.Run) -> ml_collections.ConfigDict:

@@ -94,7 +94,7 @@ SOLVERS = {"random": ("ancestral", 25), "raster": ("dpmpp", 12)}
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Arguments: tokens, order, size (a toy size), data, condition (text or class), text.
 
-  data is shapes, emoji, iconify or a name of configs/data.py; text=minilm takes features of a
+  data is shapes, emoji or a name of configs/data.py; text=minilm takes features of a
   frozen encoder (requirements-minilm.txt).
   """
   a = arguments.parse(

@@ -1,10 +1,42 @@
 """What a user can put right: errors that end as one line."""
 
+import errno
+
+NO_PROGRESS = (
+  5  # An exit status: started again and again, and no checkpoint came of it.
+)
 REQUEUE = 75  # EX_TEMPFAIL, an exit status: nothing is wrong, the same command goes on.
 
 
 class ConfigError(ValueError):
   """A configuration that cannot be used; the message names the key and the remedy."""
+
+
+# What a file system says when something is wrong with it, rather than with a path.
+_PASSES = {
+  errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT, errno.EBUSY,
+  errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN,
+  errno.EHOSTUNREACH, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED,
+  errno.EREMOTEIO, errno.ENFILE, errno.EMFILE, errno.ENOLCK, errno.ENOMEM,
+  errno.ESHUTDOWN,
+}  # fmt: skip
+
+
+def exit_code(error: BaseException) -> int:
+  """The exit status of an error: 2 unless it says otherwise.
+
+  A file system that is full, stale or away for a while is one that the same command may
+  go on with: REQUEUE, whatever was made of the error since.
+  """
+  if code := getattr(error, "exit_code", 0):
+    return code
+  cause: BaseException | None = error
+  while cause is not None:
+    if isinstance(cause, OSError) and cause.errno in _PASSES:
+      return REQUEUE
+    hidden = cause.__suppress_context__
+    cause = cause.__cause__ or (None if hidden else cause.__context__)
+  return 2
 
 
 def one_line(error: BaseException) -> str:

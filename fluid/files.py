@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from fluid.errors import ConfigError
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
@@ -43,3 +45,16 @@ def write_text(path: str | os.PathLike, content: str) -> None:
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
   write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def on_disk(path: str | os.PathLike, name: str) -> None:
+  """Refuses an address where a folder is needed.
+
+  Raises:
+    ConfigError: naming the flag or key `name`.
+  """
+  if "://" in str(path):
+    raise ConfigError(
+      f"{name} is {path}: work folders, caches and tokenizers lie on a file system; "
+      "mount the bucket (gcsfuse, a shared disk) and name the folder that it is there"
+    )

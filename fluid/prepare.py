@@ -39,6 +39,7 @@ from fluid.data import (
   records,
 )
 from fluid.parallel import distributed
+from fluid.parallel.preemption import Preempted, Preemption
 
 SPLITS = ("train", "val")
 VERSION = 1
@@ -57,6 +58,7 @@ def prepare(
   splits: Sequence[str] = SPLITS,
   batch: int = BATCH,
   log: Callable[[str], None] = print,
+  before: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
   """Fills the folder run.data.cache.
 
@@ -66,6 +68,8 @@ def prepare(
     splits: to write; an evaluation needs one.
     batch: images per call of the tokenizer, which is compiled for this shape alone.
     log: receives progress lines.
+    before: called before each batch; what it raises ends the work, and shards that are
+      complete stay.
 
   Returns:
     The content of metadata.json.
@@ -112,7 +116,9 @@ def prepare(
   for split in splits:
     if split not in metadata["splits"]:
       source = sources[split]
-      paths = _write_split(run, split, source, tokenizer, vocabulary, batch, log)
+      paths = _write_split(
+        run, split, source, tokenizer, vocabulary, batch, log, before
+      )
       distributed.everyone(True)  # All shards are there.
       distributed.first(functools.partial(_finish, run, metadata, split, paths))
   metadata = records.read_metadata(cache)
@@ -184,7 +190,7 @@ def _fit(run: config_lib.Run, source: Source, log) -> None:
 
 
 def _write_split(
-  run, split, source, tokenizer, vocabulary, batch, log
+  run, split, source, tokenizer, vocabulary, batch, log, before
 ) -> list[pathlib.Path]:
   """Writes this process's shards of a split that are missing; returns all paths."""
   total = count(run.data, split, source)
@@ -215,6 +221,7 @@ def _write_split(
     def rows(start=start, stop=stop):
       workers = run.data.workers
       for found in examples.read(source, run.text, start, stop, batch, workers, data):
+        before()
         yield from pack(
           examples.encode(found, tokenizer, vocabulary, run.text.length, batch)
         )
@@ -341,7 +348,17 @@ def _digest(path: pathlib.Path) -> str:
 def main(argv: list[str]) -> None:
   del argv
   distributed.join_by_flags()
-  prepare(cli.read(CONFIG), log=distributed.say)
+  with Preemption() as preemption:
+
+    def before():
+      # Each process by itself, as each has its own shards; a scheduler tells them all.
+      if preemption.asked:
+        raise Preempted(
+          f"{preemption.reason}; shards that are complete are kept, and the same "
+          "command goes on from there"
+        )
+
+    prepare(cli.read(CONFIG), log=distributed.say, before=before)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 A workdir holds config.json, model.json, metrics.jsonl, checkpoints/ and, at the end,
 done.json. The same command continues a run that was interrupted; a larger
 --config.steps continues one that was finished. docs/reliability.md says what a run
-survives; the exit codes are 0 finished, 2 wrong input, 3 not finite, 4 bad data, and 75
-stopped: the same command goes on.
+survives; the exit codes are 0 finished, 2 wrong input, 3 not finite, 4 bad data, 5 no
+progress (five starts without a new checkpoint), 75 stopped: the same command goes on.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+from absl import flags
 
 from fluid import config, flops, text
 from fluid.config.identity import digest, identity
@@ -23,11 +24,11 @@ from fluid.console import cli
 from fluid.data import mixtures, pipeline, records
 from fluid.data.feed import Feed
 from fluid.durable import checkpoint, parameters, paths
-from fluid.durable.preemption import Preempted, Preemption
 from fluid.durable.workdir import Workdir, commit
 from fluid.evals.schedule import Evaluations, due
 from fluid.models import Net
 from fluid.parallel import distributed, sharding
+from fluid.parallel.preemption import Preempted, Preemption
 from fluid.training.clocks import Startup
 from fluid.training.health import Health
 from fluid.training.log import Log
@@ -36,8 +37,16 @@ from fluid.training.state import TrainState, abstract_state, init_state
 from fluid.training.step import make_step
 
 
-def run(cfg: config.Run, workdir) -> dict:
+def run(
+  cfg: config.Run, workdir, *, starts: int = 0, grace: float | None = None
+) -> dict:
   """Trains until cfg.steps; returns what done.json says.
+
+  Args:
+    starts: in a row that may bring no new checkpoint; 0: any number.
+    grace: seconds between SIGTERM and the end, whatever is done by then. A save that is
+      under way is finished, and another one follows where there is time for it. None:
+      as long as it takes.
 
   Raises:
     ConfigError: the workdir, the cache or the mesh does not fit the config, or what the
@@ -59,7 +68,8 @@ def run(cfg: config.Run, workdir) -> dict:
     net = Net.of(cfg)
     described = flops.describe(net, cfg)
     metadata = records.read_metadata(cfg.data.cache)
-    folder = _claim(path, cfg, _model_json(cfg, net, described, path, metadata))
+    model = _model_json(cfg, net, described, path, metadata)
+    folder = _claim(path, cfg, model, starts)
     stack.callback(folder.close)
     finished = _finished(path)
     if finished["step"] >= cfg.steps:
@@ -123,10 +133,19 @@ def run(cfg: config.Run, workdir) -> dict:
       )
       saved.save(state, extra, step)
 
+    def in_time():
+      # All processes decide alike; the slowest one's time counts.
+      if grace is None or not saved.last:
+        return True
+      if saved.busy:
+        saved.wait()
+      return distributed.everyone(preemption.since + saved.seconds < grace)
+
     while True:
       # Saved before it is judged: an evaluation that is cut short is done again.
       stop = preemption.reached()
       keep = step > start and (stop or due(step, cfg.checkpoint_every, cfg.steps))
+      keep = keep and not (stop and not in_time())
       if keep or evaluations.due(step):
         log.flush()  # A state that is not finite is neither saved nor judged.
         with log.timer.exclude(), at_first("evaluations"):
@@ -134,15 +153,17 @@ def run(cfg: config.Run, workdir) -> dict:
             save()
           for found in evaluations.run(state, step):
             log.results(step, found)
-          if preemption.stopping and not keep and step > start:
+          if preemption.stopping and not keep and step > start and in_time():
             save()
       if step >= cfg.steps and not evaluations.due(step):
         break
       if preemption.stopping:
         saved.wait()
+        kept = max(start, saved.last)
+        which = "which is saved" if kept == step else f"that of step {kept} is saved"
         raise Preempted(
-          f"{preemption.reason} after step {step} of {cfg.steps}, which is saved; the "
-          "same command goes on from there"
+          f"{preemption.reason} after step {step} of {cfg.steps}, {which}; the same "
+          "command goes on from there"
         )
       profile.before(step + 1, log.timer)
       with log.timer.wait() if step > start else startup.part("data"):
@@ -174,13 +195,14 @@ def run(cfg: config.Run, workdir) -> dict:
   return result
 
 
-def _claim(path, cfg, model) -> Workdir:
+def _claim(path, cfg, model, starts: int) -> Workdir:
   """Takes the workdir for this run and says in it what the run is."""
   folder = Workdir(path)
 
   def claim():
     folder.claim(cfg)
     if _finished(path)["step"] < cfg.steps:
+      folder.count_start(starts)
       distributed.write_json(path / "config.json", config.to_dict(cfg))
       distributed.write_json(path / "model.json", model)
       text.copy(cfg.text, pathlib.Path(cfg.data.cache) / cfg.text.FILE, path)
@@ -245,11 +267,22 @@ def main(argv) -> None:
   """Entry point."""
   del argv
   distributed.join_by_flags()
-  run(cli.read(CONFIG), cli.require(WORKDIR))
+  args = flags.FLAGS
+  workdir = cli.require(WORKDIR)
+  run(cli.read(CONFIG), workdir, starts=args.starts, grace=args.grace)
 
 
 if __name__ == "__main__":
   CONFIG = cli.config_flag()
   WORKDIR = cli.workdir_flag()
   distributed.define_flags()
+  flags.DEFINE_integer(
+    "starts",
+    5,
+    "Starts in a row without a new checkpoint; 0: any number.",
+    lower_bound=0,
+  )
+  flags.DEFINE_float(
+    "grace", None, "Seconds from SIGTERM to the end (none: as long as it takes)."
+  )
   cli.run(main)

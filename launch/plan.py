@@ -1,17 +1,21 @@
-"""A sweep file -> the stages it takes: tokenizers, caches of tokens, runs.
+"""A sweep file -> the stages it takes: tokenizers, caches of tokens, runs, tuning.
 
 A sweep file defines `sweep()`, which yields `dict(name=..., config=..., overrides=...)`
 for each run: `config` is what `--config` takes (`configs/toy.py:tokens=continuous`) and
 `overrides` maps dotted keys to values. What a run needs first is read off its config:
-runs with the same tokenizer and data share one tokenizer and one cache. No device is
-touched.
+runs with the same tokenizer and data share one tokenizer and one cache. `hardware` says
+what a run takes where there is a choice ('v5p:4x4x4', see launch.hardware; or
+'recommended', by its size), or {kind of stage: that}. `tune` is a grid of sampling
+options, and what it is judged by, for `fluid.evaluate --sweep` once the run is trained:
+('guidance=1:8:0.5', 'kid'). No device is touched.
 """
 
 import dataclasses
 import importlib.util
 import json
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +28,16 @@ from fluid.config.identity import (
   of_cache,
   of_tokenizer,
 )
+from launch import recommended
+from launch.hardware import TPUS, Hardware, parse
 
+_POINT = ("name", "config", "overrides", "hardware", "tune")
+_FOLDERS = {"tokenizer": "tokenizers", "data": "data", "run": "runs", "tune": "runs"}
 MODULES = {
   "tokenizer": "fluid.tokenizers.train",
   "data": "fluid.prepare",
   "run": "fluid.train",
+  "tune": "fluid.evaluate",
 }
 
 
@@ -40,10 +49,12 @@ class Stage:
     kind: key of MODULES.
     name: of the folder below tokenizers/, data/ or runs/.
     folder: what the command writes; `done.json` in it means finished (for a cache:
-      a metadata.json that lists both splits).
+      a metadata.json that lists both splits; for tuning: a table of the last step).
     config, overrides: as in the sweep file, with the paths of `needs` added.
     needs: ids of the stages that come first.
     run: the resolved config.
+    hardware: None where the machine is this one.
+    tune: grid and measure, of a stage of that kind.
   """
 
   kind: str
@@ -53,6 +64,8 @@ class Stage:
   overrides: dict[str, Any]
   needs: tuple[str, ...]
   run: Run
+  hardware: Hardware | None = None
+  tune: tuple[str, str] = ("", "")
 
   @property
   def id(self) -> str:
@@ -68,6 +81,8 @@ class Stage:
       return {"train", "val"} <= set(
         _json(self.folder, "metadata.json").get("splits", ())
       )
+    if self.kind == "tune":
+      return (self.folder / "eval" / f"sweep-{self.run.steps}.json").is_file()
     done = _json(self.folder, "done.json")
     if not done:
       return False
@@ -90,17 +105,33 @@ class Stage:
     return ""
 
 
-def command(stage: Stage) -> list[str]:
+def command(stage: Stage, python: str = sys.executable) -> list[str]:
   """The argv that carries out a stage."""
-  argv = [sys.executable, "-m", MODULES[stage.kind], f"--config={stage.config}"]
+  argv = [python, "-m", MODULES[stage.kind]]
+  if stage.kind == "tune":
+    grid, by = stage.tune
+    return [*argv, f"--workdir={stage.folder}", f"--sweep={grid}", f"--by={by}"]
+  argv.append(f"--config={stage.config}")
   argv += [f"--config.{key}={value}" for key, value in stage.overrides.items()]
   if stage.kind == "run":
     argv.append(f"--workdir={stage.folder}")
   return argv
 
 
-def plan(sweep_file: str | Path, workdir: str | Path) -> list[Stage]:
+def plan(
+  sweep_file: str | Path,
+  workdir: str | Path,
+  *,
+  overrides: Mapping[str, Any] | None = None,
+  topology: str | None = None,
+) -> list[Stage]:
   """All stages of a sweep, each after those it needs.
+
+  Args:
+    overrides: of all runs, beside their own.
+    topology: None: hardware does not matter, all runs here. Else what runs take: a
+      topology, or a generation such as 'v5e' where the sweep says 'recommended', or ''
+      for what the sweep says.
 
   Raises:
     ConfigError: a sweep file or a point of it cannot be used.
@@ -109,7 +140,8 @@ def plan(sweep_file: str | Path, workdir: str | Path) -> list[Stage]:
   stages: dict[str, Stage] = {}
   made = _made(workdir)
   for point in load_points(sweep_file):
-    for stage in _stages(point, workdir, made):
+    point = point | {"overrides": {**point.get("overrides", {}), **(overrides or {})}}
+    for stage in _stages(point, workdir, made, topology):
       if stage.kind == "run" and stage.id in stages:
         raise ConfigError(f"{sweep_file} yields two runs named '{stage.name}'")
       stages.setdefault(stage.id, stage)
@@ -123,7 +155,7 @@ def load_points(sweep_file: str | Path) -> list[dict]:
     raise ConfigError(f"{sweep_file} has no function sweep()")
   points = list(module.sweep())
   for point in points:
-    if unknown := set(point) - {"name", "config", "overrides"}:
+    if unknown := set(point) - set(_POINT):
       raise ConfigError(
         f"{sweep_file} yields a point with unknown key {unknown.pop()!r}"
       )
@@ -176,27 +208,95 @@ def _cache(run: Run, tokenizer: str) -> str:
   return f"{run.data.source.kind}-{run.tokenizer.kind}-{digest(made_from, 8)}"
 
 
-def _stages(point: dict, workdir: Path, made: dict[str, str]) -> Iterator[Stage]:
+def _stages(
+  point: dict, workdir: Path, made: dict[str, str], topology: str | None
+) -> Iterator[Stage]:
   config, overrides = point["config"], dict(point.get("overrides", {}))
   run = resolve(config, overrides)
+  machine, more = _machine(point, run, topology)
+
+  def stage(kind, name, needs, run=run, more=None):
+    return Stage(
+      kind, name, workdir / _FOLDERS[kind] / name, config, overrides | (more or {}),
+      needs, run, machine(kind), tuple(point.get("tune", ("", ""))),
+    )  # fmt: skip
+
   needs: tuple[str, ...] = ()
   if not run.tokenizer.path and not run.data.cache:
     name = made.get(_tokenizer(run), _tokenizer(run))
     overrides["tokenizer.path"] = str(workdir / "tokenizers" / name)
-    yield _stage("tokenizer", name, workdir, config, overrides, needs, run)
+    yield stage("tokenizer", name, needs)
     needs = (f"tokenizer/{name}",)
   if not run.data.cache:
     tokenizer = Path(overrides.get("tokenizer.path") or run.tokenizer.path).name
     name = made.get(_cache(run, tokenizer), _cache(run, tokenizer))
     overrides["data.cache"] = str(workdir / "data" / name)
-    yield _stage("data", name, workdir, config, overrides, needs, run)
+    yield stage("data", name, needs)
     needs += (f"data/{name}",)
-  yield _stage("run", point["name"], workdir, config, overrides, needs, run)
+  # What the sweep says itself goes before what is recommended.
+  more = {k: v for k, v in more.items() if k not in overrides}
+  run = resolve(config, overrides | more) if more else run
+  yield stage("run", point["name"], needs, run, more)
+  if point.get("tune"):
+    yield stage("tune", point["name"], (f"run/{point['name']}",), run, more)
 
 
-def _stage(kind, name, workdir, config, overrides, needs, run) -> Stage:
-  folder = workdir / {"tokenizer": "tokenizers", "data": "data", "run": "runs"}[kind]
-  return Stage(kind, name, folder / name, config, dict(overrides), needs, run)
+def _machine(point: dict, run: Run, topology: str | None):
+  """-> (kind of stage -> its hardware or None, overrides that go with a run's)."""
+  if topology is None:
+    return lambda kind: None, {}
+  said = point.get("hardware", "")
+  said = said if isinstance(said, dict) else {"run": said}
+  more: dict[str, Any] = {}
+  text = said.get("run", "") if topology in ("", *TPUS) else topology
+  if text == "recommended":
+    found, more = recommended.of(run.model.size, topology or recommended.GENERATION)
+  elif not text or topology in TPUS:
+    raise ConfigError(
+      f"run '{point['name']}' says nothing of its hardware: --topology v5p:4x4x4, "
+      "gpu:1x8 (hosts x GPUs) or cpu:1x1 (hosts x processes)"
+    )
+  else:
+    found = parse(text)
+  _check_fit(f"run '{point['name']}'", _mesh(run, more), run, found)
+  others = {kind: parse(said[kind]) for kind in said if kind != "run"}
+  others["run"] = found
+  others.setdefault("tune", found)
+  return lambda kind: others.get(kind, found.one_host()), more
+
+
+def _mesh(run: Run, more: Mapping[str, Any]) -> dict[str, int]:
+  """Axes of a run's mesh, as `more` changes it."""
+  axes = {k: getattr(run.mesh, k) for k in ("data", "fsdp", "model", "slice")}
+  return {k: more.get(f"mesh.{k}", v) for k, v in axes.items()}
+
+
+def _check_fit(what: str, axes: dict[str, int], run: Run, h: Hardware) -> None:
+  devices = h.chips if h.tpu or h.gpus else h.processes
+  if h.slices > 1:
+    axes = axes | {"slice": h.slices}
+  fixed = math.prod(n for n in axes.values() if n > 0)
+  shape = ", ".join(f"{k} {v}" for k, v in axes.items())
+  if devices % fixed or (devices != fixed and -1 not in axes.values()):
+    raise ConfigError(
+      f"{what} does not fit {h}: mesh {shape} takes {fixed} devices or a multiple, and "
+      f"there are {devices}; name another --topology, or --override mesh.fsdp=N"
+    )
+  rows = devices // max(1, axes["model"])
+  if run.batch % (run.accum * rows):
+    raise ConfigError(
+      f"{what} does not fit {h}: batch {run.batch} in {run.accum} microbatches does "
+      f"not divide by {rows} devices; --override batch=N, or another --topology"
+    )
+  row = recommended.name(
+    run.model.size, run.model.cell, f"{h.kind}:{h.topology}", h.slices
+  )
+  report = recommended.reports().get(row)
+  if report and not report["fits"]:
+    raise ConfigError(
+      f"{what} does not fit {h}: the compiler says {report.get('error', 'too large')} "
+      "(launch/topologies.md has what fits)"
+    )
 
 
 def _json(folder: Path, name: str) -> dict:

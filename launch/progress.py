@@ -12,19 +12,23 @@ from fluid.console.progress import clock
 
 PLAIN_SECONDS = 30.0  # between two progress lines of a running stage
 _TAIL = 65_536  # bytes of metrics.jsonl that surely hold the newest training record
-_COLOURS = {
+COLOURS = {
   "finished": "green", "running": "cyan", "failed": "bold red", "blocked": "red",
-  "interrupted": "yellow", "waiting": "dim",
+  "interrupted": "yellow", "waiting": "dim", "queued": "dim", "restarting": "yellow",
+  "held": "yellow", "lost": "yellow", "cancelled": "yellow",
 }  # fmt: skip
+_SAID = ("failed", "blocked", "cancelled", "interrupted", "held")
+# name -> field of metrics.jsonl
+_SHOWN = {"loss": "train/loss", "images_per_s": "images_per_s", "mfu": "mfu"}
 
 
 def progress(stage) -> dict[str, float]:
-  """Newest step, loss, images/s and seconds left of a run, as far as it wrote them."""
+  """Newest step, loss, images/s, MFU and seconds left, as far as a run wrote them."""
   if stage.kind != "run":
     return {}
   out = {}
   for record in reversed(_tail(stage.folder / "metrics.jsonl")):
-    for name, key in (("loss", "train/loss"), ("images_per_s", "images_per_s")):
+    for name, key in _SHOWN.items():
       if key in record:
         out.setdefault(name, record[key])
         out.setdefault("step", record["step"])
@@ -94,7 +98,7 @@ class Screen:
       p = self._numbers(entry)
       table.add_row(
         entry.stage.id.removeprefix("run/"),
-        f"[{_COLOURS[entry.status]}]{entry.status}[/]",
+        f"[{COLOURS[entry.status]}]{entry.status}[/]",
         f"{p['step']}/{entry.stage.run.steps}" if "step" in p else "",
         f"{p['loss']:.4f}" if "loss" in p else "",
         f"{p['images_per_s']:.0f}" if "images_per_s" in p else "",
@@ -131,7 +135,7 @@ class Screen:
     return {} if entry.status in ("waiting", "blocked") else self._progress(entry.stage)
 
   def _summary(self, entries):
-    bad = [e for e in entries if e.status in ("failed", "blocked", "interrupted")]
+    bad = [e for e in entries if e.status in _SAID]
     lines = [f"{_done(entries)} stages finished"]
     lines += [f"{e.status}: {e.stage.id}: {e.note}" for e in bad]
     print("\n".join(lines), file=self._console.file, flush=True)

@@ -2,16 +2,16 @@
 
   python -m launch.sweep --config configs/sweeps/toy_study.py --workdir DIR --on local
 
-Finished stages are skipped, interrupted ones started again (they resume by themselves),
+On a scheduler (--on slurm, gke, tpu_vm, skypilot; launch/README.md) this submits what
+is ready and returns: the same command again, or --watch, goes on. Here it waits:
+finished stages are skipped, interrupted ones started again (they resume by themselves),
 a failed one is recorded and the sweep goes on past it. The exit status is 1 if any
 failed; else 75 if any was preempted (it ended with that status itself). DIR/sweep.json
 says how each stands, DIR/logs has what each printed. Never imports jax.
 """
 
 import argparse
-import dataclasses
-import fnmatch
-import json
+import ast
 import os
 import shlex
 import signal
@@ -20,45 +20,22 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fluid import files
 from fluid.durable.lock import lock
 from fluid.errors import REQUEUE, ConfigError
-from launch import engines
-from launch.plan import Stage, command, plan
+from launch import cost, engines, errors
+from launch.entries import Entry, last_line, save
+from launch.order import Order, choose, hold
+from launch.plan import Stage, command
 from launch.progress import Screen, progress
+from launch.remote import Remote, code_of
 
-ENDED = ("finished", "failed", "blocked")
+__all__ = ["Sweep", "choose", "launch", "main", "submit"]
+
+WATCH_SECONDS = 30.0  # between two looks at a scheduler
 LEFT_SECONDS = 90.0  # given to the jobs of a killed launcher to stop
-
-
-@dataclasses.dataclass
-class Entry:
-  """How a stage stands: waiting, running, interrupted, or one of ENDED."""
-
-  stage: Stage
-  status: str = "waiting"
-  note: str = ""
-  started: float = 0.0
-  seconds: float = 0.0
-  skipped: bool = False
-
-  def record(self) -> dict:
-    """The stage's object in sweep.json."""
-    stage = self.stage
-    return {
-      "name": stage.name,
-      "kind": stage.kind,
-      "config": stage.config,
-      "overrides": stage.overrides,
-      "cell": stage.cell if stage.kind == "run" else "",
-      "size": stage.run.model.size if stage.kind == "run" else "",
-      "steps": stage.run.steps if stage.kind == "run" else 0,
-      "status": self.status,
-      "note": self.note,
-      "seconds": round(self.seconds, 1),
-      "command": shlex.join(["python", *command(stage)[1:]]),
-    }
 
 
 class Sweep:
@@ -156,12 +133,8 @@ class Sweep:
   def _job(self, stage: Stage) -> engines.Job:
     env = {"JAX_COMPILATION_CACHE_DIR": str(self._workdir / "cache")}
     env = {k: v for k, v in env.items() if k not in os.environ}
-    log = self._log(stage)
+    log = self._workdir / "logs" / self.entries[stage.id].log
     return engines.Job(stage.id, tuple(self._build(stage)), env, log)
-
-  def _log(self, stage: Stage) -> Path:
-    name = stage.name if stage.kind == "run" else f"{stage.kind}-{stage.name}"
-    return self._workdir / "logs" / f"{name}.log"
 
   def _collect(self, entry: Entry, code: int):
     if code == 0 and entry.stage.finished():
@@ -170,7 +143,7 @@ class Sweep:
     if code == REQUEUE:
       self._end(entry, "interrupted", "start the sweep again to go on")
       return
-    last = last_line(self._log(entry.stage))
+    last = last_line(self._workdir / "logs" / entry.log)
     why = f"exit status {code}" if code else "stopped before its last step"
     self._end(entry, "failed", f"{why}: {last}" if last else why)
 
@@ -182,7 +155,7 @@ class Sweep:
     """Leaves out tokenizers and caches whose runs are all finished or not chosen."""
     needed: set[str] = set()
     for name, entry in reversed(list(self.entries.items())):
-      if entry.stage.kind == "run" or name in needed or entry.skipped:
+      if entry.stage.kind in ("run", "tune") or name in needed or entry.skipped:
         if entry.status == "waiting":
           needed.update(entry.stage.needs)
       else:
@@ -198,88 +171,160 @@ class Sweep:
       self._end(self.entries[name], "interrupted", "start the sweep again to go on")
 
   def _save(self):
-    """Writes sweep.json, keeping stages that only an earlier call knew of."""
-    path = self._workdir / "sweep.json"
-    try:
-      old = {f"{r['kind']}/{r['name']}": r for r in json.loads(path.read_text())}
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
-      old = {}
-    for name, entry in self.entries.items():
-      record = entry.record()
-      if entry.skipped and name in old and entry.status == "finished":
-        record["seconds"] = old[name].get("seconds", 0.0)
-      old[name] = record
-    files.write_json(path, list(old.values()))
-
-
-def last_line(log: Path) -> str:
-  """The last line of a log that says something, shortened."""
-  try:
-    lines = log.read_text(errors="replace").strip().splitlines()
-  except FileNotFoundError:
-    return ""
-  return lines[-1].strip()[-160:] if lines else ""
-
-
-def choose(stages: list[Stage], pattern: str) -> list[Stage]:
-  """The runs whose names match, and all stages they need."""
-  names = [s.name for s in stages if s.kind == "run"]
-  if not fnmatch.filter(names, pattern):
-    raise ConfigError(f"--only {pattern} matches no run; runs: {', '.join(names)}")
-  keep: set[str] = set()
-  for stage in reversed(stages):
-    if stage.id in keep or (
-      stage.kind == "run" and fnmatch.fnmatch(stage.name, pattern)
-    ):
-      keep |= {stage.id, *stage.needs}
-  return [s for s in stages if s.id in keep]
+    save(self._workdir, self.entries.values())
 
 
 def main(argv: list[str] | None = None) -> int:
   args = _parser().parse_args(argv)
   if args.jobs < 1:
     raise ConfigError(f"--jobs must be at least 1, not {args.jobs}")
-  stages = plan(args.config, args.workdir)
-  if args.only:
-    stages = choose(stages, args.only)
-  if args.dry_run:
-    for stage in stages:
-      state = "finished" if stage.finished() else "to do"
-      print(f"# {stage.id} ({state})\n{shlex.join(command(stage))}")
-    return 0
-  workdir = args.workdir.resolve()
-  workdir.mkdir(parents=True, exist_ok=True)
-  held = lock(workdir, wait=LEFT_SECONDS)
-  sweep = Sweep(
-    stages,
-    workdir,
-    engines.make(args.on, jobs=args.jobs, lock=held),
-    screen=Screen(progress, plain=args.plain),
+  files.on_disk(args.workdir, "--workdir")
+  order = Order(
+    args.config,
+    args.on,
+    args.topology,
+    args.only,
+    _pairs(args.override, "--override"),
+    _pairs(args.set, "--set"),
+    args.jobs,
   )
-  code = sweep.run()
-  if args.report and code < 128:
-    report = [sys.executable, "-m", "analysis.report", f"--workdir={workdir}"]
-    reported = subprocess.run(report).returncode
+  if order.on == "local" and (order.topology or order.options):
+    raise ConfigError("--topology and --set are of a scheduler: --on slurm, gke, ...")
+  return launch(
+    order,
+    Path(args.workdir).resolve(),
+    dry_run=args.dry_run,
+    watch=args.watch,
+    price=args.price,
+    report=args.report,
+    plain=args.plain,
+  )
+
+
+def launch(
+  order: Order,
+  workdir: Path,
+  *,
+  dry_run: bool = False,
+  watch: bool = False,
+  price: float | None = None,
+  report: bool = False,
+  plain: bool = False,
+) -> int:
+  """Carries out an order; -> the exit status."""
+  if dry_run:
+    return _dry_run(order, workdir, price)
+  screen = Screen(progress, plain=plain)
+  if order.on == "local":
+    stages = order.stages(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    held = lock(workdir, wait=LEFT_SECONDS)
+    order.save(workdir)
+    engine = engines.make("local", jobs=order.jobs, lock=held)
+    code = Sweep(stages, workdir, engine, screen=screen).run()
+  else:
+    code = submit(order, workdir, watch=watch, screen=screen)
+  if report and code < 128:
+    argv = [sys.executable, "-m", "analysis.report", f"--workdir={workdir}"]
+    reported = subprocess.run(argv).returncode
     code = code or int(reported != 0)
   return code
 
 
+def submit(
+  order: Order,
+  workdir: Path,
+  *,
+  watch: bool = False,
+  screen: Screen | None = None,
+  build: Callable[[Stage], list[str]] | None = None,
+) -> int:
+  """Submits what is ready to a scheduler; with `watch` until nothing is left to do."""
+  screen = screen or Screen(progress)
+  engine = order.engine()
+  stages = order.stages(workdir)
+  specs = order.specs(stages, workdir, engine, build)
+  for spec in specs.values():
+    engine.render(spec)  # What does not fit is refused before anything is written.
+  workdir.mkdir(parents=True, exist_ok=True)
+  with screen:
+    while True:
+      sweep = Remote(stages, specs, workdir, engine)
+      with hold(workdir):
+        order.save(workdir)
+        entries = sweep.look()
+        sent = sweep.submit()
+      screen.update(entries)
+      going = [e for e in entries if e.status in (*engines.ALIVE, "waiting")]
+      if not watch or not going:
+        break
+      time.sleep(WATCH_SECONDS)
+    screen.update(entries, final=True)
+  if going and not watch:
+    print(
+      f"{len(sent)} submitted now, {len(going)} to come; python -m launch.status "
+      f"--workdir {workdir} says how they stand, this command again goes on"
+    )
+  return code_of(entries)
+
+
+def _dry_run(order: Order, workdir: Path, price: float | None) -> int:
+  """Prints what would be run or submitted, and what it takes; writes nothing."""
+  stages = order.stages(workdir)
+  if order.on == "local":
+    for stage in stages:
+      state = "finished" if stage.finished() else "to do"
+      print(f"# {stage.id} ({state})\n{shlex.join(command(stage))}")
+    return 0
+  engine = order.engine()
+  specs = order.specs(stages, workdir, engine)
+  for stage in stages:
+    rendered = engine.render(specs[stage.id])
+    state = "finished" if stage.finished() else "to do"
+    print(f"# {stage.id} ({state}) on {stage.hardware} as {specs[stage.id].key}")
+    for path, text in rendered.files.items():
+      print(f"# {path}\n{text.rstrip()}")
+    print(shlex.join(rendered.submit), end="\n\n")
+  print("\n".join(cost.table(stages, price)))
+  return 0
+
+
+def _pairs(given: list[str], flag: str) -> dict[str, Any]:
+  out: dict[str, Any] = {}
+  for text in given:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+      raise ConfigError(f"{flag} {text}: is KEY=VALUE")
+    out[key] = _value(value) if flag == "--override" else value
+  return out
+
+
+def _value(text: str) -> Any:
+  """A config value: a number, True, a tuple or None as Python writes it, else text."""
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(prog="python -m launch.sweep")
-  parser.add_argument("--config", required=True, help="file with def sweep()")
-  parser.add_argument("--workdir", required=True, type=Path, help="of the whole sweep")
-  parser.add_argument("--on", default="local", choices=sorted(engines.ENGINES))
-  parser.add_argument("--jobs", type=int, default=1, help="stages that run together")
-  parser.add_argument("--only", default="", help="runs whose name matches, with *")
-  parser.add_argument("--dry-run", action="store_true", help="print the commands")
-  parser.add_argument("--report", action="store_true", help="write the report after")
-  parser.add_argument("--plain", action="store_true", help="lines instead of a table")
+  add = parser.add_argument
+  add("--config", required=True, help="file with def sweep()")
+  add("--workdir", required=True, help="of the whole sweep")
+  add("--on", default="local", choices=sorted(engines.ENGINES))
+  add("--topology", default="", help="of runs: v5p:4x4x4, v5e, gpu:1x8, cpu:2x1")
+  add("--set", action="append", default=[], metavar="KEY=VALUE", help="of the engine")
+  add("--override", action="append", default=[], metavar="KEY=VALUE", help="config key")
+  add("--jobs", type=int, default=1, help="stages that run together, on this machine")
+  add("--only", default="", help="runs whose name matches, with *")
+  add("--dry-run", action="store_true", help="print the commands, and what they cost")
+  add("--price", type=float, help="dollars for an hour of a chip (see --dry-run)")
+  add("--watch", action="store_true", help="goes on until nothing is left to do")
+  add("--report", action="store_true", help="write the report after")
+  add("--plain", action="store_true", help="lines instead of a table")
   return parser
 
 
 if __name__ == "__main__":
-  try:
-    sys.exit(main())
-  except (ConfigError, FileNotFoundError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+  errors.end(main)

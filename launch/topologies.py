@@ -25,36 +25,14 @@ from absl import flags
 
 from configs import sizes
 from fluid.console import cli
+from launch import recommended
+from launch.recommended import RECOMMENDED
 
 BATCH = 2048
 GB = 2**30
 CELLS = [(t, o) for t in ("continuous", "discrete") for o in ("random", "raster")]
 # What a step's time is estimated for (three more compilations a row).
 ESTIMATED = ("1.1B", "3.1B", "10.5B")
-
-# Weights over 16 devices, copies of these over the rest: the gathers and scatters of a
-# layer stay in a corner of the torus. With the whole slice as one group libtpu turns
-# them into all-reduces, and a shard of width / 64 no longer fills its tiles.
-SHARDED = {"mesh.data": -1, "mesh.fsdp": 16}
-# For 16 GiB a device: a sixty-fourth of the optimizer's state.
-SPREAD = {"mesh.data": -1, "mesh.fsdp": 64}
-
-# size -> (generation and shape of a slice, slices, what differs from configs/fluid.py).
-RECOMMENDED: dict[str, list[tuple[str, int, dict[str, Any]]]] = {
-  "166M": [("v5e:4x8", 1, SHARDED), ("v5p:2x2x4", 1, SHARDED), ("v6e:4x4", 1, SHARDED)],
-  "369M": [("v5e:8x8", 1, SHARDED), ("v5p:2x4x4", 1, SHARDED), ("v6e:4x8", 1, SHARDED)],
-  "665M": [("v5e:8x8", 1, SHARDED), ("v5p:2x4x4", 1, SHARDED), ("v6e:4x8", 1, SHARDED)],
-  "1.1B": [
-    ("v5e:8x16", 1, SHARDED), ("v5p:4x4x4", 1, SHARDED), ("v6e:8x8", 1, SHARDED),
-  ],
-  "3.1B": [
-    ("v5e:16x16", 1, SHARDED), ("v5p:4x4x4", 1, SHARDED), ("v6e:8x16", 1, SHARDED),
-  ],
-  "10.5B": [
-    ("v5e:16x16", 1, SPREAD), ("v5p:4x4x8", 1, SHARDED), ("v6e:8x16", 1, SHARDED),
-    ("v5p:4x4x8", 2, SHARDED),
-  ],
-}  # fmt: skip
 
 # The largest size of each published family -> where its train step and its sampler
 # run, and what the former needs beside its recipe.
@@ -100,7 +78,7 @@ class Row:
 
   @property
   def name(self) -> str:
-    return f"{' '.join(self.what)} on {self.where}"
+    return recommended.name(*self.what, self.topology, self.slices)
 
   def command(self, file: str) -> list[str]:
     """What compiles it and writes the report to `file`."""

@@ -53,3 +53,34 @@ def converted(fixtures, tmp_path_factory):
     return published.convert(name, fixtures / name, tmp_path_factory.mktemp(name))
 
   return get
+
+
+STUDY = """
+from ml_collections import ConfigDict
+from fluid import config as c
+
+def get_config(arg=''):
+  head, order = arg.split(',')
+  part = lambda family, kind: c.resolve(family, kind)()
+  model = c.Model(head=part('head', head), order=part('order', order), size='s')
+  tokenizer = part('tokenizer', 'vq' if head == 'categorical' else 'vae')
+  run = c.Run(model=model, tokenizer=tokenizer, steps=4, batch=2)
+  return ConfigDict(c.to_dict(run))
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+  """A sweep of two discrete runs and a continuous one."""
+  (tmp_path / "toy.py").write_text(STUDY)
+  points = [
+    ("dr1", "categorical,random", {}),
+    ("dr2", "categorical,random", {"optim.lr": 0.5}),
+    ("cr1", "diffusion,random", {"model.trunk.layers": 3}),
+  ]
+  body = "\n".join(
+    f"  yield dict(name={n!r}, config='{tmp_path}/toy.py:{a}', overrides={o!r})"
+    for n, a, o in points
+  )
+  (tmp_path / "study.py").write_text(f"def sweep():\n{body}\n")
+  return tmp_path / "study.py"

@@ -1,6 +1,7 @@
 """Counting what is damaged, and stopping in time; leaving when told to."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -14,8 +15,8 @@ import pytest
 
 from fluid import config, errors
 from fluid.data.records import BAD
-from fluid.durable import lock, preemption
-from fluid.parallel import distributed
+from fluid.durable import lock, workdir
+from fluid.parallel import distributed, preemption
 from fluid.training import health
 from tests import tiny
 from tests.conftest import ROOT
@@ -65,7 +66,7 @@ def test_one_signal_asks_and_handlers_come_back():
 
 SIGNALS = """
 import os, signal, sys, time
-from fluid.durable import preemption
+from fluid.parallel import preemption
 with preemption.Preemption() as asked:
   for name in sys.argv[1:]:
     os.kill(os.getpid(), signal.Signals[name])
@@ -108,6 +109,82 @@ def test_a_folder_has_one_owner_until_that_dies(tmp_path):
     owner.kill()
     owner.wait()
   os.close(lock.lock(tmp_path))
+
+
+@pytest.mark.parametrize(
+  "tasks, node, seen, want",
+  [
+    ("1(x4)", 2, "0,1,2,3,4,5,6,7", list(range(8))),  # One drives all of a node,
+    ("8(x2)", 0, "0,1,2,3,4,5,6,7", None),  # or eight one each, by jax's own rule.
+    ("8(x2)", 0, "3", [0]),  # --gpus-per-task: the others are hidden.
+    ("1,8", 0, "0,1", [0, 1]),
+    ("1,2", 1, "0,1", None),
+    ("2(x3),1", 3, "", None),
+    ("4", 0, "0,1,2,3,4,5,6,7", "4 tasks of Slurm on a machine of 8 GPUs"),
+    ("2(x3),3", 3, "0,1", "3 tasks of Slurm on a machine of 2 GPUs"),
+  ],
+)
+def test_no_gpu_of_a_node_is_left_idle(tasks, node, seen, want):
+  env = {"SLURM_PROCID": "0", "SLURM_STEP_TASKS_PER_NODE": tasks}
+  env |= {"SLURM_NODEID": str(node), "CUDA_VISIBLE_DEVICES": seen}
+  if isinstance(want, str):
+    with pytest.raises(config.ConfigError, match=want):
+      distributed._gpus_of_slurm_task(env)
+    return
+  assert distributed._gpus_of_slurm_task(env) == want
+  assert distributed._gpus_of_slurm_task(env | {"JAX_LOCAL_DEVICE_IDS": "0"}) is None
+  assert distributed._gpus_of_slurm_task({"CUDA_VISIBLE_DEVICES": seen}) is None
+
+
+def test_processes_that_do_not_find_each_other_say_so():
+  code = (
+    "from fluid.console import cli; from fluid.parallel import distributed\n"
+    "cli.run(lambda a: distributed.join('localhost:1', 2, 1, timeout=2), ['x'])"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert done.returncode == errors.REQUEUE, done.stderr
+  assert "did not find each other" in done.stderr and "is gone" not in done.stderr
+
+
+def test_a_status_tells_what_passes_from_what_is_wrong(tmp_path):
+  def raised(cause, **how):
+    try:
+      try:
+        raise cause
+      except OSError as e:
+        raise config.ConfigError("x") from (None if how else e)
+    except config.ConfigError as error:
+      return error
+
+  for number in (errno.ESTALE, errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.ETIMEDOUT):
+    assert errors.exit_code(OSError(number, "x")) == errors.REQUEUE
+    assert errors.exit_code(raised(OSError(number, "x"))) == errors.REQUEUE
+    assert errors.exit_code(raised(OSError(number, "x"), hidden=True)) == 2
+  for number in (errno.ENOENT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
+    assert errors.exit_code(OSError(number, "x")) == 2
+  assert errors.exit_code(health.NonFiniteError("x")) == 3
+  assert errors.exit_code(distributed.LostError()) == errors.REQUEUE
+
+
+def test_starts_are_counted_until_a_checkpoint_comes(tmp_path):
+  folder = workdir.Workdir(tmp_path)
+  count = lambda: folder.count_start(2)
+  count(), count()
+  with pytest.raises(workdir.NoProgressError, match="started 2 times in a row"):
+    count()
+  (tmp_path / "saved.json").write_text('{"step": 7}')
+  count(), count()
+  with pytest.raises(workdir.NoProgressError, match="of step 7"):
+    count()
+  folder.count_start(0)
+  assert json.loads((tmp_path / "starts.json").read_text())["total"] == 5
+
+
+def test_a_copy_says_what_it_is_a_copy_of(monkeypatch):
+  monkeypatch.setenv("FLUID_COMMIT", "abc+def")
+  assert workdir.commit() == {"commit": "abc", "commit_clean": False}
+  monkeypatch.setenv("FLUID_COMMIT", "abc")
+  assert workdir.commit() == {"commit": "abc", "commit_clean": True}
 
 
 def test_wrong_ways_to_join_are_one_line():

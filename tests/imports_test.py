@@ -23,7 +23,8 @@ ANALYSIS = (
 
 
 FLUID = (
-  ("fluid.errors", "fluid.files", "fluid.rng", "fluid.shipped", "fluid.trees"),
+  ("fluid.errors", "fluid.rng", "fluid.shipped", "fluid.trees"),
+  "fluid.files",
   ("fluid.convert.pickles", "fluid.convert.weights"),
   ("fluid.convert.torch_zip", "fluid.convert.torch_legacy", "fluid.convert.graph_def"),
   ("fluid.convert.containers", "fluid.convert.names"),
@@ -44,8 +45,13 @@ FLUID = (
   "fluid",
 )
 LAUNCH = (
-  ("launch.chips", "launch.hlo", "launch.engines", "launch.plan", "launch.progress"),
-  ("launch.aot_compile", "launch.topologies", "launch.sweep"),
+  ("launch.chips", "launch.errors", "launch.hardware", "launch.hlo", "launch.progress"),
+  ("launch.recommended", "launch.spec"),
+  ("launch.code", "launch.plan"),
+  ("launch.cost", "launch.engines", "launch.entries"),
+  ("launch.order", "launch.remote"),
+  ("launch.aot_compile", "launch.topologies", "launch.sweep", "launch.view"),
+  ("launch.logs", "launch.retry", "launch.status", "launch.stop"),
   "launch",
 )
 

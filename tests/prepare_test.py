@@ -20,6 +20,8 @@ from fluid import config, data, prepare, text
 from fluid.console import progress
 from fluid.data import make_source, packing, pipeline, records
 from fluid.data.shapes import ShapesConfig
+from fluid.errors import REQUEUE, exit_code
+from fluid.parallel.preemption import Preempted
 from fluid.text.classes import ClassesConfig
 from fluid.text.learned import LearnedConfig
 from fluid.tokenizers.base import TokenSpec
@@ -133,6 +135,24 @@ def test_stopped_and_started_again_gives_the_same_bytes(whole, tmp_path, fail_at
   assert content(cache) == content(whole[0])
   # 32 batches a shard: what was complete is not encoded again.
   assert again.calls == 78 - min(fail_at // 32 * 32, 78) - (fail_at > 75) * 11
+
+
+def test_told_to_stop_it_keeps_whole_shards_and_goes_on(whole, tmp_path):
+  calls = iter(range(10**6))
+
+  def before():
+    if next(calls) == 40:  # In the second shard, of 32 batches.
+      raise Preempted("told to")
+
+  run = make_run(tmp_path)
+  with pytest.raises(Preempted) as error:
+    prepare.prepare(run, tokenizer=Tokenizer(), batch=BATCH, log=str, before=before)
+  assert exit_code(error.value) == REQUEUE
+  assert [f.name for f in tmp_path.glob("*.array_record")] == [
+    "train-00000.array_record"
+  ]
+  write(tmp_path)
+  assert content(tmp_path) == content(whole[0])
 
 
 def test_done_is_done(whole):

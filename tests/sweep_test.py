@@ -15,63 +15,16 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
+from configs import sizes
 from fluid import config
 from fluid.config import ConfigError
 from fluid.evals.loss import LossConfig
-from launch import engines, sweep
+from launch import cost, engines, recommended, sweep
 from launch.plan import command, plan
 from launch.progress import Screen, progress
+from tests.schedulers import FAKE
 
 ROOT = Path(__file__).parents[1]
-CONFIG = """
-from ml_collections import ConfigDict
-from fluid import config as c
-
-def get_config(arg=''):
-  head, order = arg.split(',')
-  part = lambda family, kind: c.resolve(family, kind)()
-  model = c.Model(head=part('head', head), order=part('order', order), size='s')
-  tokenizer = part('tokenizer', 'vq' if head == 'categorical' else 'vae')
-  run = c.Run(model=model, tokenizer=tokenizer, steps=4, batch=2)
-  return ConfigDict(c.to_dict(run))
-"""
-# A stage that counts its starts, writes what it is told to and ends as it is told to.
-FAKE = """
-import json, os, pathlib, sys, time
-folder, mode = pathlib.Path(sys.argv[1]), sys.argv[2]
-folder.mkdir(parents=True, exist_ok=True)
-starts = folder / 'starts'
-n = int(starts.read_text()) + 1 if starts.exists() else 1
-starts.write_text(str(n))
-if mode == 'fail':
-  print('error: no luck'); sys.exit(3)
-if mode == 'preempted' and n == 1:
-  print('stopped: SIGTERM after step 2'); sys.exit(75)
-if mode == 'hang' and n == 1:
-  time.sleep(60)
-line = {'step': 4, 'train/loss': .5, 'images_per_s': 9}
-(folder / 'metrics.jsonl').write_text(json.dumps(line) + '\\n')
-done = {'step': 4, 'splits': {'train': {}, 'val': {}}}
-name = 'metadata.json' if folder.parent.name == 'data' else 'done.json'
-(folder / name).write_text(json.dumps(done))
-"""
-
-
-@pytest.fixture
-def study(tmp_path):
-  """A sweep of two discrete runs and a continuous one."""
-  (tmp_path / "toy.py").write_text(CONFIG)
-  points = [
-    ("dr1", "categorical,random", {}),
-    ("dr2", "categorical,random", {"optim.lr": 0.5}),
-    ("cr1", "diffusion,random", {"model.trunk.layers": 3}),
-  ]
-  body = "\n".join(
-    f"  yield dict(name={n!r}, config='{tmp_path}/toy.py:{a}', overrides={o!r})"
-    for n, a, o in points
-  )
-  (tmp_path / "study.py").write_text(f"def sweep():\n{body}\n")
-  return tmp_path / "study.py"
 
 
 @pytest.fixture
@@ -317,7 +270,7 @@ def test_sigterm_reaches_the_child_and_the_next_call_resumes(study, tmp_path, ex
   script = textwrap.dedent(f"""
     import sys
     from pathlib import Path
-    from launch import engines, sweep
+    from launch import cost, engines, recommended, sweep
     from launch.plan import plan
     w = Path({str(tmp_path / "w")!r}); w.mkdir()
     stages = plan({str(study)!r}, w)
@@ -384,6 +337,44 @@ def test_a_wrong_sweep_file_is_refused(study, tmp_path, old, new, message):
 def test_the_launcher_does_not_import_jax():
   code = "import sys, launch.sweep; sys.exit('jax' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_what_a_sweep_takes_is_said_before(capsys):
+  argv = ["--config", str(ROOT / "configs/sweeps/fig5_size_ladder.py")]
+  argv += [
+    "--workdir",
+    "/shared/fig5",
+    "--on",
+    "tpu_vm",
+    "--set",
+    "zone=z",
+    "--dry-run",
+  ]
+  argv += ["--set", "repository=https://host/x"]
+  begun = time.process_time()
+  assert sweep.main(argv) == 0
+  assert time.process_time() - begun < 5
+  out = capsys.readouterr().out
+  lines = [x.split() for x in out[out.index("run  ") :].splitlines()]
+  runs = [x for x in lines if x[0].endswith(tuple(sizes.PAPER))]
+  assert len(runs) == 24 and not any("?" in x for x in runs)
+  assert out.count("queued-resources create") == 28  # Two tokenizers, two caches.
+  # One of them by hand: steps, the compiler's seconds a step, chips, dollars.
+  (one,) = [x for x in runs if x[0] == "continuous-random-1.1B"]
+  report = recommended.reports()["1.1B continuous-random on v5p:4x4x4"]
+  hours = 1_000_000 * report["estimate"]["compiler_seconds"] / 3600
+  assert one[1:3] == ["v5p:4x4x4", "64"]
+  found = [float(x.replace(",", "")) for x in one[3:7]]
+  want = [
+    hours,
+    hours * 64,
+    hours * 64 * cost.PRICES["v5p"],
+    48 * report["params"] / 1e9,
+  ]
+  assert found == pytest.approx(want, rel=5e-3)
+  assert "1.1B continuous-random on v5p:4x4x4, by compiler's model" in " ".join(one)
+  assert sweep.main([*argv, "--price", "1", "--topology", "v6e"]) == 0
+  assert "$1 a chip-hour, by --price" in capsys.readouterr().out
 
 
 SWEEPS = sorted(p.name for p in (ROOT / "configs/sweeps").glob("[a-z]*.py"))

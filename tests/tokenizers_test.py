@@ -12,6 +12,8 @@ from jax.sharding import AxisType
 
 from fluid import config as config_lib
 from fluid import files, tokenizers
+from fluid.errors import REQUEUE, exit_code
+from fluid.parallel.preemption import Preempted
 from fluid.tokenizers import autoencoder, base, store, train, vq
 from fluid.tokenizers.vae import VAEConfig
 from fluid.tokenizers.vq import VQConfig
@@ -362,6 +364,38 @@ def test_every_kind_round_trips_in_any_batch_and_is_stored(kind, tmp_path):
   again = tokenizers.load(str(tmp_path))
   assert again.config == config and again.spec == spec
   np.testing.assert_array_equal(again.encode(images), tokens)
+
+
+@pytest.mark.parametrize("kind", ["vae", "vq"])
+def test_a_training_that_is_stopped_comes_to_the_same_weights(kind, tmp_path, capsys):
+  def run(name, **changes):
+    tokenizer = shrunk(kind, steps=4, batch=8, warmup=1, path=str(tmp_path / name))
+    source = config_lib.Data(image_size=SIZE, num_train=24, num_val=8, **changes)
+    return config_lib.Run(data=source, tokenizer=tokenizer)
+
+  def files(name):
+    found = (tmp_path / name / "weights.safetensors").read_bytes()
+    rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(x) for x in rows]
+    return found, [{k: r[k] for k in r if k not in ("time", "seconds")} for r in rows]
+
+  train.train(run("whole"))
+  for stop_at in (1, 3):
+    asked = iter(range(1, 9))
+    left = 0 if stop_at == 1 else 1  # Steps that the call before has done.
+    with pytest.raises(Preempted, match=f"after step {stop_at} of 4") as error:
+      train.train(run("parts"), lambda: next(asked) + left == stop_at)  # noqa: B023
+    assert exit_code(error.value) == REQUEUE
+  train.train(run("parts"))
+  assert files("parts") == files("whole")
+  assert "goes on after step 3 of 4" in capsys.readouterr().out
+  assert not (tmp_path / "parts" / store.TRAINING).exists()
+
+  # What was saved of another training is not gone on with.
+  with pytest.raises(Preempted):
+    train.train(run("other"), lambda: True)
+  train.train(run("other", seed=1))
+  assert "goes on" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", tokenizers.TOKENIZERS)

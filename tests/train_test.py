@@ -1,6 +1,7 @@
 """The loop: bitwise resume, one compilation, order of events, clear refusals."""
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -16,7 +17,10 @@ import pytest
 from fluid import config, evals, files, models, text, train
 from fluid.config import identity
 from fluid.data import pipeline, records
-from fluid.durable import checkpoint, preemption
+from fluid.durable import checkpoint
+from fluid.durable.workdir import WorkdirError
+from fluid.errors import NO_PROGRESS, REQUEUE, exit_code
+from fluid.parallel import preemption
 from fluid.training import health
 from tests import tiny
 from tests.conftest import ROOT
@@ -187,6 +191,50 @@ def test_a_signal_in_an_evaluation_saves_at_once_and_the_evaluation_is_done_agai
   assert not (tmp_path / "last/done.json").exists()
   train.run(cfg, tmp_path / "last")
   assert results(tmp_path / "last") == results(tmp_path / "whole")
+
+
+def test_where_time_is_short_a_save_under_way_is_the_last_one(
+  base, tmp_path, monkeypatch
+):
+  cfg = dataclasses.replace(base, checkpoint_every=3)
+  monkeypatch.setattr(preemption.Preemption, "since", 10.0)
+  asked = iter([False, False, False, False, True])
+  monkeypatch.setattr(
+    preemption.Preemption, "reached", lambda self: _stopping(self, next(asked))
+  )
+  said = "after step 4 of 6, that of step 3 is saved"
+  with pytest.raises(preemption.Preempted, match=said):
+    train.run(cfg, tmp_path / "short", grace=10.0)
+  assert checkpoint.restore_params(tmp_path / "short")[1] == 3
+  asked = iter([False, True])  # With time enough, or nothing saved yet, it is saved.
+  with pytest.raises(preemption.Preempted, match="after step 4 of 6, which is saved"):
+    train.run(cfg, tmp_path / "short", grace=1e4)
+  assert checkpoint.restore_params(tmp_path / "short")[1] == 4
+
+
+def _stopping(preempted, value):
+  preempted.stopping = value
+  return value
+
+
+def test_a_run_that_gets_nowhere_ends_with_its_own_status(base, tmp_path, monkeypatch):
+  def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  cfg = dataclasses.replace(base, checkpoint_every=2)
+  with monkeypatch.context() as m:
+    m.setattr(checkpoint._Manager, "save", full)
+    for _ in range(3):
+      with pytest.raises(checkpoint.UnsavedError) as error:
+        train.run(cfg, tmp_path / "w", starts=3)
+      assert exit_code(error.value) == REQUEUE
+    with pytest.raises(
+      WorkdirError, match="3 times in a row .*remove .*starts"
+    ) as error:
+      train.run(cfg, tmp_path / "w", starts=3)
+    assert exit_code(error.value) == NO_PROGRESS == 5
+  (tmp_path / "w/starts.json").unlink()
+  assert train.run(cfg, tmp_path / "w", starts=3)["step"] == 6
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(

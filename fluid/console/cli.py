@@ -21,10 +21,10 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fluid import config, shipped
+from fluid import config, files, shipped
 from fluid.config.identity import places
 from fluid.console import pages
-from fluid.errors import REQUEUE
+from fluid.errors import REQUEUE, exit_code
 
 flags.disclaim_key_flags()  # Flags belong to the entry that asks for them; see --help.
 
@@ -80,12 +80,21 @@ def require(holder: flags.FlagHolder):
   """Value of a flag that this entry point cannot do without."""
   if holder.value is None:
     raise UserError(f"missing flag --{holder.name}; see --help")
+  if holder.name == "workdir":
+    files.on_disk(holder.value, "--workdir")
   return holder.value
 
 
 def read(holder: flags.FlagHolder) -> config.Run:
   """The config flag -> the dataclass of the whole run."""
-  return places(config.from_config_dict(require(holder)), shipped.find)
+  run = places(config.from_config_dict(require(holder)), shipped.find)
+  for key, path in (
+    ("data.cache", run.data.cache),
+    ("tokenizer.path", run.tokenizer.path),
+    ("init.workdir", run.init.workdir),
+  ):
+    files.on_disk(path, f"config key '{key}'")
+  return run
 
 
 def run(main, argv: list[str] | None = None, *, words: bool = False) -> None:
@@ -176,7 +185,7 @@ def _cause(error: BaseException, args: list[str]) -> BaseException:
 
 def _report(error: BaseException) -> int:
   label = getattr(error, "label", "error")
-  code = getattr(error, "exit_code", 2)
+  code = exit_code(error)
   if code == REQUEUE:
     # All is saved: one more signal, while the process ends, must not change the status.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

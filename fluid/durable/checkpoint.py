@@ -12,6 +12,7 @@ import logging
 import os
 import pathlib
 import sys
+import time
 import zlib
 
 import jax
@@ -20,6 +21,7 @@ from etils import epath  # Orbax's own paths.
 
 from fluid import config, trees
 from fluid.durable import integrity
+from fluid.errors import REQUEUE
 from fluid.parallel import distributed
 from fluid.training.state import TrainState
 
@@ -35,14 +37,15 @@ class CheckpointError(config.ConfigError):
 
 
 class UnsavedError(CheckpointError):
-  """A checkpoint that could not be written."""
+  """A checkpoint that could not be written, by a disk that may be well again later."""
 
+  exit_code = REQUEUE
   at_once = True  # Threads of Orbax may still try, and would have the last word.
 
 
 class _Manager(ocp.CheckpointManager):
   def reached_preemption(self, step):
-    # durable.preemption asks jax this, with its own count; Orbax would ask with the
+    # parallel.preemption asks jax this, with its own count; Orbax would ask with the
     # step, from its thread as well, and processes would miss the point they agreed on.
     return False
 
@@ -61,12 +64,14 @@ class Checkpoints:
 
   Attributes:
     folder: WORKDIR/checkpoints.
+    last: the step of the newest save of this process; 0 before the first.
+    seconds: that the newest complete save took, from its call on; 0 before.
   """
 
   def __init__(self, workdir, *, keep: int = 3):
     self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
     self._ledger = self.folder.with_name("saved.json")
-    self._last = 0
+    self.last, self.seconds, self._began = 0, 0.0, 0.0
     self._manager = _manager(
       self.folder,
       max_to_keep=keep,
@@ -84,11 +89,12 @@ class Checkpoints:
     Raises:
       UnsavedError: the save before this one, or the start of this one, failed.
     """
+    began = time.monotonic()
     items = _items(state)
     sums = {k: integrity.checksums(v) for k, v in items.items()}
     with self._written():
       self._manager.wait_until_finished()
-      self._last = step
+      self.last, self._began = step, began
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -112,8 +118,14 @@ class Checkpoints:
     with self._written():
       self._manager.close()
 
+  @property
+  def busy(self) -> bool:
+    """Whether a save is being written."""
+    return self._manager.is_saving_in_progress()
+
   def _complete(self):
-    distributed.write_json(self._ledger, {"step": self._last})
+    self.seconds = time.monotonic() - self._began
+    distributed.write_json(self._ledger, {"step": self.last})
 
   @contextlib.contextmanager
   def _written(self):
@@ -123,7 +135,7 @@ class Checkpoints:
       there = self._known()
       kept = f"that of step {there} is the last good one" if there else "there is none"
       raise UnsavedError(
-        f"checkpoint of step {self._last} cannot be written to {self.folder} "
+        f"checkpoint of step {self.last} cannot be written to {self.folder} "
         f"({_why(e)}); {kept}: free space or repair the folder, then start again"
       ) from e
 

@@ -47,6 +47,20 @@ def lock(folder: Path, *, wait: float = 0.0) -> int:
   return descriptor
 
 
+def owner(folder: Path) -> int | None:
+  """The process of this host that has the folder; None where nothing here has it."""
+  try:
+    with open(folder / ".lock", "rb+") as f:
+      try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return None
+      except BlockingIOError:
+        pid, _, host = f.read(256).decode().strip().partition(" on ")
+  except OSError:
+    return None
+  return int(pid) if pid.isdigit() and host == socket.gethostname() else None
+
+
 def _alive(pid: int) -> bool:
   try:
     os.kill(pid, 0)

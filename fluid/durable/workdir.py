@@ -11,9 +11,10 @@ import subprocess
 from importlib import metadata
 from typing import Any
 
-from fluid import config
+from fluid import config, files
 from fluid.config.identity import differences, identity
 from fluid.durable.lock import lock
+from fluid.errors import NO_PROGRESS
 
 DISTRIBUTION = "fluid-scaling"  # As pyproject.toml names it.
 
@@ -26,6 +27,12 @@ class GoneError(WorkdirError):
   """A workdir that is not there any more."""
 
   at_once = True  # Nothing that is still being written has a place.
+
+
+class NoProgressError(WorkdirError):
+  """A run that is started again and again, and gets nowhere."""
+
+  exit_code = NO_PROGRESS
 
 
 class Workdir:
@@ -55,6 +62,37 @@ class Workdir:
         "it back and start again"
       )
 
+  def count_start(self, most: int) -> None:
+    """Counts this start; process 0 calls it, once it has claimed the folder.
+
+    Args:
+      most: starts in a row that may bring no new checkpoint; 0: any number.
+
+    Raises:
+      NoProgressError: there were as many.
+    """
+    file = self.path / "starts.json"
+    try:
+      old = json.loads(file.read_text())
+    except (OSError, ValueError):
+      old = {}
+    saved = self._saved()
+    since = old.get("since", 0) if old.get("saved", saved) == saved else 0
+    if most and since >= most:
+      raise NoProgressError(
+        f"{self.path} was started {since} times in a row without a new checkpoint "
+        f"(the last one is of step {saved}): read its log, repair what ends it, remove "
+        f"{file} and start again"
+      )
+    said = {"saved": saved, "since": since + 1, "total": old.get("total", 0) + 1}
+    files.write_json(file, said)
+
+  def _saved(self) -> int:
+    try:
+      return int(json.loads((self.path / "saved.json").read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+      return 0
+
   def close(self) -> None:
     """Gives the folder back."""
     if self._lock is not None:
@@ -70,7 +108,13 @@ def _identity(path):
 
 
 def commit() -> dict[str, Any]:
-  """The commit of this code, and whether it was changed since; empty where unknown."""
+  """The commit of this code, and whether it was changed since; empty where unknown.
+
+  FLUID_COMMIT says it where the code is a copy: 'COMMIT', or 'COMMIT+...' if changed.
+  """
+  if said := os.environ.get("FLUID_COMMIT"):
+    found, changed, _ = said.partition("+")
+    return {"commit": found, "commit_clean": not changed}
   here = pathlib.Path(__file__)
 
   def git(*args):

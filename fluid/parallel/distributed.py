@@ -4,6 +4,8 @@ Each process runs the same command. On Cloud TPU, Slurm and Open MPI
 `--coordinator=auto` finds the others; elsewhere they are told where process 0 listens:
 
   python -m fluid.train ... --coordinator=HOST:PORT --processes=4 --process=0
+
+On GPUs a process drives one GPU, or all of its machine: never some of them.
 """
 
 import ctypes
@@ -23,8 +25,9 @@ from jax.experimental import multihost_utils
 
 from fluid import config, files
 from fluid.console import cli, progress
-from fluid.errors import REQUEUE
+from fluid.errors import REQUEUE, exit_code
 
+JOIN = 300  # Seconds that the first processes wait for the last one.
 HEARTBEAT = 20  # Seconds of silence after which a process counts as lost.
 _TEXT = 2048  # Bytes that a message between processes is cut to.
 _DAYS = 7 * 24 * 3600 * 1000  # A week in milliseconds.
@@ -32,6 +35,11 @@ _MEETINGS = itertools.count()  # All processes come to the same ones in one orde
 _GONE = (
   "stopped, since another process of this run is gone (see above); start all of them "
   "again: the run goes on from its last checkpoint"
+)
+_ALONE = (
+  "stopped, since the processes of this run did not find each other (see above): is "
+  "the coordinator's address right, is its port free, do the names of the machines "
+  "resolve on all of them, were all started within --join_timeout?"
 )
 # What jax's coordination service and Gloo say where the other end does not answer.
 _NO_ANSWER = re.compile(
@@ -44,6 +52,8 @@ _NO_ANSWER = re.compile(
 class _JoinError(config.ConfigError):
   """The processes did not find each other."""
 
+  exit_code = REQUEUE  # The others may come late, as where a queue starts them.
+
 
 class LostError(config.ConfigError):
   """Another process is gone, and this one cannot go on without it."""
@@ -55,29 +65,51 @@ class LostError(config.ConfigError):
 
 
 def define_flags() -> None:
-  """--coordinator, --processes and --process, of `join`."""
+  """The flags of `join`."""
   if "coordinator" not in flags.FLAGS:
     flags.DEFINE_string(
       "coordinator", "", "Several processes: 'auto' or HOST:PORT of process 0."
     )
     flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
     flags.DEFINE_integer("process", None, "Which this one is, from 0.", lower_bound=0)
+    flags.DEFINE_integer(
+      "join_timeout", JOIN, "Seconds to wait for the other processes.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+      "heartbeat_timeout",
+      HEARTBEAT,
+      "Seconds until a silent one is lost.",
+      lower_bound=1,
+    )
 
 
 def join_by_flags() -> None:
   """Joins the other processes that the flags name, if any."""
   args = flags.FLAGS
-  join(args.coordinator, args.processes, args.process)
+  join(
+    args.coordinator,
+    args.processes,
+    args.process,
+    timeout=args.join_timeout,
+    heartbeat=args.heartbeat_timeout,
+  )
 
 
 def join(
-  coordinator: str, processes: int | None = None, process: int | None = None
+  coordinator: str,
+  processes: int | None = None,
+  process: int | None = None,
+  *,
+  timeout: int = JOIN,
+  heartbeat: int = HEARTBEAT,
 ) -> None:
   """Joins the other processes; call it before anything touches a device.
 
   Args:
     coordinator: '' (one process), 'auto', or HOST:PORT of process 0.
     processes, process: how many there are, and which one this is (not for 'auto').
+    timeout: seconds that they may take to find each other.
+    heartbeat: seconds of silence after which one counts as lost.
 
   Raises:
     ConfigError: the arguments do not fit together, or the others did not come.
@@ -97,32 +129,79 @@ def join(
       "num_processes": processes,
       "process_id": process,
     }
-  _on_abort()
+  elif (gpus := _gpus_of_slurm_task(os.environ)) is not None:
+    where = {"local_device_ids": gpus}
+  _on_abort(_not_joined)
   cli.joined(lost)
   try:
     jax.distributed.initialize(
       **where,
-      heartbeat_timeout_seconds=HEARTBEAT,
-      shutdown_timeout_seconds=HEARTBEAT,
+      initialization_timeout=timeout,
+      heartbeat_timeout_seconds=heartbeat,
+      shutdown_timeout_seconds=heartbeat,
     )
-  except (RuntimeError, ValueError) as e:
-    raise _JoinError(
-      f"--coordinator={coordinator}: the processes did not find each other: "
-      f"{str(e).splitlines()[0]}"
+  except ValueError as e:
+    raise config.ConfigError(
+      f"--coordinator={coordinator}: {str(e).splitlines()[0]}"
     ) from e
+  except RuntimeError as e:
+    raise _JoinError(
+      f"--coordinator={coordinator}: the processes did not find each other within "
+      f"{timeout} s (--join_timeout): {str(e).splitlines()[0]}"
+    ) from e
+  _on_abort(_lost)
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _lost(number):
-  del number
-  os.write(2, f"error: {_GONE}\n".encode())
-  os._exit(REQUEUE)
+def _gpus_of_slurm_task(env) -> list[int] | None:
+  """Which of the GPUs that it sees a task of Slurm drives; None: jax's choice.
+
+  jax gives task n of a machine its n-th GPU, however many there are.
+
+  Raises:
+    ConfigError: GPUs would be left over.
+  """
+  if "SLURM_PROCID" not in env or "JAX_LOCAL_DEVICE_IDS" in env:
+    return None
+  seen = env.get("CUDA_VISIBLE_DEVICES", env.get("SLURM_STEP_GPUS", ""))
+  gpus = len([x for x in seen.split(",") if x.strip()])
+  # '2(x3),1': tasks of each node, from the first on.
+  counts = [
+    int(n)
+    for n, times in re.findall(
+      r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_STEP_TASKS_PER_NODE", "")
+    )
+    for _ in range(int(times or 1))
+  ]
+  node = int(env.get("SLURM_NODEID", 0))
+  tasks = counts[node] if node < len(counts) else 1
+  if gpus <= 1:  # None, or --gpus-per-task has hidden the others.
+    return [0] if gpus else None
+  if tasks == 1:
+    return list(range(gpus))
+  if tasks != gpus:
+    raise config.ConfigError(
+      f"{tasks} tasks of Slurm on a machine of {gpus} GPUs would leave some idle: "
+      f"start one (--ntasks-per-node=1) or {gpus}"
+    )
+  return None
 
 
-def _on_abort() -> None:
-  # Where a process is lost, jax ends the others from a thread of its own by SIGABRT,
-  # with a stack trace and no chance for Python to say what it means.
-  ctypes.CDLL(None).signal(signal.SIGABRT, _lost)
+def _saying(text: str):
+  def handler(number):
+    del number
+    os.write(2, f"error: {text}\n".encode())
+    os._exit(REQUEUE)
+
+  return ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
+
+
+_not_joined, _lost = _saying(_ALONE), _saying(_GONE)
+
+
+def _on_abort(handler) -> None:
+  # Where a process is lost or never comes, jax ends the others by SIGABRT, from a
+  # thread of its own, with a stack trace and no chance for Python to say what it means.
+  ctypes.CDLL(None).signal(signal.SIGABRT, handler)
 
 
 def lost(error: BaseException | None) -> LostError | None:
@@ -155,11 +234,14 @@ def first(action: Callable[[], None]) -> None:
       action()
     except (config.ConfigError, OSError) as e:
       error = e
-  said = of_first(config.one_line(error) if error else "")
+  said = of_first(f"{exit_code(error)} {config.one_line(error)}" if error else "")
   if error:
     raise error
   if said:
-    raise config.ConfigError(said)
+    code, _, text = said.partition(" ")
+    other = config.ConfigError(text)
+    other.exit_code = int(code)  # type: ignore[attr-defined]
+    raise other
 
 
 def of_first(text: str) -> str:

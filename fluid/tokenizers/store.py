@@ -1,5 +1,6 @@
 """A tokenizer's folder: config.json and weights.safetensors, each written whole."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -7,12 +8,15 @@ import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
 from fluid import config as config_lib
 from fluid import files
 from fluid.tokenizers import base
+
+TRAINING = "training.safetensors"  # Of a training that is not finished.
 
 
 def save(path: str, tokenizer: base.Tokenizer, metrics: dict[str, Any]) -> None:
@@ -75,6 +79,44 @@ def read_weights(path: str, sha256: str, like: Any) -> Any:
         f"config asks for {value.shape}"
       )
   return jax.tree_util.tree_map_with_path(lambda p, _: flat[_name(p)], like)
+
+
+def save_training(path: str, carry: Any, made_from: str) -> None:
+  """PATH/training.safetensors: all that training carries, whole or not at all.
+
+  Args:
+    made_from: digest of what the training is of.
+  """
+  leaves = [np.asarray(x) for x in jax.tree.leaves(carry)]
+  content = safetensors.numpy.save(
+    {f"{i:05d}": x for i, x in enumerate(leaves)}, {"made_from": made_from}
+  )
+  files.write_bytes(os.path.join(path, TRAINING), content)
+
+
+def read_training(path: str, like: Any, made_from: str) -> Any:
+  """What `save_training` wrote, as `like`; None where there is none that fits."""
+  file = os.path.join(path, TRAINING)
+  try:
+    with safetensors.safe_open(file, "numpy") as f:
+      if (f.metadata() or {}).get("made_from") != made_from:
+        return None
+      found = [f.get_tensor(name) for name in sorted(f.keys())]
+  except FileNotFoundError:
+    return None
+  except (OSError, safetensors.SafetensorError) as e:
+    print(f"warning: {file} cannot be read ({e}): training starts anew", flush=True)
+    return None
+  leaves, tree = jax.tree.flatten(like)
+  if [x.shape for x in found] != [x.shape for x in leaves]:
+    return None
+  return jax.tree.unflatten(tree, [jnp.asarray(x) for x in found])
+
+
+def end_training(path: str) -> None:
+  """Removes what `save_training` wrote."""
+  with contextlib.suppress(FileNotFoundError):
+    os.remove(os.path.join(path, TRAINING))
 
 
 def _damaged(path: str, name: str) -> str:

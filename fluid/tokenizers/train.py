@@ -3,9 +3,11 @@
   python -m fluid.tokenizers.train --config=configs/toy.py:tokens=continuous
 
 writes config.json, weights.safetensors, metrics.jsonl, recon.png and at last done.json
-to config.tokenizer.path; a folder that is done is left as it is. The losses are those
-of reconstruction only: without a perceptual or adversarial term, textures finer than
-the latent come out smooth.
+to config.tokenizer.path; a folder that is done is left as it is. SIGTERM saves what
+training carries (as does every fifth minute) and ends with 75; the same command goes on
+from there and comes to the same weights. The losses are those of reconstruction
+only: without a perceptual or adversarial term, textures finer than the latent come out
+smooth.
 
 B batch, H W image.
 """
@@ -13,6 +15,7 @@ B batch, H W image.
 import json
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -24,12 +27,14 @@ from PIL import Image
 
 from fluid import config as config_lib
 from fluid import data, files, rng, tokenizers
-from fluid.config.identity import differences, identity
+from fluid.config.identity import differences, digest, identity, of_tokenizer
 from fluid.console import cli
 from fluid.console.progress import clock
+from fluid.parallel.preemption import Preempted, Preemption
 from fluid.tokenizers import store, vq
 
 CACHE_BYTES = 512 * 2**20
+SAVE_SECONDS = 300  # Between two saves of a training.
 SAMPLE = 2048  # Images that latent scale and validation are measured on, at most.
 
 
@@ -68,9 +73,14 @@ class Images:
     """[N, H, W, 3] in [-1, 1]."""
     return to_float(np.stack([self[i] for i in range(min(count, len(self)))]))
 
-  def batches(self, batch: int, seed: int):
-    """Endless shuffled uint8 batches [B, H, W, 3], read ahead by threads."""
+  def batches(self, batch: int, seed: int, start: int = 0):
+    """Endless shuffled uint8 batches [B, H, W, 3], read ahead by threads.
+
+    Args:
+      start: batches to leave out.
+    """
     order = grain.MapDataset.source(self).shuffle(seed).repeat().batch(batch)
+    order = order[start:] if start else order
     return iter(order.to_iter_dataset(grain.ReadOptions(num_threads=2)))
 
 
@@ -105,14 +115,22 @@ def make_step(tokenizer: tokenizers.Tokenizer, tx: optax.GradientTransformation)
 
 
 def fit(
-  config: tokenizers.TokenizerConfig, image_size: int, batches, seed: int, report=None
+  config: tokenizers.TokenizerConfig,
+  image_size: int,
+  batches,
+  seed: int,
+  report=None,
+  restore=lambda carry: None,
+  after=lambda step, carry: None,
 ):
-  """Trains from scratch; -> (tokenizer without weights, params, training state).
+  """Trains; -> (tokenizer without weights, params, training state).
 
   Args:
-    batches: iterator of uint8 [B, H, W, 3].
+    batches: iterator of uint8 [B, H, W, 3], or what makes one: first step -> iterator.
     report: called as report(step, metrics) after each step; metrics are arrays that
       may not be ready yet.
+    restore: what training carries at the start -> what it goes on from, or None.
+    after: called with what it carries after each step.
   """
   tokenizer = config.make(image_size)
   # The other generator compiles many times faster where every layer draws its weights.
@@ -129,10 +147,15 @@ def fit(
   ema = jax.tree.map(jnp.copy, params)  # Donated beside params: not the same buffers.
   carry = (params, ema, tx.init(params), state, jnp.zeros((), jnp.int32))
   key = rng.stream(seed, "tokenizer/step")
-  for i in range(1, config.steps + 1):
+  found = restore(carry)
+  carry = carry if found is None else found
+  start = int(carry[-1])
+  batches = batches(start) if callable(batches) else batches
+  for i in range(start + 1, config.steps + 1):
     carry, metrics = step(carry, next(batches), key)
     if report:
       report(i, metrics)
+    after(i, carry)
   return tokenizer, carry[1], carry[3]
 
 
@@ -140,8 +163,17 @@ class Progress:
   """metrics.jsonl, and a line on the terminal with what is left."""
 
   def __init__(self, path: str, steps: int, every: int):
-    self.file = open(path, "w", encoding="utf-8")
-    self.steps, self.every, self.start = steps, every, time.time()
+    self.file = open(path, "a+", encoding="utf-8")
+    self.steps, self.every, self.start, self.first = steps, every, time.time(), 0
+
+  def begin(self, step: int) -> None:
+    """Goes on after a step: drops lines beyond it."""
+    self.file.seek(0)
+    lines = [x for x in self.file if x.endswith("\n") and json.loads(x)["step"] <= step]
+    self.file.truncate(0)
+    self.file.writelines(lines)
+    self.file.flush()
+    self.start, self.first = time.time(), step
 
   def __call__(self, step: int, metrics: dict[str, Any]) -> None:
     if step % self.every and step != self.steps:
@@ -152,7 +184,7 @@ class Progress:
         f"tokenizer loss is {values['loss']} at step {step}: lower tokenizer.lr"
       )
     self.write(step, {f"train/{k}": v for k, v in values.items()})
-    rate = step / (time.time() - self.start)
+    rate = (step - self.first) / (time.time() - self.start)
     noise = 10 * np.log10(4 / max(values["mse"], 1e-10))
     extra = f"perplexity {values['perplexity']:.0f} " if "perplexity" in values else ""
     print(
@@ -195,8 +227,17 @@ def save_pairs(path: str, images: np.ndarray, recon: np.ndarray) -> None:
     picture.save(scratch, format="png")
 
 
-def train(run: config_lib.Run) -> tokenizers.Tokenizer:
-  """Trains and writes config.tokenizer.path, or loads it where that is done."""
+def train(
+  run: config_lib.Run, stop: Callable[[], bool] = lambda: False
+) -> tokenizers.Tokenizer:
+  """Trains and writes config.tokenizer.path, or loads it where that is done.
+
+  Args:
+    stop: whether to save and leave, asked after each step.
+
+  Raises:
+    Preempted: it left; the same call goes on.
+  """
   config, path = run.tokenizer, run.tokenizer.path
   if not path:
     raise config_lib.ConfigError(
@@ -211,12 +252,37 @@ def train(run: config_lib.Run) -> tokenizers.Tokenizer:
   progress = Progress(
     os.path.join(path, "metrics.jsonl"), config.steps, max(1, config.steps // 20)
   )
+  made_from = digest(of_tokenizer(run) | {"seed": run.seed})
+  saved = time.monotonic()
+
+  def restore(carry):
+    found = store.read_training(path, carry, made_from)
+    step = 0 if found is None else int(found[-1])
+    if step:
+      print(f"tokenizer goes on after step {step} of {config.steps}", flush=True)
+    progress.begin(step)
+    return found
+
+  def after(step, carry):
+    nonlocal saved
+    leaves = stop() and step < config.steps
+    if leaves or time.monotonic() - saved > SAVE_SECONDS:
+      store.save_training(path, carry, made_from)
+      saved = time.monotonic()
+    if leaves:
+      raise Preempted(
+        f"after step {step} of {config.steps} of the tokenizer, which is saved; the "
+        "same command goes on from there"
+      )
+
   tokenizer, params, state = fit(
     config,
     run.data.image_size,
-    images.batches(config.batch, run.seed),
+    lambda start: images.batches(config.batch, run.seed, start),
     run.seed,
     progress,
+    restore,
+    after,
   )
   sample = images.first(SAMPLE)
   variables = tokenizer.finish(params, state, sample, min(config.batch, len(sample)))
@@ -228,6 +294,7 @@ def train(run: config_lib.Run) -> tokenizers.Tokenizer:
   save_pairs(os.path.join(path, "recon.png"), held_out[:12], recon[:12])
   store.save(path, tokenizer, metrics)
   files.write_json(os.path.join(path, "done.json"), {"step": config.steps} | metrics)
+  store.end_training(path)
   print(_summary(path, metrics), flush=True)
   return tokenizer
 
@@ -258,7 +325,8 @@ CONFIG = cli.config_flag()
 
 def main(argv):
   del argv
-  train(cli.read(CONFIG))
+  with Preemption() as preemption:
+    train(cli.read(CONFIG), preemption.reached)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,30 @@
-"""Where jobs run: `ENGINES` maps the value of `--on` to a module with a `Engine`.
+"""Where jobs run: `ENGINES` maps the value of `--on` to a module with an `Engine`.
 
-A engine turns a `Job` into something that runs and can be asked about. The launcher
-knows nothing else, so a cluster is one new file here and one new entry below.
+`local` starts processes that live as long as the launcher. All others are `Remote`:
+they render a stage to what a scheduler takes, hand it over, and ask about it later. The
+launcher knows nothing else, so a scheduler is one new file here and one entry below.
 """
 
+import abc
 import dataclasses
 import importlib
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-ENGINES = {"local": "launch.engines.local"}
+from fluid import files
+from fluid.errors import ConfigError
+from launch.spec import Code, Rendered, RunSpec
+
+ENGINES = {
+  "local": "launch.engines.local",
+  "slurm": "launch.engines.slurm",
+  "gke": "launch.engines.gke",
+  "tpu_vm": "launch.engines.tpu_vm",
+  "skypilot": "launch.engines.skypilot",
+}
+ALIVE = ("queued", "running", "restarting", "held")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,3 +62,125 @@ def make(name: str, *, jobs: int, lock: int | None = None) -> Engine:
       launcher on this machine: a job keeps it open, so a second launcher waits for it.
   """
   return importlib.import_module(ENGINES[name]).Engine(jobs, lock)
+
+
+def remote(name: str, options: Mapping[str, str]) -> "Remote":
+  """The engine `name`, which is not 'local', with what `--set` says."""
+  return importlib.import_module(ENGINES[name]).Engine(options)
+
+
+def checked(
+  engine: str, given: Mapping[str, str] | None, options: Mapping[str, str]
+) -> dict[str, str]:
+  """What `--set` says, where the engine knows all of it."""
+  for name in given or {}:
+    if name not in options:
+      lines = ", ".join(f"{k} ({v})" for k, v in options.items())
+      raise ConfigError(f"--set {name}: --on {engine} knows {lines}")
+  return dict(given or {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What an engine says of a job that it knows.
+
+  Attributes:
+    state: one of ALIVE, or 'failed' or 'ended' where it keeps jobs that are over.
+    job: the engine's id.
+    note: why.
+  """
+
+  state: str
+  job: str = ""
+  note: str = ""
+
+
+class Remote(abc.ABC):
+  """A scheduler, by its commands. Rendering needs none of them.
+
+  Attributes:
+    name: of ENGINES.
+    chains: whether a job can wait for others; else stages are submitted as they become
+      ready.
+    losses: times that a job may vanish before it counts as failed.
+    remedy: what to do where its command is not found.
+    known: what its command says of a name that is there already.
+    options: what `--set` said.
+  """
+
+  name: str
+  chains = False
+  losses = 5
+  remedy: str
+  known = ""
+  options: dict[str, str]
+
+  @abc.abstractmethod
+  def code(self, workdir: Path) -> Code:
+    """What jobs run, as it is now; writes nothing."""
+
+  @abc.abstractmethod
+  def render(self, spec: RunSpec) -> Rendered:
+    """What would be submitted; raises ConfigError where the hardware does not fit."""
+
+  def submit(self, spec: RunSpec, after: tuple[str, ...]) -> str:
+    """Hands the stage over, where that was not done before; -> the engine's id.
+
+    Args:
+      after: ids of jobs that have to end well before; empty unless `chains`.
+    """
+    del after
+    self.call(written(self.render(spec)), known=self.known)
+    return spec.key
+
+  @abc.abstractmethod
+  def states(self, keys: list[str]) -> dict[str, Found]:
+    """Key -> what the engine says, for those that it knows."""
+
+  @abc.abstractmethod
+  def stop(self, key: str, job: str) -> None:
+    """Ends a job for good; no error where there is none."""
+
+  @abc.abstractmethod
+  def logs(self, key: str, log: str, *, follow: bool) -> list[str]:
+    """The command that prints what a job printed."""
+
+  def call(self, argv, *, known: str = "") -> str:
+    """Runs a command of the engine; -> what it printed.
+
+    Args:
+      known: text in an error that is none.
+
+    Raises:
+      ConfigError: it is not installed, or it refuses; one line.
+    """
+    try:
+      done = subprocess.run(argv, capture_output=True, text=True)
+    except FileNotFoundError:
+      raise ConfigError(
+        f"--on {self.name} needs the command {argv[0]}, which is not installed here: "
+        f"{self.remedy}"
+      ) from None
+    if done.returncode and not (known and known in done.stderr):
+      said = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
+      raise ConfigError(f"{argv[0]} refuses: {said[-1].strip()[-300:]}")
+    return done.stdout
+
+
+def command(spec: RunSpec, *, grace: str = "", join: bool = True) -> list[str]:
+  """A stage's argv on its hardware: how its processes join, and what time they have."""
+  argv = list(spec.argv)
+  if join and spec.hardware.processes > 1:
+    argv.append("--coordinator=auto")
+  if spec.hardware.slices > 1:
+    argv.append(f"--config.mesh.slice={spec.hardware.slices}")
+  if grace and spec.stage.startswith("run/"):
+    argv.append(f"--grace={grace}")
+  return argv
+
+
+def written(rendered: Rendered) -> tuple[str, ...]:
+  """Writes the files; -> the command that submits them."""
+  for path, text in rendered.files.items():
+    files.write_text(path, text)
+  return rendered.submit

@@ -129,7 +129,7 @@ def full_disk(lab, count):
     process = _on_tmpfs(lab, workdir, script, size)
     process.end()
     first = kept.with_name(kept.name + ".log").read_text()
-    if "status 2" not in process.said() or "No space left" not in first:
+    if "status 75" not in process.said() or "No space left" not in first:
       raise Failure(f"not named: {first.splitlines()[-1]} ({process.log})")
     bitwise = same(lab.reference, kept)
     yield {"bitwise": bitwise, "survived": bitwise}

@@ -12,6 +12,7 @@ import ctypes
 import os
 import signal
 import threading
+import time
 
 import jax
 from jax.experimental import multihost_utils
@@ -37,13 +38,15 @@ class Preemption:
 
   Attributes:
     reason: what asked to stop.
+    asked: whether a signal came to this process.
     stopping: the last answer of `reached`.
+    since: seconds since it was asked, or since it heard that another one was; 0 before.
   """
 
   def __init__(self):
     self.reason = "a signal to another process"
-    self.stopping = self._asked = False
-    self._calls = 0
+    self.stopping = self.asked = False
+    self._calls, self._when = 0, 0.0
 
   def __enter__(self):
     self._main = threading.current_thread() is threading.main_thread()
@@ -83,7 +86,8 @@ class Preemption:
       again = "; again: at once" if number == signal.SIGINT else ""
       os.write(2, f"{name}: saves and stops{again}\n".encode())
       if not heard:
-        self._asked, self.reason = True, name
+        self._when = time.monotonic()
+        self.asked, self.reason = True, name
         if self._notify:
           self._notify(signal.SIGTERM)
       heard.add(number)
@@ -96,11 +100,17 @@ class Preemption:
     """
     if self.stopping:
       return True
-    self.stopping = self._asked
+    self.stopping = self.asked
     if jax.distributed.is_initialized():
       self._calls += 1
       self.stopping = multihost_utils.reached_preemption_sync_point(self._calls)
+    if self.stopping:
+      self._when = self._when or time.monotonic()
     return self.stopping
+
+  @property
+  def since(self) -> float:
+    return time.monotonic() - self._when if self._when else 0.0
 
 
 def _native_handler():

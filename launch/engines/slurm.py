@@ -1,0 +1,147 @@
+"""Slurm: a batch script for each stage, on a file system that all nodes share.
+
+Slurm restarts what it preempts and what loses a node; the script requeues what ended by
+a signal or with 75. The rest is `sbatch`, `squeue` and `scancel`. docs/reliability.md
+has what was tried on a real one.
+"""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from fluid.errors import REQUEUE, ConfigError
+from launch import code, engines
+from launch.spec import RESTARTS, Code, Rendered, RunSpec
+
+# state and reason of squeue -> what they mean here
+_HELD = re.compile(r"held", re.I)
+_GONE = ("CANCELLED", "COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED",
+         "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")  # fmt: skip
+
+
+class Engine(engines.Remote):
+  """See launch.engines.Remote.
+
+  Options: any of sbatch, by its long name (partition, account, time, mem, qos), and
+
+  Attributes:
+    setup: a line of shell that makes `python` the right one (default: this one).
+    grace: seconds between SIGTERM and SIGKILL (KillWait of slurm.conf).
+  """
+
+  name = "slurm"
+  chains = True
+  remedy = "submit from a login node of the cluster"
+
+  def __init__(self, options: Mapping[str, str] | None = None):
+    self.options = dict(options or {})
+    options = dict(self.options)
+    here = shlex.quote(os.path.dirname(sys.executable))
+    self._setup = options.pop("setup", f'export PATH={here}:"$PATH"')
+    self._grace = options.pop("grace", "30")
+    for name in options:
+      if not re.fullmatch(r"[a-z][a-z-]+", name):
+        raise ConfigError(f"--set {name}: sbatch has no such option")
+    self._options = options
+
+  def code(self, workdir: Path) -> Code:
+    return code.copied(workdir)
+
+  def render(self, spec: RunSpec) -> Rendered:
+    h = spec.hardware
+    if h.tpu:
+      raise ConfigError(
+        f"{spec.stage} is for {h}, and Slurm has no TPUs: --topology gpu:1x8"
+      )
+    ask = {
+      "job-name": spec.key,
+      "nodes": h.hosts,
+      "ntasks-per-node": h.tasks,
+      **({"gpus-per-node": h.gpus} if h.gpus else {}),
+      "output": spec.log,
+      "open-mode": "append",
+      "signal": "TERM@120",
+      **self._options,
+    }
+    lines = [f"#SBATCH --{k}={_quoted(str(v))}" for k, v in ask.items()]
+    script = "\n".join(
+      [
+        "#!/bin/bash",
+        *lines,
+        "#SBATCH --requeue",
+        *(f"export {k}={shlex.quote(v)}" for k, v in spec.env.items()),
+        _SCRIPT.format(
+          folder=shlex.quote(spec.code.folder),
+          setup=self._setup,
+          command=shlex.join(engines.command(spec, grace=self._grace)),
+          exit=shlex.quote(spec.exit),
+          requeue=REQUEUE,
+          restarts=RESTARTS,
+        ),
+      ]
+    )
+    file = f"{spec.folder}/run.sbatch"
+    return Rendered(
+      files={file: script},
+      submit=("sbatch", "--parsable", "--kill-on-invalid-dep=yes", file),
+      query=("squeue", "-h", "--me", "-o", "%j|%i|%T|%r"),
+      cancel=("scancel", "--me", f"--name={spec.key}"),
+      logs=("tail", "-n", "+1", spec.log),
+    )
+
+  def submit(self, spec: RunSpec, after: tuple[str, ...]) -> str:
+    rendered = self.render(spec)
+    code.write(spec.code)
+    Path(spec.log).parent.mkdir(parents=True, exist_ok=True)
+    first, *rest = engines.written(rendered)
+    wait = ",".join(["singleton", *(f"afterok:{i}" for i in after)])
+    said = self.call([first, f"--dependency={wait}", *rest])
+    return said.strip().splitlines()[-1].split(";")[0]
+
+  def states(self, keys: list[str]) -> dict[str, engines.Found]:
+    said = self.call(["squeue", "-h", "--me", "-o", "%j|%i|%T|%r"])
+    found = {}
+    for line in said.splitlines():
+      key, job, state, why = (line.strip().split("|") + [""] * 3)[:4]
+      if key not in keys or state in _GONE:
+        continue
+      if state != "PENDING":
+        found[key] = engines.Found("running", job)
+      elif _HELD.search(why):
+        found[key] = engines.Found("held", job, f"{why}: scontrol release {job}")
+      else:
+        again = why == "BeginTime"
+        found[key] = engines.Found("restarting" if again else "queued", job, why)
+    return found
+
+  def stop(self, key: str, job: str) -> None:
+    self.call(["scancel", "--me", f"--name={key}"])
+
+  def logs(self, key: str, log: str, *, follow: bool) -> list[str]:
+    return ["tail", "-n", "+1", *(["-F"] if follow else []), log]
+
+
+def _quoted(text: str) -> str:
+  return text if re.fullmatch(r"[\w@%+=:,./-]+", text) else f'"{text}"'
+
+
+# The shell stands by while the processes save. Slurm is asked whether the job goes on:
+# one that was cancelled must not come back. $rc is the highest status of all processes.
+_SCRIPT = """
+trap : TERM
+(cd {folder} && {setup} && exec srun --kill-on-bad-exit=0 --unbuffered {command}) &
+child=$!
+while wait $child; rc=$?; kill -0 $child 2>/dev/null; do :; done
+state=$(scontrol show job -o "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z_]*')
+tries=${{SLURM_RESTART_COUNT:-0}}
+printf '{{"code": %d, "restarts": %d, "state": "%s"}}\\n' \\
+  $rc $tries "${{state#*=}}" > {exit}
+if [ "$state" = JobState=RUNNING ] && [ $tries -lt {restarts} ] &&
+  {{ [ $rc = {requeue} ] || [ $rc -gt 128 ]; }}; then
+  scontrol requeue "$SLURM_JOB_ID" && sleep 60
+fi
+exit $rc
+"""

@@ -1,0 +1,168 @@
+"""TPU VMs by queued resources: `gcloud`. Legacy: for multislice outside GKE.
+
+Google no longer develops the Cloud TPU API; new generations are on GKE and Compute
+Engine. What a spot resource loses is deleted and created anew by the next
+`launch.sweep`, so use --watch. On each machine systemd restarts the training.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from fluid.errors import ConfigError
+from launch import code, engines
+from launch.spec import FATAL, RESTARTS, Code, Rendered, RunSpec
+
+OPTIONS = {
+  "zone": "of the TPUs",
+  "project": "to bill (default: gcloud's)",
+  "repository": "to clone (default: the remote 'origin')",
+  "setup": "a line of shell that installs and mounts the work folder",
+  "runtime": "image of the machines (default: the generation's)",
+  "service_account": "of the machines; may delete queued resources",
+  "network": "of the machines",
+}
+_STATES = {
+  "ACTIVE": "running",
+  "FAILED": "lost",
+  "SUSPENDING": "lost",
+  "SUSPENDED": "lost",
+  "DELETING": "lost",
+}
+
+
+class Engine(engines.Remote):
+  """See launch.engines.Remote."""
+
+  name = "tpu_vm"
+  remedy = "cloud.google.com/sdk/docs/install says how, then gcloud auth login"
+  known = "ALREADY_EXISTS"
+  losses = RESTARTS  # A spot resource that is taken away does not come back by itself.
+
+  def __init__(self, options: Mapping[str, str] | None = None):
+    self.options = engines.checked(self.name, options, OPTIONS)
+    if "zone" not in self.options:
+      raise ConfigError("--on tpu_vm needs --set zone=ZONE")
+
+  def code(self, workdir: Path) -> Code:
+    del workdir
+    return code.cloned(self.options.get("repository", ""))
+
+  def render(self, spec: RunSpec) -> Rendered:
+    h, get = spec.hardware, self.options.get
+    if not h.tpu:
+      raise ConfigError(f"{spec.stage} is for {h}, and tpu_vm has TPUs: v5p:4x4x4")
+    file = f"{spec.folder}/startup.sh"
+    many = (
+      [f"--node-count={h.slices}", f"--node-prefix={spec.key}"]
+      if h.slices > 1
+      else [f"--node-id={spec.key}"]
+    )
+    optional = {"service-account": get("service_account"), "network": get("network")}
+    return Rendered(
+      files={file: self._startup(spec)},
+      submit=self._gcloud(
+        "create",
+        spec.key,
+        f"--accelerator-type={h.accelerator}",
+        f"--runtime-version={get('runtime') or h.tpu.runtime}",
+        *many,
+        *(["--spot"] if h.spot else []),
+        *(f"--{k}={v}" for k, v in optional.items() if v),
+        f"--metadata-from-file=startup-script={file}",
+        "--async",
+      ),
+      query=self._gcloud("list", "--format=json(name.basename(),state)"),
+      cancel=self._gcloud("delete", spec.key, "--force", "--quiet", "--async"),
+      logs=tuple(self.logs(spec.key, "", follow=False)),
+    )
+
+  def _startup(self, spec: RunSpec) -> str:
+    delete = shlex.join(
+      self._gcloud("delete", spec.key, "--force", "--quiet", "--async")
+    )
+    return _STARTUP.format(
+      env="\n".join(f"export {k}={shlex.quote(v)}" for k, v in spec.env.items()),
+      repository=shlex.quote(spec.code.repository),
+      commit=spec.code.commit,
+      setup=self.options.get("setup") or "pip install -r requirements-tpu.txt",
+      command=shlex.join(engines.command(spec, grace="28")),
+      fatal=" ".join(map(str, FATAL)),
+      cases="|".join(map(str, (0, *FATAL))),
+      folder=shlex.quote(spec.folder),
+      exit=shlex.quote(spec.exit),
+      log=shlex.quote(spec.log),
+      delete=delete,
+    )
+
+  def submit(self, spec: RunSpec, after: tuple[str, ...]) -> str:
+    code.committed(spec.code)
+    # What was suspended never runs again, and goes on counting against the quota.
+    if spec.key in self._listed():
+      state = self._listed()[spec.key]
+      if _STATES.get(state) != "lost":
+        return spec.key
+      self.call(self._gcloud("delete", spec.key, "--force", "--quiet"))
+    return super().submit(spec, after)
+
+  def states(self, keys: list[str]) -> dict[str, engines.Found]:
+    found = {}
+    for key, state in self._listed().items():
+      here = _STATES.get(state, "queued")
+      if key in keys and here != "lost":
+        found[key] = engines.Found(here, key, state)
+    return found
+
+  def stop(self, key: str, job: str) -> None:
+    if key in self._listed():
+      self.call(self._gcloud("delete", key, "--force", "--quiet", "--async"))
+
+  def logs(self, key: str, log: str, *, follow: bool) -> list[str]:
+    tail = f"journalctl -u fluid -o cat --no-pager{' -f' if follow else ''}"
+    ssh = self._gcloud("ssh", key, "--node=0", "--worker=0", f"--command=sudo {tail}")
+    return list(ssh)
+
+  def _listed(self) -> dict[str, str]:
+    query = self._gcloud("list", "--format=json(name.basename(),state)")
+    items = json.loads(self.call(query) or "[]")
+    return {i["name"].rpartition("/")[2]: i["state"]["state"] for i in items}
+
+  def _gcloud(self, verb: str, *args: str) -> tuple[str, ...]:
+    where = [f"--zone={self.options['zone']}"]
+    if project := self.options.get("project"):
+      where.append(f"--project={project}")
+    return ("gcloud", "compute", "tpus", "queued-resources", verb, *args, *where)
+
+
+# Runs as root at every boot, and what it starts itself would hear SIGTERM too late.
+# after.sh runs when the training ends: for good, the first machine of a slice
+# deletes all of them.
+_STARTUP = """#!/bin/bash
+mkdir -p /opt/fluid && cd /opt/fluid
+cat > run.sh <<'RUN'
+#!/bin/bash
+{env}
+set -e
+cd /opt/fluid
+[ -d code ] || git clone {repository} code
+cd code && git checkout --quiet {commit}
+{setup}
+mkdir -p {folder} "$(dirname {log})"
+exec {command}
+RUN
+cat > after.sh <<'AFTER'
+#!/bin/bash
+of=http://metadata.google.internal/computeMetadata/v1/instance/attributes
+[ "$(curl -s -H Metadata-Flavor:Google $of/agent-worker-number)" = 0 ] || exit 0
+case "$EXIT_STATUS" in {cases})
+  journalctl -u fluid -o cat --no-pager >> {log}
+  printf '{{"code": %d, "state": "RUNNING"}}\\n' "$EXIT_STATUS" > {exit}
+  {delete} ;;
+esac
+AFTER
+chmod +x run.sh after.sh
+systemd-run --unit=fluid -p KillMode=mixed -p TimeoutStopSec=28 \\
+  -p Restart=on-failure -p RestartSec=10 -p RestartPreventExitStatus="{fatal}" \\
+  -p ExecStopPost=/opt/fluid/after.sh /opt/fluid/run.sh
+"""

@@ -1,0 +1,36 @@
+"""What a run printed: python -m launch.logs RUN --workdir DIR [--follow]"""
+
+import subprocess
+
+from fluid.errors import ConfigError
+from launch import errors, view
+
+
+def main(argv: list[str] | None = None) -> int:
+  parser = view.parser("logs")
+  parser.add_argument("run", help="name of a run, or KIND/NAME of a stage")
+  parser.add_argument("--follow", action="store_true", help="goes on until Ctrl-C")
+  args = parser.parse_args(argv)
+  workdir = view.folder(args)
+  _, found, remote = view.open_sweep(workdir)
+  names = view.chosen(found, [args.run])
+  if len(names) > 1:
+    raise ConfigError(f"'{args.run}' means {len(names)} stages: {', '.join(names)}")
+  entry = found[names[0]]
+  log = workdir / "logs" / entry.log
+  if remote is None:
+    command = ["tail", "-n", "+1", *(["-F"] if args.follow else []), str(log)]
+  else:
+    command = remote.engine.logs(entry.key, str(log), follow=args.follow)
+  if command[0] == "tail" and not log.exists() and not args.follow:
+    raise ConfigError(f"{entry.stage.id} is {entry.status} and has printed nothing yet")
+  try:
+    return subprocess.run(command).returncode
+  except FileNotFoundError:
+    raise ConfigError(f"the command {command[0]} is not installed here") from None
+  except KeyboardInterrupt:
+    return 0
+
+
+if __name__ == "__main__":
+  errors.end(main)

@@ -1,0 +1,158 @@
+"""What was asked for: a sweep, where, on what; kept in WORKDIR/launch.json.
+
+So launch.status, launch.logs, launch.stop and launch.retry need the folder alone.
+"""
+
+import contextlib
+import dataclasses
+import fnmatch
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fluid import files
+from fluid.durable.lock import lock
+from fluid.errors import ConfigError
+from launch import code, engines
+from launch.plan import Stage, command, plan
+from launch.spec import RunSpec
+
+FILE = "launch.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+  """A call of launch.sweep.
+
+  Attributes:
+    config: the sweep file.
+    on: engine.
+    topology: what runs take, in place of what the sweep says; see launch.plan.
+    only: runs whose names match.
+    overrides: config keys of all runs.
+    options: of the engine.
+    jobs: that run together on this machine.
+  """
+
+  config: str
+  on: str = "local"
+  topology: str = ""
+  only: str = ""
+  overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+  options: dict[str, str] = dataclasses.field(default_factory=dict)
+  jobs: int = 1
+
+  def stages(self, workdir: Path) -> list[Stage]:
+    """What there is to do, in an order in which each comes after those it needs."""
+    topology = None if self.on == "local" else self.topology
+    stages = plan(self.config, workdir, overrides=self.overrides, topology=topology)
+    return choose(stages, self.only) if self.only else stages
+
+  def engine(self) -> engines.Remote:
+    """Raises ConfigError where an option is missing or unknown."""
+    return engines.remote(self.on, self.options)
+
+  def specs(
+    self,
+    stages: list[Stage],
+    workdir: Path,
+    engine: engines.Remote,
+    build: Callable[[Stage], list[str]] | None = None,
+  ) -> dict[str, RunSpec]:
+    """Id of a stage -> what the engine gets.
+
+    Args:
+      build: stage -> argv; a seam for tests.
+    """
+    source = engine.code(workdir)
+    env = {
+      "FLUID_COMMIT": source.commit,
+      "JAX_COMPILATION_CACHE_DIR": str(workdir / "cache"),
+      "PYTHONUNBUFFERED": "1",
+    }
+    out = {}
+    for stage in stages:
+      path = stage.config.partition(":")[0]
+      if not code.tracked(path):
+        raise ConfigError(
+          f"{path} is not in git, so a job would not have it: git add {path}"
+        )
+      assert stage.hardware
+      argv = build(stage) if build else command(stage, "python")
+      out[stage.id] = RunSpec(
+        Path(self.config).stem, stage.id, tuple(argv), env, str(workdir),
+        stage.hardware, source,
+      )  # fmt: skip
+    return out
+
+  def save(self, workdir: Path) -> None:
+    """Writes launch.json.
+
+    Raises:
+      ConfigError: the folder is of another sweep of the same name.
+    """
+    config = os.path.abspath(self.config)
+    place = {"config": config} if os.path.exists(config) else {}
+    said = dataclasses.asdict(self) | place
+    there = ""
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+      there = json.loads((workdir / FILE).read_text())["config"]
+    if there and there != said["config"] and Path(there).name == Path(config).name:
+      raise ConfigError(
+        f"{workdir} is of the sweep {there}, and {said['config']} has the same name: "
+        "choose another --workdir, or rename one of them"
+      )
+    files.write_json(workdir / FILE, said)
+
+
+def load(workdir: Path) -> Order:
+  """What was asked for in a folder.
+
+  Raises:
+    ConfigError: nothing was, or it cannot be read.
+  """
+  try:
+    said = json.loads((workdir / FILE).read_text())
+    lists = {k: tuple(v) for k, v in said["overrides"].items() if isinstance(v, list)}
+    return Order(**said | {"overrides": said["overrides"] | lists})
+  except FileNotFoundError:
+    raise ConfigError(
+      f"no sweep in {workdir}: python -m launch.sweep --workdir {workdir} begins one"
+    ) from None
+  except (ValueError, TypeError, KeyError) as e:
+    raise ConfigError(f"{workdir / FILE} is damaged: run launch.sweep again") from e
+
+
+def choose(stages: list[Stage], pattern: str) -> list[Stage]:
+  """The runs whose names match, and all stages they need."""
+  names = [s.name for s in stages if s.kind == "run"]
+  if not fnmatch.filter(names, pattern):
+    raise ConfigError(f"--only {pattern} matches no run; runs: {', '.join(names)}")
+  keep: set[str] = set()
+  for stage in reversed(stages):
+    if stage.id in keep or (
+      stage.kind in ("run", "tune") and fnmatch.fnmatch(stage.name, pattern)
+    ):
+      keep |= {stage.id, *stage.needs}
+  return [s for s in stages if s.id in keep]
+
+
+@contextlib.contextmanager
+def hold(workdir: Path, wait: float = 60.0) -> Iterator[None]:
+  """Keeps others from submitting meanwhile; it waits for them, as they take seconds."""
+  end = time.monotonic() + wait
+  while True:
+    try:
+      descriptor = lock(workdir)
+      break
+    except ConfigError:
+      if time.monotonic() > end:
+        raise
+      time.sleep(0.5)
+  try:
+    yield
+  finally:
+    os.close(descriptor)

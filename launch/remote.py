@@ -1,0 +1,236 @@
+"""A sweep on a scheduler: looks how things stand, submits what is ready, and returns.
+
+Nothing is kept in memory: WORKDIR/jobs/NAME/job.json says what was submitted, the
+engine what is queued or runs, done.json what is finished, and exit.json how a job
+ended. So it may be killed at any time, and called again by anyone.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fluid import files
+from fluid.errors import REQUEUE, ConfigError
+from launch import engines
+from launch.entries import STOPPED, Entry, last_line, save
+from launch.plan import Stage
+from launch.spec import FATAL, RESTARTS, RunSpec
+
+
+class Remote:
+  """The stages of a sweep on an engine.
+
+  Args:
+    stages: each after those it needs.
+    specs: id of a stage -> what the engine gets.
+  """
+
+  def __init__(
+    self,
+    stages: list[Stage],
+    specs: dict[str, RunSpec],
+    workdir: Path,
+    engine: engines.Remote,
+  ):
+    self._specs, self._workdir, self.engine = specs, workdir, engine
+    self.entries = {s.id: Entry(s, engine=engine.name) for s in stages}
+    self._found: dict[str, engines.Found] = {}
+
+  def look(self) -> list[Entry]:
+    """How each stage stands now."""
+    jobs = {name: self.job(name) for name in self.entries}
+    keys = {j["key"] for j in jobs.values() if j} | {
+      s.key for s in self._specs.values()
+    }
+    # Before the files: what ends between the two must not look as if it had vanished.
+    self._found = self.engine.states(sorted(keys))
+    for name, entry in self.entries.items():
+      job = jobs[name]
+      if not job and self._specs[name].key in self._found:
+        job = self._submitted(name, self._found[self._specs[name].key].job)
+      entry.key = job.get("key", "")
+      entry.status, entry.note = self._state(entry, job)
+    self._drop_unneeded()
+    return list(self.entries.values())
+
+  def _state(self, entry: Entry, job: dict) -> tuple[str, str]:
+    stage = entry.stage
+    found = self._found.get(job.get("key", ""))
+    if stage.finished():
+      entry.skipped = True
+      different = stage.mismatch()
+      if different:
+        return "failed", f"finished with another config: {different}"
+      return "finished", ""
+    if found and found.state in engines.ALIVE:
+      spec = self._specs[stage.id]
+      changed = [*spec.argv] != job["argv"] or str(spec.hardware) != job["hardware"]
+      other = "of before the sweep file changed; launch.stop, then launch.retry"
+      return found.state, other if changed else found.note
+    broken = [n for n in stage.needs if self._status(n) in STOPPED]
+    if job.get("stopped"):
+      return "cancelled", "launch.retry goes on with it"
+    if not job:
+      return ("blocked", f"needs {broken[0]}") if broken else ("waiting", "")
+    end = self._ended(stage)
+    last = last_line(self._workdir / "logs" / entry.log)
+    said = f": {last}" if last else ""
+    if found and found.state == "failed":
+      return "failed", found.note + said
+    if not end and not found:
+      if broken:
+        return "blocked", f"needs {broken[0]}"
+      if job["times"] >= self.engine.losses:
+        return "failed", f"{self.engine.name} lost it {job['times']} times{said}"
+      return "lost", f"{self.engine.name} does not know {job['key']} any more"
+    code = end.get("code", 0)
+    if code == 0:
+      return "failed", f"stopped before its last step{said}"
+    if code in FATAL or code < 128 and code != REQUEUE:
+      return "failed", f"exit status {code}{said}"
+    if end.get("state", "RUNNING") != "RUNNING":
+      return "cancelled", f"{end['state'].lower()} on {self.engine.name}; launch.retry"
+    if end.get("restarts", 0) >= RESTARTS:
+      return "failed", f"restarted {RESTARTS} times{said}"
+    return "lost", f"exit status {code}, and not queued again"
+
+  def _status(self, name: str) -> str:
+    return self.entries[name].status if name in self.entries else "finished"
+
+  def submit(self) -> list[Entry]:
+    """Submits what is ready, after `look`; -> those entries.
+
+    Raises:
+      ConfigError: the engine refuses; what was submitted before is recorded.
+    """
+    out = []
+    for name, entry in self.entries.items():
+      if entry.status not in ("waiting", "lost"):
+        continue
+      needed = {n: self._status(n) for n in entry.stage.needs}
+      alive = [n for n, s in needed.items() if s in engines.ALIVE]
+      if any(s != "finished" for n, s in needed.items() if n not in alive):
+        continue
+      if alive and not self.engine.chains:
+        continue
+      spec = self._specs[name]
+      self._refuse_twice(entry, spec)
+      self._exit(entry.stage).unlink(missing_ok=True)
+      after = tuple(self.job(n)["job"] for n in alive)
+      job = self.engine.submit(spec, after)
+      self._submitted(name, job)
+      entry.key, entry.status, entry.note = spec.key, "queued", ""
+      out.append(entry)
+    save(self._workdir, self.entries.values())
+    return out
+
+  def _refuse_twice(self, entry: Entry, spec: RunSpec) -> None:
+    # The same run under another key: of changed code, or of another engine.
+    old = self.job(entry.stage.id)
+    if not old or old["key"] == spec.key and old["engine"] == self.engine.name:
+      return
+    other = self.engine
+    if old["engine"] != other.name:
+      other = engines.remote(old["engine"], old["options"])
+    found = other.states([old["key"]]).get(old["key"])
+    if found and found.state in engines.ALIVE:
+      raise ConfigError(
+        f"{entry.stage.id} is {found.state} on {old['engine']} as {old['key']}: "
+        f"python -m launch.stop --workdir {self._workdir} ends it first"
+      )
+
+  def stop(self, names: Iterable[str]) -> list[Entry]:
+    """Ends stages for good, also those not submitted yet; -> those entries."""
+    out = []
+    for name in names:
+      entry = self.entries[name]
+      if entry.status in ("finished", *STOPPED):
+        continue
+      job = self.job(name)
+      # Said first: what is cancelled must not look lost to another call.
+      self._write(name, (job or self._new(name)) | {"stopped": True})
+      if job:
+        self.engine.stop(job["key"], job["job"])
+      entry.status, entry.note = "cancelled", ""
+      out.append(entry)
+    save(self._workdir, self.entries.values())
+    return out
+
+  def retry(self, names: Iterable[str]) -> None:
+    """Forgets how stages ended, so that `submit` takes them again."""
+    for name in names:
+      entry = self.entries[name]
+      if entry.status not in STOPPED:
+        continue
+      job = self.job(name)
+      if job:  # A scheduler that keeps what is over would refuse the name.
+        self.engine.stop(job["key"], job["job"])
+      for file in (self._file(name), self._exit(entry.stage)):
+        file.unlink(missing_ok=True)
+      # Of the run itself: it counts its starts without a new checkpoint.
+      (entry.stage.folder / "starts.json").unlink(missing_ok=True)
+      entry.status = "waiting"
+
+  def job(self, name: str) -> dict[str, Any]:
+    """What was submitted of a stage; empty if nothing was."""
+    try:
+      return json.loads(self._file(name).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+      return {}
+
+  def _new(self, name: str) -> dict[str, Any]:
+    spec = self._specs[name]
+    return {
+      "key": spec.key,
+      "job": "",
+      "engine": self.engine.name,
+      "options": self.engine.options,
+      "stage": spec.stage,
+      "argv": spec.argv,
+      "hardware": str(spec.hardware),
+      "code": dataclasses.asdict(spec.code),
+      "times": 0,
+    }
+
+  def _submitted(self, name: str, job: str) -> dict[str, Any]:
+    times = self.job(name).get("times", 0) + 1
+    new = self._new(name) | {"job": job, "submitted": time.time(), "times": times}
+    self._write(name, new)
+    return new
+
+  def _write(self, name: str, job: dict) -> None:
+    files.write_json(self._file(name), job)
+
+  def _file(self, name: str) -> Path:
+    return Path(self._specs[name].folder) / "job.json"
+
+  def _exit(self, stage: Stage) -> Path:
+    return Path(self._specs[stage.id].exit)
+
+  def _ended(self, stage: Stage) -> dict[str, Any]:
+    try:
+      return json.loads(self._exit(stage).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+      return {}
+
+  def _drop_unneeded(self) -> None:
+    """Leaves out tokenizers and caches that no run of these still needs."""
+    needed: set[str] = set()
+    for name, entry in reversed(list(self.entries.items())):
+      if (
+        entry.stage.kind in ("run", "tune")
+        or name in needed
+        or entry.status != "waiting"
+      ):
+        if entry.status != "finished":
+          needed.update(entry.stage.needs)
+      else:
+        del self.entries[name]
+
+
+def code_of(entries: Iterable[Entry]) -> int:
+  """Exit status: 1 if anything failed or is blocked, else 0."""
+  return int(any(e.status in ("failed", "blocked") for e in entries))

@@ -1,0 +1,359 @@
+"""Schedulers: what is rendered for them, and sweeps on stand-ins of their commands.
+
+`python -m tests.engines_test` writes the golden files anew.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from fluid.errors import ConfigError
+from launch import code, engines, hardware, logs, order, retry, status, stop, sweep
+from launch.plan import plan
+from launch.spec import Code, RunSpec
+from tests import schedulers
+from tests.schedulers import FAKE
+
+GOLDENS = Path(__file__).parent / "data/launch"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+IMAGE = f"registry/fluid@sha256:{'0' * 64}"
+OPTIONS = {
+  "slurm": {"setup": "source /shared/venv/bin/activate", "partition": "gpu"},
+  "gke": {"image": IMAGE, "claim": "work", "queue": "team"},
+  "tpu_vm": {"zone": "us-east5-a", "repository": "https://host/fluid.git"},
+  "skypilot": {"repository": "https://host/fluid.git", "gpu": "H100"},
+}
+CODES = {
+  "slurm": Code(COMMIT, folder=f"/shared/w/code/{COMMIT}"),
+  "gke": Code(COMMIT, image=IMAGE),
+  "tpu_vm": Code(COMMIT, repository="https://host/fluid.git"),
+  "skypilot": Code(COMMIT, repository="https://host/fluid.git"),
+}
+# What every golden file has: one host, many, and several slices where there are.
+MACHINES = {
+  "slurm": ("cpu:1x1", "gpu:4x8", "cpu:2x2"),
+  "gke": ("v5p:2x2x1", "v5p:4x4x8 x 2", "v6e:4x8 spot", "gpu:2x8"),
+  "tpu_vm": ("v5e:2x2", "v5p:2x4x4 x 2 spot"),
+  "skypilot": ("v5e:4x4 spot", "gpu:2x8 spot"),
+}
+
+
+def spec(engine: str, machine: str) -> RunSpec:
+  argv = ("python", "-m", "fluid.train", "--config=configs/toy.py:size=xs",
+          "--workdir=/shared/w/runs/xs a")  # fmt: skip
+  env = {"FLUID_COMMIT": COMMIT}
+  where = hardware.parse(machine)
+  return RunSpec("toy", "run/xs a", argv, env, "/shared/w", where, CODES[engine])
+
+
+def rendered(engine: str) -> str:
+  made = engines.remote(engine, OPTIONS[engine])
+  out = []
+  for machine in MACHINES[engine]:
+    found = made.render(spec(engine, machine))
+    for path, text in found.files.items():
+      out.append(f"# {machine}: {path}\n{text.rstrip()}")
+    for name in ("submit", "query", "cancel", "logs"):
+      out.append(f"# {name}: {json.dumps(getattr(found, name))}")
+  return "\n".join(out) + "\n"
+
+
+@pytest.mark.parametrize("engine", sorted(OPTIONS))
+def test_what_is_rendered_stays(engine):
+  assert rendered(engine) == (GOLDENS / f"{engine}.txt").read_text()
+
+
+def test_jobsets_have_no_field_that_jobset_does_not_know(fixtures):
+  schema = json.loads((fixtures / "launch/jobset_v1alpha2.schema.json").read_text())
+
+  def strict(node):
+    if isinstance(node, dict):
+      if "properties" in node:
+        node["additionalProperties"] = False
+      for child in node.values():
+        strict(child)
+    elif isinstance(node, list):
+      for child in node:
+        strict(child)
+
+  strict(schema)
+  engine = engines.remote("gke", OPTIONS["gke"])
+  for machine in MACHINES["gke"]:
+    manifest = engine.manifest(spec("gke", machine))
+    jsonschema.validate(manifest, schema)
+    pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    pod["containers"][0]["imagee"] = "x"
+    with pytest.raises(jsonschema.ValidationError, match="imagee"):
+      jsonschema.validate(manifest, schema)
+
+
+def test_skypilot_takes_its_tasks():
+  sky = pytest.importorskip("sky")
+  engine = engines.remote("skypilot", OPTIONS["skypilot"])
+  for machine in MACHINES["skypilot"]:
+    sky.Task.from_yaml_config(engine.task(spec("skypilot", machine)))
+
+
+def test_shell_scripts_are_shell(tmp_path):
+  for engine in ("slurm", "tpu_vm"):
+    for machine in MACHINES[engine]:
+      made = engines.remote(engine, OPTIONS[engine])
+      for text in made.render(spec(engine, machine)).files.values():
+        subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+  "text, chips, hosts, accelerator",
+  [
+    ("v5p:4x4x4", 64, 16, "v5p-128"),
+    ("v5p:4x4x8 x 2", 256, 64, "v5p-256"),
+    ("v5e:4x8", 32, 8, "v5litepod-32"),
+    ("v6e:16x16 spot", 256, 64, "v6e-256"),
+    ("v5e:1x1", 1, 1, "v5litepod-1"),
+    ("gpu:4x8", 32, 4, None),
+    ("cpu:2x3", 2, 2, None),
+  ],
+)
+def test_hardware_is_read_and_written(text, chips, hosts, accelerator):
+  found = hardware.parse(text)
+  assert str(found) == text and (found.chips, found.hosts) == (chips, hosts)
+  assert found.tpu is None or found.accelerator == accelerator
+
+
+def test_a_key_names_one_thing_and_is_a_name():
+  one = spec("gke", "v5p:2x2x1")
+  assert one.key == spec("gke", "v5p:2x2x1").key != spec("gke", "v5p:2x2x2").key
+  assert one.key.startswith("toy-run-xs-a-") and len(one.key) <= 40
+
+
+@pytest.fixture
+def machine(study, tmp_path, monkeypatch):
+  """A sweep on stand-ins: `submit()`, the folder, and how its stages are to end."""
+  env = schedulers.install(tmp_path / "bin", tmp_path / "state")
+  for key, value in env.items():
+    monkeypatch.setenv(key, value)
+  monkeypatch.setattr(code, "_state", lambda root: (COMMIT, "HEAD"))
+  monkeypatch.setattr(
+    code, "write", lambda c: Path(c.folder).mkdir(parents=True, exist_ok=True)
+  )
+  (tmp_path / "fake.py").write_text(FAKE)
+
+  class Machine:
+    workdir = tmp_path / "w"
+    modes: dict[str, str] = {}
+    state = tmp_path / "state"
+
+    def build(self, stage):
+      mode = self.modes.get(stage.id.split("-")[0], "ok")
+      return ["python", str(tmp_path / "fake.py"), str(stage.folder), mode]
+
+    def order(self, engine, **changes):
+      own = {"gke": {"mount": str(tmp_path)}, "slurm": {"setup": "true"}}
+      options = OPTIONS[engine] | own.get(engine, {})
+      where = "cpu:1x1" if engine in ("slurm", "gke", "skypilot") else "v5e:1x1"
+      return order.Order(str(study), engine, where, options=options, **changes)
+
+    def submit(self, engine, **changes):
+      asked = self.order(engine, **changes)
+      return sweep.submit(asked, self.workdir, build=self.build)
+
+    def until(self, engine, done, seconds=120):
+      """Submits again until the states are as wanted."""
+      end = time.monotonic() + seconds
+      while True:
+        result = self.submit(engine)
+        if done(found := self.states()):
+          return result, found
+        assert time.monotonic() < end, found
+        time.sleep(0.3)
+
+    def states(self):
+      records = json.loads((self.workdir / "sweep.json").read_text())
+      return {f"{r['kind']}/{r['name'].split('-')[0]}": r["status"] for r in records}
+
+    def starts(self):
+      return {
+        p.parent.name: int(p.read_text()) for p in self.workdir.glob("*/*/starts")
+      }
+
+  yield Machine()
+  schedulers.stop_all(tmp_path / "state")
+
+
+ENGINES = ("slurm", "gke", "skypilot", "tpu_vm")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_sweep_ends_with_each_run_as_it_should(machine, engine, capfd, monkeypatch):
+  machine.modes |= {"run/dr2": "preempted", "run/cr1": "hang"}
+  if engine != "tpu_vm":  # Its machines say how they ended, which has no stand-in.
+    machine.modes["run/dr1"] = "fail"
+  going = lambda s: s.get("run/dr2") == "finished" and s["run/cr1"] == "running"
+  machine.until(engine, going)
+  argv = ["--workdir", str(machine.workdir)]
+  monkeypatch.setattr(order.Order, "specs", _with(machine.build))
+  assert stop.main([*argv, "cr1"]) == 0
+  want = {"run/dr1": "failed", "run/dr2": "finished", "run/cr1": "cancelled"}
+  want["run/dr1"] = "finished" if engine == "tpu_vm" else "failed"
+  ended = lambda s: all(s[k] == v for k, v in want.items())
+  result, _ = machine.until(engine, ended)
+  assert result == int(engine != "tpu_vm")
+  starts = machine.starts()
+  assert starts.pop("dr2") == 2 and set(starts.values()) == {1}
+  # A call more starts nothing, whoever makes it.
+  machine.submit(engine)
+  assert machine.starts() == starts | {"dr2": 2}
+  capfd.readouterr()
+  status.main([*argv, "--json"])
+  rows = {r["stage"]: r for r in json.loads(capfd.readouterr().out)}
+  assert rows["run/dr2"]["state"] == "finished" and rows["run/dr2"]["loss"] == 0.5
+  assert rows["run/cr1"]["state"] == "cancelled"
+  assert logs.main(["dr2", *argv]) == 0
+  assert "stopped: SIGTERM after step 2" in capfd.readouterr().out
+  machine.modes.clear()
+  (machine.workdir / "runs/cr1/starts").unlink()
+  retry.main(["--failed", "--cancelled", *argv], build=machine.build)
+  result, found = machine.until(engine, lambda s: set(s.values()) == {"finished"})
+  assert result == 0 and machine.starts()["dr2"] == 2
+
+
+def _with(build):
+  """The argv of fake stages for commands that have no seam for it."""
+  original = order.Order.specs
+  return lambda self, stages, workdir, engine, _=None: original(
+    self, stages, workdir, engine, build
+  )
+
+
+def test_a_killed_submission_is_found_again(machine):
+  machine.modes["run/dr1"] = "hang"
+  machine.until("slurm", lambda s: s["run/dr1"] == "running")
+  job = machine.workdir / "jobs/dr1/job.json"
+  before = json.loads(job.read_text())
+  job.unlink()  # As if it had been killed between sbatch and this file.
+  machine.submit("slurm")
+  after = json.loads(job.read_text())
+  assert after["job"] == before["job"] and machine.starts()["dr1"] == 1
+  # Nor is another sweep of the same name in its folder.
+  other = machine.workdir / "study.py"
+  other.write_text(Path(machine.order("slurm").config).read_text())
+  asked = dataclasses.replace(machine.order("slurm"), config=str(other))
+  with pytest.raises(ConfigError, match="study.py has the same name: choose another"):
+    sweep.submit(asked, machine.workdir, build=machine.build)
+  # Another engine, or a changed sweep, is no second job in the same folder.
+  with pytest.raises(ConfigError, match="run/dr1 is running on slurm as study-run-dr1"):
+    machine.submit("gke")
+
+
+def test_code_is_kept_as_it_was(tmp_path):
+  def git(*args):
+    env = os.environ | {k: "x" for k in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME")}
+    env |= {k: "x@x" for k in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL")}
+    subprocess.run(["git", *args], cwd=root, env=env, check=True, capture_output=True)
+
+  root, work = tmp_path / "repo", tmp_path / "w"
+  root.mkdir()
+  (root / "a.py").write_text("one")
+  with pytest.raises(ConfigError, match="no git checkout"):
+    code.copied(work, root)
+  git("init", "-q"), git("add", "a.py"), git("commit", "-qm", "x")
+  first = code.copied(work, root)
+  code.write(first, root)
+  (root / "a.py").write_text("two")
+  (root / "new.py").write_text("three")
+  assert not code.tracked("new.py", root)
+  git("add", "new.py")
+  second = code.copied(work, root)
+  code.write(second, root)
+  assert second.commit.startswith(first.commit + "+")
+  assert Path(first.folder, "a.py").read_text() == "one"
+  assert Path(second.folder, "a.py").read_text() == "two"
+  assert Path(second.folder, "new.py").read_text() == "three"
+  with pytest.raises(ConfigError, match="commit and push"):
+    code.committed(code.cloned("https://x", root))
+
+
+@pytest.mark.parametrize(
+  "engine, where, options, said",
+  [
+    ("slurm", "v5p:4x4", {}, "'v5p:4x4' does not exist: v5p slices are 2x2x1"),
+    ("slurm", "v5p:2x2x1", {}, "Slurm has no TPUs"),
+    ("slurm", "h100:8", {}, "topology 'h100:8' is unknown"),
+    ("slurm", "", {}, "says nothing of its hardware: --topology"),
+    ("slurm", "cpu:3x1", {}, "batch 2 in 1 microbatches does not divide by 3"),
+    ("slurm", "cpu:1x1", {"no such": "x"}, "sbatch has no such option"),
+    ("gke", "v5e:1x1", {}, "--set image"),
+    ("gke", "v5e:1x1", {"image": "fluid:latest"}, "has no digest"),
+    ("gke", "v5e:1x1", {"clame": "x"}, "--set clame: --on gke knows image"),
+    ("skypilot", "v5p:2x2x1 x 2", {}, "SkyPilot has no multislice"),
+    ("tpu_vm", "cpu:1x1", {"zone": "z"}, "tpu_vm has TPUs"),
+    ("tpu_vm", "v5e:1x1", {}, "needs --set zone=ZONE"),
+  ],
+)
+def test_what_cannot_be_submitted_is_one_line(
+  machine, study, engine, where, options, said
+):
+  if engine == "gke" and "clame" not in options:
+    options = options | {"claim": "c"}
+  elif engine in ("skypilot", "tpu_vm"):
+    options = options | {"repository": "https://host/fluid.git"}
+  changes = {"mesh.data": -1} | ({} if where == "cpu:3x1" else {"batch": 8})
+  asked = order.Order(str(study), engine, where, options=options, overrides=changes)
+  with pytest.raises(ConfigError) as error:
+    sweep.submit(asked, machine.workdir)
+  assert said in str(error.value) and "\n" not in str(error.value)
+  assert not (machine.workdir / "sweep.json").exists()
+
+
+def test_an_engine_that_is_not_there_or_refuses_is_one_line(machine, monkeypatch):
+  monkeypatch.setenv("FAKE_REFUSES", "1")
+  with pytest.raises(ConfigError, match="^sbatch refuses: .*Invalid account$"):
+    machine.submit("slurm")
+  monkeypatch.setenv("PATH", "/nowhere")
+  with pytest.raises(ConfigError, match="needs the command squeue, which is not inst"):
+    machine.submit("slurm")
+
+
+@pytest.mark.parametrize("where", ["gs://b/x", "s3://b/x"])
+def test_a_folder_that_is_an_address_is_refused(study, where):
+  for command in ("launch.sweep", "launch.status"):
+    argv = [sys.executable, "-m", command, "--workdir", where]
+    argv += ["--config", str(study)] if command == "launch.sweep" else []
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=code.ROOT)
+    assert done.returncode == 2 and done.stderr.startswith(
+      f"error: --workdir is {where}"
+    )
+    assert "mount the bucket" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_where_nothing_was_begun_there_is_nothing_to_say(tmp_path):
+  with pytest.raises(ConfigError, match="no sweep in .*launch.sweep --workdir"):
+    status.main(["--workdir", str(tmp_path)])
+
+
+def test_hardware_is_of_the_stage(study, tmp_path):
+  text = study.read_text().replace(
+    "overrides={}", "overrides={}, hardware={'run': 'v5e:1x1', 'data': 'cpu:1x1'}"
+  )
+  study.write_text(
+    text.replace(
+      "overrides={'", "hardware='v5p:2x2x1', overrides={'mesh.data': -1, 'batch': 4, '"
+    )
+  )
+  stages = {
+    s.id.split("-")[0]: str(s.hardware) for s in plan(study, tmp_path, topology="")
+  }
+  assert stages["run/dr1"] == "v5e:1x1" and stages["data/shapes"] == "v5p:2x2x1"
+  assert stages["run/dr2"] == stages["run/cr1"] == "v5p:2x2x1"
+
+
+if __name__ == "__main__":
+  for name in OPTIONS:
+    (GOLDENS / f"{name}.txt").write_text(rendered(name))
