@@ -113,8 +113,8 @@ def commit() -> dict[str, Any]:
   FLUID_COMMIT says it where the code is a copy: 'COMMIT', or 'COMMIT+...' if changed.
   """
   if said := os.environ.get("FLUID_COMMIT"):
-    found, changed, _ = said.partition("+")
-    return {"commit": found, "commit_clean": not changed}
+    stated, changed, _ = said.partition("+")
+    return {"commit": stated, "commit_clean": not changed}
   here = pathlib.Path(__file__)
 
   def git(*args):
