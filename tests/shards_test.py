@@ -22,7 +22,8 @@ import pytest
 from PIL import Image
 
 from configs import fluid as paper
-from fluid import config
+from configs import toy
+from fluid import config, evaluate, prepare, train
 from fluid.data import (
   BadExample,
   examples,
@@ -33,8 +34,10 @@ from fluid.data import (
   webdataset,
 )
 from fluid.data.folder import VAL_IDS
+from fluid.evals.loss import LossConfig
 from fluid.text.classes import ClassesConfig
 from fluid.text.learned import LearnedConfig
+from tests.conftest import ROOT
 
 SIZE = 8
 NAMES = ["cat", "dog", "crane"]
@@ -637,3 +640,34 @@ def test_tfds_files_that_cannot_be_read(tmp_path):
   file.write_bytes(bytes(file.stat().st_size))
   with pytest.raises(BadExample, match="example 0 of .*TFDS torn is damaged"):
     source[0]
+
+
+def test_a_set_of_tfds_is_prepared_trained_and_judged(configs, tmp_path):
+  arguments = "tokens=discrete,order=raster,size=xs,data=tfds:small"
+  run = config.replaced(
+    config.from_config_dict(toy.get_config(arguments)),
+    {
+      "data.source.data_dir": configs["tfds"]["data_dir"],
+      "data.cache": str(tmp_path / "cache"),
+      "tokenizer.path": str(ROOT / toy.TRAINED["discrete"]),
+      "evals": {"loss": LossConfig()},
+      "steps": 2,
+      "batch": 8,
+      "accum": 1,
+      "log_every": 1,
+      "eval_every": 2,
+      "checkpoint_every": 2,
+    },
+  )
+  metadata = prepare.prepare(run, batch=4, log=str)
+  assert {s: c["count"] for s, c in metadata["splits"].items()} == {
+    "train": len(TRAIN),
+    "val": len(VAL),
+  }
+  train.run(run, tmp_path / "w")
+  lines = [json.loads(x) for x in (tmp_path / "w/metrics.jsonl").open()]
+  losses = [x["train/loss"] for x in lines if "train/loss" in x]
+  assert len(losses) == 2 and np.isfinite(losses).all()
+  judged = evaluate.evaluate(tmp_path / "w", names=["loss"])
+  during = next(x["val/loss"] for x in lines if "val/loss" in x)
+  assert judged["val/loss"] == pytest.approx(during, rel=1e-5)

@@ -182,7 +182,10 @@ def _of_cache(run, cache, source, drawn, seed, found: Look, log) -> None:
       meta=record["meta"],
     )
     if here.get("id") == record["id"]:
-      example.image, example.prompt = here["image"], here["prompt"]
+      example.image = here["image"]
+      # What the source says now may be something else than what was prepared.
+      same = here["caption"] == record["caption"]
+      example.prompt = here["prompt"] if same else record["caption"]
       example.others = list(here.get("captions", ()))[1:]
     elif source is not None:
       example.why = here.get("why", "the source has another example in this place")
@@ -190,7 +193,8 @@ def _of_cache(run, cache, source, drawn, seed, found: Look, log) -> None:
     arrays.append(record.get("tokens", record.get("mean")))
   if found.tokenizer is not None and arrays:
     _decode(found.tokenizer, np.stack(arrays), found.examples)
-  scan, vocab = _draw(found.total, SCAN, seed), cache.metadata["tokens"].get("vocab", 0)
+  scan = _draw(found.total, SCAN, seed)
+  vocab = cache.metadata.get("tokens", {}).get("vocab", 0)
   progress = Progress("browse", len(scan), "records", log)
   for start in range(0, len(scan), PART):
     part = scan[start : start + PART]

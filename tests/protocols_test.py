@@ -1,4 +1,4 @@
-"""Sets in their true formats, from files to numbers: prepared, trained, judged.
+"""Protocols of published tables on small sets in their true formats.
 
 And the commands of the docs: they are understood, and what they miss is said.
 """
@@ -17,8 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import toy
-from fluid import config, evaluate, prepare, train
+from fluid import config, evaluate
 from fluid.data import make_source
 from fluid.data.imagenet import ImageNetConfig
 from fluid.evals import distribution, features, samples
@@ -30,41 +29,8 @@ from fluid.text.learned import LearnedConfig
 from tests.conftest import ROOT
 from tests.evals_test import written
 from tests.measures_test import _Fake, noise
-from tests.shards_test import build
 from tests.sources_test import WNIDS, kaggle, write_coco, write_imagenet
 from tests.vision_test import DATA as VISION
-
-
-def test_a_set_of_tfds_is_prepared_trained_and_judged(tmp_path):
-  build(tmp_path / "tfds", splits={"train": range(16), "validation": range(16, 20)})
-  arguments = "tokens=discrete,order=raster,size=xs,data=tfds:small"
-  run = config.replaced(
-    config.from_config_dict(toy.get_config(arguments)),
-    {
-      "data.source.data_dir": str(tmp_path / "tfds"),
-      "data.cache": str(tmp_path / "cache"),
-      "tokenizer.path": str(ROOT / toy.TRAINED["discrete"]),
-      "evals": {"loss": LossConfig()},
-      "steps": 2,
-      "batch": 8,
-      "accum": 1,
-      "log_every": 1,
-      "eval_every": 2,
-      "checkpoint_every": 2,
-    },
-  )
-  metadata = prepare.prepare(run, batch=4, log=str)
-  assert {s: c["count"] for s, c in metadata["splits"].items()} == {
-    "train": 16,
-    "val": 4,
-  }
-  train.run(run, tmp_path / "w")
-  lines = [json.loads(x) for x in (tmp_path / "w/metrics.jsonl").open()]
-  losses = [x["train/loss"] for x in lines if "train/loss" in x]
-  assert len(losses) == 2 and np.isfinite(losses).all()
-  judged = evaluate.evaluate(tmp_path / "w", names=["loss"])
-  during = next(x["val/loss"] for x in lines if "val/loss" in x)
-  assert judged["val/loss"] == pytest.approx(during, rel=1e-5)
 
 
 @pytest.fixture
