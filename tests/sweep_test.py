@@ -399,3 +399,4 @@ assert not xla_bridge._backends
   assert found["quickstart.py"] == ["8", *four]
   assert found["toy_study.py"] == ["16", *four]
   assert found["toy_rates.py"] == ["24", *four]
+  assert found["iconify_study.py"] == ["12", *four]

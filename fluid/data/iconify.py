@@ -74,33 +74,31 @@ class IconifyConfig(config.Part):
   Attributes:
     path: folder of the packages, as `npm pack` or `npm install --prefix` lays them
       there; those that are not there are fetched by npm. Drawn images are kept in it.
-    packages: NAME@VERSION in @iconify-json.
+    packages: NAME@VERSION in @iconify-json, separated by commas.
   """
 
   kind = "iconify"
 
   path: str = config.place()
-  packages: tuple[str, ...] = PACKAGES
+  packages: str = ",".join(PACKAGES)
 
   def check(self, name):
-    for package in self.packages:
+    packages = self.packages.split(",")
+    for package in packages:
       if not _PACKAGE.fullmatch(package):
         raise ConfigError(
           f"config key '{name}packages' has {package!r}; write NAME@VERSION of a "
-          f"package in {SCOPE}, like {PACKAGES[0]}"
+          f"package in {SCOPE}, like {PACKAGES[0]}, with commas between several"
         )
-    styles = [package.partition("@")[0] for package in self.packages]
-    if not styles or len(set(styles)) < len(styles):
-      raise ConfigError(
-        f"config key '{name}packages' must name packages, each once: "
-        f"{', '.join(self.packages) or 'there is none'}"
-      )
+    if len({package.partition("@")[0] for package in packages}) < len(packages):
+      raise ConfigError(f"config key '{name}packages' has one twice: {self.packages}")
 
   def make(self, *, split: str, image_size: int, seed: int = 0) -> "Iconify":
     """The source of a split."""
     del seed  # Nothing here is random.
+    packages = self.packages.split(",")
     return Iconify(
-      split=split, image_size=image_size, path=self.path, packages=self.packages
+      split=split, image_size=image_size, path=self.path, packages=packages
     )
 
 
