@@ -346,7 +346,7 @@ def test_images_of_a_large_evaluation_are_kept_in_shards(workdir, monkeypatch):
   assert len(kept) == 6 and not isinstance(shards, np.ndarray)
   # Another checkpoint of the same step and folder has images of its own.
   name = next(iter(loaded.params))
-  other = loaded.params | {name: jax.tree.map(lambda x: -x, loaded.params[name])}
+  other = loaded.params | {name: jax.tree.map(lambda x: x + 1, loaded.params[name])}
   others = draw(other)[0]
   assert others.digest != shards.digest and (others[:] != whole).any()
   kept[3].write_bytes(kept[3].read_bytes()[:-1])  # Damaged ones are drawn again.
@@ -385,7 +385,8 @@ def test_a_reference_that_does_not_fit_is_refused_before_anything_is_drawn(
     (["reference=$NOWHERE/x"], r"\$NOWHERE is not set"),
     (["protocol=clear"], "'evals.distribution.protocol' is 'clear'; choose from torch"),
   ):
-    changes = [f"evals.distribution.{c}" for c in ("metrics=('fid',)", *changes)]
+    changes = ["metrics=('fid',)", "prompts=val", *changes]
+    changes = [f"evals.distribution.{c}" for c in changes]
     with pytest.raises(config.ConfigError, match=said):
       evaluate_lib.evaluate(workdir, names=["distribution"], overrides=changes)
   features.load.cache_clear()

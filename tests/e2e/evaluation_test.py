@@ -40,7 +40,7 @@ def _parts(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 @pytest.mark.slow
 def test_numbers_do_not_hang_on_devices_processes_and_interruptions(configs, tmp_path):  # noqa: F811
-  """All metrics from 1 and 8 devices, from 2 processes, and killed on the way."""
+  """All metrics of one device, of two processes, and killed and gone on with eight."""
   lab = lab_lib.Lab(tmp_path, seed=0)
   (tmp_path / "logs").mkdir()
   shipped = next((configs / "checkpoints").glob("*/discrete-raster"))
@@ -63,8 +63,7 @@ def test_numbers_do_not_hang_on_devices_processes_and_interruptions(configs, tmp
   found = {}
   for name, options in (
     ("one", {}),
-    ("killed", {}),
-    ("eight", {"devices": 8}),
+    ("killed", {"devices": 8}),
     ("two", {"processes": 2, "devices": 2}),
   ):
     workdir, processes = run(name, **options)
@@ -72,14 +71,13 @@ def test_numbers_do_not_hang_on_devices_processes_and_interruptions(configs, tmp
       process.end()
     found[name] = _found(workdir)
   assert {p: p.stat().st_mtime_ns for p in _parts(killed) if p in before} == before
-  assert found["killed"] == found["one"]
   values, records = found["one"]
   metrics = {r["metric"] for r in records}
   assert {"fid", "sfid", "inception_score", "kid", "precision", "recall", "density",
     "coverage", "cmmd", "fd", "vendi", "clip_score", "fid_infinity", "kid@EffNet",
     "psnr", "ssim"} <= metrics  # fmt: skip
   assert all(r["value"] is not None for r in records) and values["geneval/colors_n"]
-  for name in ("eight", "two"):
+  for name in ("killed", "two"):
     other, described = found[name]
     assert other.keys() == values.keys()
     for key, value in values.items():
