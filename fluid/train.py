@@ -134,11 +134,11 @@ def run(
       saved.save(state, extra, step)
 
     def in_time():
-      # All processes decide alike; the slowest one's time counts.
-      if grace is None or not saved.last:
+      # All processes decide alike, by the slowest one. Where nothing is under way there
+      # is nothing to lose: a save that is cut short has never been there.
+      if grace is None or distributed.everyone(not saved.busy):
         return True
-      if saved.busy:
-        saved.wait()
+      saved.wait()
       return distributed.everyone(preemption.since + saved.seconds < grace)
 
     while True:

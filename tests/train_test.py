@@ -198,6 +198,7 @@ def test_where_time_is_short_a_save_under_way_is_the_last_one(
 ):
   cfg = dataclasses.replace(base, checkpoint_every=3)
   monkeypatch.setattr(preemption.Preemption, "since", 10.0)
+  monkeypatch.setattr(checkpoint.Checkpoints, "busy", True)
   asked = iter([False, False, False, False, True])
   monkeypatch.setattr(
     preemption.Preemption, "reached", lambda self: _stopping(self, next(asked))
@@ -206,10 +207,14 @@ def test_where_time_is_short_a_save_under_way_is_the_last_one(
   with pytest.raises(preemption.Preempted, match=said):
     train.run(cfg, tmp_path / "short", grace=10.0)
   assert checkpoint.restore_params(tmp_path / "short")[1] == 3
-  asked = iter([False, True])  # With time enough, or nothing saved yet, it is saved.
+  asked = iter([False, True])  # With time enough.
   with pytest.raises(preemption.Preempted, match="after step 4 of 6, which is saved"):
     train.run(cfg, tmp_path / "short", grace=1e4)
   assert checkpoint.restore_params(tmp_path / "short")[1] == 4
+  monkeypatch.setattr(checkpoint.Checkpoints, "busy", False)
+  asked = iter([False, True])  # With nothing to lose.
+  with pytest.raises(preemption.Preempted, match="after step 5 of 6, which is saved"):
+    train.run(cfg, tmp_path / "short", grace=10.0)
 
 
 def _stopping(preempted, value):

@@ -1,8 +1,8 @@
 """Slurm: a batch script for each stage, on a file system that all nodes share.
 
 Slurm restarts what it preempts and what loses a node; the script requeues what ended by
-a signal or with 75. The rest is `sbatch`, `squeue` and `scancel`. docs/reliability.md
-has what was tried on a real one.
+a signal or with 75. The rest is `sbatch`, `squeue` and `scancel`.
+tests/e2e/drills_slurm.py drives a real one.
 """
 
 import os
