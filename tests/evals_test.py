@@ -1,6 +1,7 @@
 """Evaluators that draw, samples, and fluid.evaluate on a run."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -13,9 +14,18 @@ from fluid import evaluate as evaluate_lib
 from fluid import sample as sample_lib
 from fluid.data import captions, pipeline, records
 from fluid.durable import checkpoint
-from fluid.evals import distribution, features, images, loss, parts, samples
+from fluid.evals import (
+  distribution,
+  features,
+  images,
+  loss,
+  parts,
+  protocols,
+  samples,
+)
 from fluid.files import write_json
 from fluid.models.conditions.label import ClassConfig
+from fluid.models.published import RUNS
 from fluid.parallel import sharding
 from fluid.text.classes import ClassesConfig
 from fluid.text.learned import LearnedConfig
@@ -412,6 +422,22 @@ def test_a_protocol_says_how_it_was_not_followed(workdir, monkeypatch):
   assert record["sample"]["guidance"] == 3.0 and record["images"] == 12
   with pytest.raises(config.ConfigError, match="unknown protocol 'x'; choose from im"):
     evaluate_lib.evaluate(workdir, protocol="x")
+
+
+def test_what_is_drawn_larger_than_a_protocol_is_scaled_to_it():
+  """LlamaGen at 384 pixels is on protocol, images that are smaller are not."""
+  for size, said in ((384, []), (256, []), (128, ["images of 128 pixels (protocol:"])):
+    run = config.replaced(RUNS["llamagen_b"](), {"data.image_size": size})
+    run = protocols.apply(run, "imagenet50k")
+    found = protocols.deviations(run, "imagenet50k")
+    assert [line.partition(" 256")[0] for line in found] == said
+    assert run.evals["distribution"].image_size == (256 if size == 384 else 0)
+  # A slope stays a slope, at half the pixels; the borders repeat.
+  slope = np.broadcast_to(np.linspace(-1, 1, 12), (1, 12, 12))[..., None]
+  decoder = types.SimpleNamespace(image_size=12, decode=lambda tokens: slope)
+  found = samples._Resized(decoder, 6).decode(None)[0, :, :, 0]
+  halves = slope[0, 0, :, 0].reshape(6, 2).mean(1)
+  np.testing.assert_allclose(found[:, 1:-1], np.tile(halves[1:-1], (6, 1)), atol=1e-6)
 
 
 def test_a_sweep_is_kept_beside_the_checkpoint(workdir, monkeypatch):

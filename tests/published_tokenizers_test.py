@@ -210,12 +210,12 @@ def test_resizing_is_that_of_torch():
   """Rows sum to one; half-pixel weights of a = -0.75; bins that overlap."""
   for small, large in ((1, 4), (2, 4), (3, 16), (4, 4), (10, 13)):
     for matrix in (
-      multiscale.enlarging(small, large),
+      multiscale.bicubic(small, large),
       multiscale.averaging(large, small),
     ):
       np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-6)
-  np.testing.assert_array_equal(multiscale.enlarging(4, 4), np.eye(4))
-  double = multiscale.enlarging(8, 16)[7, 2:6]  # At 3.25 of 8.
+  np.testing.assert_array_equal(multiscale.bicubic(4, 4), np.eye(4))
+  double = multiscale.bicubic(8, 16)[7, 2:6]  # At 3.25 of 8.
   np.testing.assert_allclose(double, [-0.10546875, 0.87890625, 0.26171875, -0.03515625])
   np.testing.assert_allclose(
     multiscale.averaging(4, 3) * 2, [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]

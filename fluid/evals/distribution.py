@@ -53,6 +53,7 @@ class DistributionConfig(Evaluation):
     tokenizer: also yield kid_tokenizer, the first metric of decode(encode(x)) for other
       real images: what no model of these tokens can be expected to beat.
     seed: of the noise.
+    image_size: side that samples are scaled to (0: as they are drawn).
     sample: overrides of config.sample.
   """
 
@@ -67,10 +68,16 @@ class DistributionConfig(Evaluation):
   reference: str = ""
   tokenizer: bool = True
   seed: int = 0
+  image_size: int = 0
   sample: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def check(self, name):
     rules.choice(f"{name}protocol", self.protocol, PROTOCOLS)
+    if self.image_size and self.tokenizer:
+      raise ConfigError(
+        f"config key '{name}image_size' is {self.image_size}, a size that the "
+        f"tokenizer does not have: set '{name}tokenizer' to False"
+      )
 
   def make(self, net, context):
     """See Evaluation."""
@@ -94,10 +101,14 @@ class Distribution:
     reference,
     tokenizer,
     seed,
+    image_size,
     sample,
   ):
     self.net, self.context, self.seed, self.sample = net, context, seed, sample
-    self.source = make_source(context.run.data, "val")
+    self.image_size, self.data = image_size, context.run.data
+    if image_size:
+      self.data = dataclasses.replace(self.data, image_size=image_size)
+    self.source = make_source(self.data, "val")
     total = len(self.source)
     self.real = min(real or examples, total if prompts == "pinned" else total // 2)
     self.index = pinned(total, self.real) if prompts == "pinned" else range(self.real)
@@ -135,6 +146,7 @@ class Distribution:
       step,
       self.prompts,
       seed=self.seed,
+      image_size=self.image_size,
       **self.sample,
     )
     digest = getattr(images, "digest", "")  # Of few, features are not kept.
@@ -188,7 +200,7 @@ class Distribution:
 
   def _set(self, name, index, change, **made_with) -> ImageSet:
     """Fixed images, whose features are kept under what they depend on."""
-    made_from = identity.identity(self.context.run.data, "data.") | made_with
+    made_from = identity.identity(self.data, "data.") | made_with
     made_from |= {"index": list(self.index), "of": name}
     images = lambda first, stop: change(_images(self.source, index[first:stop]))
     digest = identity.digest(made_from)

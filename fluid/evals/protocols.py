@@ -61,6 +61,19 @@ PROTOCOLS: dict[str, Protocol] = {
     _FEW,
     256,
   ),
+  "imagenet50k-512": Protocol(
+    "the same at 512 pixels",
+    _imagenet(
+      "adm",
+      "$FLUID_WEIGHTS/VIRTUAL_imagenet512.npz",
+      "fid",
+      "sfid",
+      "inception_score",
+      "precision_recall",
+    ),
+    _FEW,
+    512,
+  ),
   "imagenet50k-fidelity": Protocol(
     "the same images by torch-fidelity (MAR)",
     _imagenet(
@@ -120,7 +133,17 @@ def apply(run: config.Run, name: str, *, quick: bool = False) -> config.Run:
     key: dataclasses.replace(part, **(entry.quick.get(key, _NONE) if quick else _NONE))
     for key, part in entry.evals.items()
   }
-  return dataclasses.replace(run, evals=evals)
+  return dataclasses.replace(run, evals=_scaled(run, entry, evals))
+
+
+def _scaled(run, entry: Protocol, evals) -> dict[str, Evaluation]:
+  """Of what is drawn larger than a protocol's images, these are to be scaled."""
+  part = evals.get("distribution")
+  fits = part is not None and not part.tokenizer
+  if not fits or not 0 < entry.image_size < run.data.image_size:
+    return evals
+  scaled = dataclasses.replace(part, image_size=entry.image_size)
+  return evals | {"distribution": scaled}
 
 
 def short(records: Sequence[dict], name: str) -> list[str]:
@@ -138,9 +161,11 @@ def short(records: Sequence[dict], name: str) -> list[str]:
 def deviations(run: config.Run, name: str) -> Sequence[str]:
   """How a run's evaluators differ from a protocol's; empty: on protocol."""
   entry, out = PROTOCOLS[name], []
-  if entry.image_size and run.data.image_size != entry.image_size:
+  wanted_evals = _scaled(run, entry, entry.evals)
+  same = run.data.image_size == entry.image_size or wanted_evals is not entry.evals
+  if entry.image_size and not same:
     out.append(f"images of {run.data.image_size} pixels (protocol: {entry.image_size})")
-  for key, part in entry.evals.items():
+  for key, part in wanted_evals.items():
     mine = run.evals.get(key)
     if mine is None:
       out.append(f"no {key}")

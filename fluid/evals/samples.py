@@ -30,7 +30,7 @@ from fluid.evals.features import TextNet
 from fluid.evals.parts import InParts
 from fluid.evals.sets import open_set
 from fluid.sampling import Sampler, to_uint8, turned
-from fluid.tokenizers import in_batches, store
+from fluid.tokenizers import in_batches, multiscale, store
 
 TOKENIZER_BATCH = 64
 
@@ -50,6 +50,20 @@ def check_prompts(context, asked: Sequence[str]) -> None:
     _Lenient(context.vocabulary).encode(list(asked), context.run.text.length)
 
 
+class _Resized:
+  """A tokenizer whose images have another side, scaled before they are rounded.
+
+  By torch's bicubic, which LlamaGen's evaluation has.
+  """
+
+  def __init__(self, tokenizer, size: int):
+    self._tokenizer = tokenizer
+    self._matrix = multiscale.bicubic(tokenizer.image_size, size)
+
+  def decode(self, tokens):
+    return multiscale.resize(self._tokenizer.decode(tokens), self._matrix)
+
+
 def draw(
   net,
   context,
@@ -58,25 +72,28 @@ def draw(
   prompts: Sequence[str],
   *,
   seed: int = 0,
+  image_size: int = 0,
   **overrides,
 ) -> tuple[np.ndarray | InParts, dict[str, float]]:
   """One image a prompt, uint8 [N, H, W, 3]; the last ones drawn are kept for others.
 
-  Many are kept in files as well, see `in_files`: an image depends on its number and
-  prompt, not on what was drawn with it.
+  With `image_size` they are scaled to that. Many are kept in files as well, see
+  `in_files`: an image depends on its number and prompt, not on what was drawn with it.
 
   Returns:
     The images, and sample/seconds_per_image and sample/images of the drawing (without
     compilation; empty where the images were there already).
   """
   cfg = context.run.sample.replace(**overrides)
-  request = (step, tuple(prompts), seed, cfg)
+  size = image_size or context.run.data.image_size
+  request = (step, tuple(prompts), seed, size, cfg)
   for asked, drawn_with, images in context.drawn:
     if asked == request and drawn_with is params:
       return images, {}
   context.drawn[:] = [d for d in context.drawn if d[0][0] == step]
   vocabulary = _Lenient(context.vocabulary)
-  sampler = Sampler(net, context.tokenizer, vocabulary, cfg, track=context.track)
+  tokenizer = _Resized(context.tokenizer, size) if image_size else context.tokenizer
+  sampler = Sampler(net, tokenizer, vocabulary, cfg, track=context.track)
   key = rng.stream(seed, "samples")
   program = turned(cfg)[0]
   seconds, rows = 0.0, 0
@@ -100,7 +117,11 @@ def draw(
     weights = integrity.checksums(params)
     options = {k: v for k, v in cfg.flat().items() if k != "batch"}
     of = {"weights": weights, "text": identity.of_text(context.run), "seed": seed}
-    of |= {"model": config.to_dict(context.run.model), "sample": options}
+    of |= {
+      "image_size": size,
+      "model": config.to_dict(context.run.model),
+      "sample": options,
+    }
     return of | {"prompts": list(prompts), "tokenizer": tokenizer_sha256(context.run)}
 
   found = in_files(context, len(prompts), take, made_from)

@@ -82,22 +82,22 @@ class VARVQConfig(autoencoder.AutoencoderConfig):
     return latents.Latents(self, weights)
 
 
-def enlarging(small: int, large: int) -> np.ndarray:
-  """[large, small]: bicubic interpolation along one axis, as torch's.
+def bicubic(side: int, new: int) -> np.ndarray:
+  """[new, side]: bicubic interpolation along one axis, as torch's.
 
   Keys' kernel with a = -0.75 (jax.image's has -0.5) at half-pixel positions, not
   antialiased, the borders repeated.
   """
   a = -0.75
-  out = np.zeros((large, small))
-  for i in range(large):
-    at = (i + 0.5) * small / large - 0.5
+  out = np.zeros((new, side))
+  for i in range(new):
+    at = (i + 0.5) * side / new - 0.5
     first = int(np.floor(at)) - 1
     for j in range(first, first + 4):
       d = abs(at - j)
       near = (a + 2) * d**3 - (a + 3) * d**2 + 1
       far = a * (d**3 - 5 * d**2 + 8 * d - 4)
-      out[i, min(max(j, 0), small - 1)] += near if d <= 1 else far
+      out[i, min(max(j, 0), side - 1)] += near if d <= 1 else far
   return out.astype(np.float32)
 
 
@@ -148,7 +148,7 @@ class MultiScale(autoencoder.Autoencoder):
     c = self.config
     side = c.scales[scale]
     x = self.codebook[ids].reshape(ids.shape[0], side, side, c.channels)
-    x = resize(x, enlarging(side, c.scales[-1]))
+    x = resize(x, bicubic(side, c.scales[-1]))
     smooth = self.smooth[smoother_of(scale, len(c.scales), c.smoothers)]
     return (1 - BLEND) * x + BLEND * smooth(x)
 
