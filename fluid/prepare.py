@@ -172,7 +172,8 @@ def _finish(run: config_lib.Run, metadata: dict[str, Any], split: str, paths) ->
   """Writes what metadata.json says of a split whose shards are all there."""
   metadata["splits"][split] = content = _describe(run.data, split, paths)
   _check_share(run, split, sum(content["skipped"].values()), content["count"], "")
-  if content["count"] and sum(content.get("filtered", {}).values()) == content["count"]:
+  lost = sum(n for k in ("skipped", "filtered") for n in content.get(k, {}).values())
+  if "filtered" in content and lost == content["count"]:
     raise config_lib.ConfigError(
       f"no example of split '{split}' is left: config section 'data.filter' leaves out "
       f"{_named(content['filtered'])}; lower its bounds"

@@ -62,6 +62,13 @@ def test_variants_differ_and_access_is_deterministic(splits):
     source[len(source)]
 
 
+def test_drawings_that_read_one_way_say_so(splits):
+  source = splits["train"]
+  for word, handed in (("arrow", True), ("clock", True), ("cake", False)):
+    found = [i for i, (_, name, _) in enumerate(source.drawings) if word in name]
+    assert found and all(source[i]["handed"] == handed for i in found[:2])
+
+
 def test_resolutions_show_the_same_picture(splits):
   large = Emoji(split="val", image_size=128)
   for i in (0, 40, 90):

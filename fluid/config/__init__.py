@@ -4,7 +4,16 @@
 type is an error that names it; past the entry point nothing sees a ConfigDict.
 """
 
-from fluid.config.part import Draw, Part, free, place, resolve, resolve_row, said
+from fluid.config.part import (
+  Draw,
+  Part,
+  added,
+  free,
+  place,
+  resolve,
+  resolve_row,
+  said,
+)
 from fluid.config.read import from_config_dict, from_file, part_from_dict, to_dict
 from fluid.config.sections import (
   Data,
@@ -31,6 +40,7 @@ __all__ = [
   "Part",
   "Run",
   "Sample",
+  "added",
   "free",
   "from_config_dict",
   "from_file",

@@ -136,6 +136,7 @@ class Emoji:
       "caption": self.caption(index),
       "id": index // len(self.drawings) * self._all + number,
       "meta": {"name": name, "code": code, "tint": tint},
+      "handed": bool(_HANDED.search(name)),
     }
 
   def _drawing(self, index: int) -> tuple[int, str, str]:
