@@ -39,6 +39,7 @@ def _imagenet(protocol: str, reference: str, *metrics: str) -> dict[str, Evaluat
       examples=50_000,
       prompts="classes",
       metrics=metrics,
+      features="Inception",  # Of precision and recall, which may be of any.
       protocol=protocol,
       reference=reference,
       tokenizer=False,
