@@ -1,19 +1,17 @@
-"""Files that come with the code: found from any folder, installed or not."""
+"""Configs that come with the code: found from any folder, installed or not."""
 
 import os
 import pathlib
 
 ROOT = pathlib.Path(__file__).parents[1]
-FOLDERS = ("configs", "analysis")
 
 
 def find(path: str) -> str:
   """`path` as it is; where nothing is there, the file of that name beside the code.
 
-  Only for paths that are read, and that begin with one of FOLDERS:
-  'configs/toy.py' -> '/usr/lib/.../site-packages/configs/toy.py'.
+  Only for what is read: 'configs/toy.py' -> '/.../site-packages/configs/toy.py'.
   """
-  if pathlib.PurePath(path).parts[:1] not in [(f,) for f in FOLDERS]:
+  if pathlib.PurePath(path).parts[:1] != ("configs",):
     return path
   ours = ROOT / path
   return str(ours) if ours.exists() and not os.path.exists(path) else path

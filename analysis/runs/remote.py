@@ -9,8 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from fluid import shipped
-
+_ROOT = Path(__file__).parents[2]  # Of what comes with the code.
 # Below a sweep, a run, or a folder of runs.
 _WANTED = (
   "*.json",
@@ -34,7 +33,9 @@ def local(path: str | Path) -> Path:
   """
   text = str(path)
   if "://" not in text:
-    return Path(shipped.find(text))
+    mine, ours = Path(text), _ROOT / text
+    shipped = mine.parts[:1] == ("analysis",) and not mine.exists() and ours.exists()
+    return ours if shipped else mine
   try:
     import fsspec
 
