@@ -2,6 +2,7 @@
 
 import collections
 import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -93,6 +94,34 @@ def test_a_study_without_geneval_and_with_one_size(tmp_path):
   assert "no fit: only 1 different value of N" in html
   assert (tmp_path / "out/figures/metrics_vs_size.png").exists()
   assert not (root / "report").exists()
+
+
+def test_metrics_of_each_cell_and_those_whose_weights_are_missing(
+  tmp_path, monkeypatch
+):
+  """As fluid.evaluate --protocol=toy leaves them."""
+  root = synthetic.write_study(tmp_path / "w", sizes=("s", "m"))
+  needs = "network 'Inception' needs pt_inception-2015-12-05-6726825d.pth (no file)"
+  for number, folder in enumerate(sorted((root / "runs").iterdir())):
+    value = 0.125 + number / 1000
+    of = {"images": 384, "features": "EffNet", "width": 1280, "step": 100}
+    kid = {"metric": "kid@EffNet", "value": value, "lo": 0.1, "hi": 0.2} | of
+    fid = {"metric": "fid", "value": None, "missing": needs, "step": 100}
+    few = fid | {"metric": "precision_recall", "missing": "too few images"}
+    content = {"step": 100, "weights": "ema", "values": {}, "records": [kid, fid, few]}
+    (folder / "eval").mkdir()
+    (folder / "eval" / "100-ema-toy.json").write_text(json.dumps(content))
+  shutil.copy(next(root.glob("runs/*/samples/*.png")), tmp_path / "any.png")
+  monkeypatch.setattr(Plot, "save", lambda plot, folder: tmp_path / "any.png")
+  html = report.write(root, tmp_path / "out").read_text()
+  table = pd.read_csv(tmp_path / "out/tables/metrics.csv").set_index("metric")
+  cells = [f"{t}-{o}, m" for t, o in synthetic.CELLS]
+  assert set(cells) <= set(table) and not any(c.endswith(", s") for c in table)
+  assert (table.loc["fid", cells] == "weights missing").all()
+  assert (table.loc["precision_recall", cells] == "not measured").all()
+  assert table.loc["kid@EffNet", cells[0]] == "0.125 [0.1, 0.2]"
+  assert html.count("weights missing</td>") == 4 and "384" in html
+  assert "the record in eval/ says where its authors publish it" in html
 
 
 def test_a_study_that_has_only_just_begun(tmp_path):
