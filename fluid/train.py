@@ -207,7 +207,11 @@ def _claim(path, cfg, model, starts: int) -> Workdir:
       distributed.write_json(path / "model.json", model)
       text.copy(cfg.text, pathlib.Path(cfg.data.cache) / cfg.text.FILE, path)
 
-  distributed.first(claim)
+  try:
+    distributed.first(claim)
+  except BaseException:
+    folder.close()
+    raise
   return folder
 
 

@@ -226,19 +226,22 @@ def test_a_run_that_gets_nowhere_ends_with_its_own_status(base, tmp_path, monkey
   def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-  cfg = dataclasses.replace(base, checkpoint_every=2)
+  cfg, starts = (
+    dataclasses.replace(base, checkpoint_every=2),
+    tmp_path / "w/starts.json",
+  )
   with monkeypatch.context() as m:
     m.setattr(checkpoint._Manager, "save", full)
-    for _ in range(3):
-      with pytest.raises(checkpoint.UnsavedError) as error:
-        train.run(cfg, tmp_path / "w", starts=3)
-      assert exit_code(error.value) == REQUEUE
-    with pytest.raises(
-      WorkdirError, match="3 times in a row .*remove .*starts"
-    ) as error:
+    with pytest.raises(checkpoint.UnsavedError) as error:
       train.run(cfg, tmp_path / "w", starts=3)
-    assert exit_code(error.value) == NO_PROGRESS == 5
-  (tmp_path / "w/starts.json").unlink()
+  assert exit_code(error.value) == REQUEUE
+  counted = json.loads(starts.read_text())
+  assert counted == {"saved": 0, "since": 1, "total": 1}
+  starts.write_text(json.dumps(counted | {"since": 3}))
+  with pytest.raises(WorkdirError, match="3 times in a row .*remove .*starts") as end:
+    train.run(cfg, tmp_path / "w", starts=3)
+  assert exit_code(end.value) == NO_PROGRESS == 5
+  starts.unlink()
   assert train.run(cfg, tmp_path / "w", starts=3)["step"] == 6
 
 

@@ -146,9 +146,9 @@ class Lab:
     return Process(args, log, dict(self.env, JAX_NUM_CPU_DEVICES=str(devices)))
 
   def train(self, workdir: pathlib.Path, *more: str, devices: int = 1) -> Process:
-    return self.start(
-      "fluid.train", *self.config, f"--workdir={workdir}", *more, devices=devices
-    )
+    # Killed again and again, before it can save: not what --starts is for.
+    args = [*self.config, f"--workdir={workdir}", "--starts=0", *more]
+    return self.start("fluid.train", *args, devices=devices)
 
   def together(self, module: str, count: int, devices: int, *args: str):
     """The same command as several processes that join."""
