@@ -200,7 +200,7 @@ def _of_cache(run, cache, source, drawn, seed, found: Look, log) -> None:
     part = scan[start : start + PART]
     rows = cache.gather(part)
     good = rows["bad"] == 0
-    found.rejects.update(records.BAD[k - 1] for k in rows["bad"][~good].tolist())
+    found.rejects.update(records.KINDS[k - 1] for k in rows["bad"][~good].tolist())
     for index in part[~good].tolist()[: REASONS - len(found.reasons)]:
       found.reasons.append(cache.damage(index))
     found.lengths += rows["text_mask"][good].sum(1).tolist()
