@@ -43,7 +43,7 @@ _PERSON = re.compile(
   r"with|in|and|s)\b|\W"
 )
 # A mirror image of these would be something else, or writing the wrong way round.
-_HANDED = re.compile(
+HANDED = re.compile(
   r"left|right|arrow|button|clock|thirty|sign|symbol|mark|input|keycap|circled|hand|"
   r"back|end|soon|top|on!|book|calendar|newspaper|abc|hundred"
 )
@@ -136,7 +136,7 @@ class Emoji:
       "caption": self.caption(index),
       "id": index // len(self.drawings) * self._all + number,
       "meta": {"name": name, "code": code, "tint": tint},
-      "handed": bool(_HANDED.search(name)),
+      "handed": bool(HANDED.search(name)),
     }
 
   def _drawing(self, index: int) -> tuple[int, str, str]:
@@ -151,7 +151,7 @@ class Emoji:
     tint = list(TINTS)[rng.integers(len(TINTS))]
     side = rng.uniform(68, 80)
     corner = (72 - side) / 2 + rng.uniform(-3, 3, 2)
-    return tint, side, corner, rng.random() < 0.5 and not _HANDED.search(name)
+    return tint, side, corner, rng.random() < 0.5 and not HANDED.search(name)
 
   def _rendered(self, code: str) -> Image.Image:
     """A drawing with its margin, transparent, larger than any variant needs."""

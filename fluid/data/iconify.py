@@ -172,6 +172,7 @@ class Iconify:
       "image": image.copy(),
       "caption": self.caption(index),
       "id": self._ids[index],
+      "handed": bool(emoji.HANDED.search(drawing.name)),
       "meta": {
         "name": drawing.name,
         "style": style,

@@ -302,7 +302,7 @@ def _read(run: config.Run, source: Source | None, indices: np.ndarray) -> list[d
     return []
   inside = indices[indices < len(source)]
   some = _Drawn(source, inside)
-  parts = examples.read(some, run.text, 0, len(some), BATCH, run.data.workers)
+  parts = examples.read(some, run.text, 0, len(some), BATCH, run.data.workers, run.data)
   return [example for part in parts for example in part]
 
 
