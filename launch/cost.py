@@ -13,11 +13,11 @@ from launch import recommended
 from launch.plan import Stage
 
 # Dollars for an hour of a chip, on demand, in the cheapest region of the United States:
-# Google's list (cloud.google.com/tpu/pricing) as it stood in 2025, typed in on
-# 2026-11-28 and not looked up again. Spot and committed use cost less; --price goes
-# before this.
+# Google's list (cloud.google.com/tpu/pricing) of 2025, typed in from memory on
+# 2026-11-28: look it up before it decides anything. Spot and committed use cost less;
+# --price goes before this.
 PRICES = {"v4": 3.22, "v5e": 1.20, "v5p": 4.20, "v6e": 2.70}
-SOURCE = "Google's list prices of 2025, on demand, typed in 2026-11-28"
+SOURCE = "Google's list prices of 2025, on demand, from memory 2026-11-28"
 GB = 1e9
 
 
