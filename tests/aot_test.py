@@ -95,7 +95,15 @@ def test_a_small_config_compiles_for_a_topology(tmp_path):
   "mode, args, words",
   [
     ("decode", (), "vae, decode:"),
-    ("text", ("--config.text.kind=t5", "--config.text.width=512"), "t5, text: 35.3M"),
+    (
+      "text",
+      (
+        "--config=configs/fluid.py:text=t5",
+        "--config.text.width=512",
+        "--config.mesh.fsdp=4",
+      ),
+      "t5, text: 35.3M",
+    ),
   ],
 )
 def test_what_runs_beside_the_net_compiles_too(mode, args, words):
