@@ -66,9 +66,9 @@ def test_bytes_and_groups_of_the_forms_that_tpu_programs_take():
   assert hlo.collectives(scattered)["reduce-scatter"].link_bytes == 3 * size
 
 
-def aot(*args):
+def aot(*args, config="configs/toy.py:size=xs"):
   command = [sys.executable, "-m", "launch.aot_compile", "--topology=v5e:2x2"]
-  command += ["--config=configs/toy.py:size=xs", "--config.mesh.fsdp=2", *args]
+  command += [f"--config={config}", "--config.mesh.fsdp=2", *args]
   env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   return subprocess.run(command, env=env, capture_output=True, text=True)
 
@@ -92,22 +92,20 @@ def test_a_small_config_compiles_for_a_topology(tmp_path):
 
 @needs_libtpu
 @pytest.mark.parametrize(
-  "mode, args, words",
+  "mode, config, args, words",
   [
-    ("decode", (), "vae, decode:"),
+    ("decode", "configs/toy.py:size=xs", (), "vae, decode:"),
     (
       "text",
-      (
-        "--config=configs/fluid.py:text=t5",
-        "--config.text.width=512",
-        "--config.mesh.fsdp=4",
-      ),
+      "configs/fluid.py:text=t5",
+      ("--config.text.width=512", "--config.mesh.data=2"),
       "t5, text: 35.3M",
     ),
   ],
 )
-def test_what_runs_beside_the_net_compiles_too(mode, args, words):
-  done = aot("--quick", f"--mode={mode}", "--config.sample.batch=8", *args)
+def test_what_runs_beside_the_net_compiles_too(mode, config, args, words):
+  given = (f"--mode={mode}", "--config.sample.batch=8", *args)
+  done = aot("--quick", *given, config=config)
   assert done.returncode == 0, done.stderr
   assert words in done.stdout and "GiB a device" in done.stdout
 
