@@ -125,11 +125,17 @@ class _Gaps:
     return f"{text}; the gap's interval holds zero from {even[0]:.2g} to {even[-1]:.2g}"
 
   def needs(self, level: str, n: int, rows: pd.DataFrame) -> list[str]:
-    """Training to where the curves cross, and seeds to tell them apart here."""
+    """Training to where the curves cross or might, and seeds to tell them apart."""
     if self.sign:
       return []
-    beyond = self.compute[self.last] < self.crossing
-    more = [cost.training(self.crossing, rows)] if beyond else []
+    # Behind here, and no crossing: to where the gap could have closed.
+    open_ = (np.abs(self.value) <= self.half)[self.last :]
+    might = self.compute[self.last :][open_]
+    reach = self.crossing
+    if self.here.sign and not np.isfinite(reach) and len(might):
+      reach = float(might[0])
+    beyond = self.compute[self.last] < reach
+    more = [cost.training(reach, rows)] if beyond else []
     seeds = cost.seeds(self.here, n, rows, "the gap at the largest compute")
     return [f"{level}: {line}" for line in (*more, *seeds)]
 
