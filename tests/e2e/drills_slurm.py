@@ -150,7 +150,11 @@ def finished(drill: Drill, names) -> bool:
 
 
 def check(drill: Drill, name: str) -> tuple[str, str]:
-  """A run against the same one alone, in one process; -> (name, what was found)."""
+  """A run against the same one alone; -> (name, what was found).
+
+  That has one process with as many devices: sums are then of the same two halves, so
+  that hundreds of steps stay together.
+  """
   alone = drill.folder / "alone" / name
   record = next(
     r for r in json.loads((drill.workdir / "sweep.json").read_text())
@@ -159,6 +163,7 @@ def check(drill: Drill, name: str) -> tuple[str, str]:
   argv = [sys.executable, "-m", "fluid.train", f"--config={record['config']}"]
   argv += [f"--config.{k}={v}" for k, v in record["overrides"].items()]
   env = drill.env | {"JAX_COMPILATION_CACHE_DIR": str(drill.folder / "xla")}
+  env |= {"JAX_NUM_CPU_DEVICES": "2"}
   done = subprocess.run(
     [*argv, f"--workdir={alone}"], cwd=ROOT, env=env, capture_output=True, text=True
   )
