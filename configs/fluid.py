@@ -81,11 +81,17 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   }
   if a.evals == "distances":
     judges["distribution"] = DistributionConfig(every=0, prompts="val")
+  if a.data and a.source:
+    raise config.ConfigError(
+      f"config arguments data='{a.data}' and source='{a.source}' are two sets: give one"
+    )
+  # By its old name a source has the options that it had then.
+  old = config.resolve("source", a.source or "folder")()
   run = config.Run(
     model=model,
     text=TEXTS[a.text],
     data=config.Data(
-      source=data_sets.source(a.data or a.source or "folder"), image_size=256
+      source=data_sets.source(a.data) if a.data else old, image_size=256
     ),
     tokenizer=TOKENIZERS[a.tokens],
     mesh=config.Mesh(data=1, fsdp=-1),

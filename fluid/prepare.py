@@ -34,6 +34,7 @@ from fluid.data import (
   Source,
   count,
   examples,
+  kept_captions,
   make_source,
   packing,
   records,
@@ -187,7 +188,11 @@ def _fit(run: config_lib.Run, source: Source, log) -> None:
   if not run.text.install(cache):
     total = count(run.data, "train", source)
     log(f"prepare text: {run.text.kind} from {total} captions")
-    run.text.fit(source, total, cache / run.text.FILE, run.data.captions)
+    # Words that no record has would only take up pieces.
+    data, words = run.data, run.data.filter
+    plain = data.captions == 1 and not (words.min_words or words.max_words)
+    keep = None if plain else functools.partial(kept_captions, data=data)
+    run.text.fit(source, total, cache / run.text.FILE, keep)
 
 
 def _write_split(

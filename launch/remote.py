@@ -49,8 +49,10 @@ class Remote:
     self._found = self.engine.states(sorted(keys))
     for name, entry in self.entries.items():
       job = jobs[name]
-      if not job and self._specs[name].key in self._found:
-        job = self._submitted(name, self._found[self._specs[name].key].job)
+      # Of one that is over it may have been told to try again.
+      known = self._found.get(self._specs[name].key)
+      if not job and known and known.state in engines.ALIVE:
+        job = self._submitted(name, known.job)
       entry.key = job.get("key", "")
       entry.status, entry.note = self._state(entry, job)
     self._drop_unneeded()

@@ -27,6 +27,8 @@ def main(argv: list[str] | None = None, build=None) -> int:
   if not wanted:
     return 0
   if remote is None:
+    for name in wanted:
+      (found[name].stage.folder / "starts.json").unlink(missing_ok=True)
     return sweep.launch(order, workdir)
   with hold(workdir):
     remote.look()

@@ -45,7 +45,6 @@ class RunSpec:
     env: of its processes.
     workdir: of the sweep.
     hardware, code: where and what.
-    grace: seconds between SIGTERM and SIGKILL that the engine promises.
   """
 
   sweep: str

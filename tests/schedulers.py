@@ -235,7 +235,8 @@ def sky(state, jobs_, verb, *args):
     print(json.dumps(rows))
   elif verb == "cancel":
     for job in _named(state, name):
-      _cancel(state, job)
+      if jobs(state)[job]["state"] in ("PENDING", "RUNNING"):  # What is over stays.
+        _cancel(state, job)
   else:
     print((state / f"{name}.log").read_text())
 

@@ -25,6 +25,7 @@ A source of labelled images has `classes` (names, each once) and `label(i)` as w
 new source is one file, with its config, and one row of SOURCES.
 """
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from fluid import config
@@ -79,6 +80,20 @@ def all_captions(source: Source, index: int) -> list[str]:
   if hasattr(source, "captions"):
     return source.captions(index)
   return [caption(source, index)]
+
+
+def kept_captions(captions: Iterable[str], data: config.Data) -> list[str]:
+  """Those that records of an image have: each once, of fitting length, so many."""
+  words = data.filter
+  found = list(dict.fromkeys(captions))
+  fit = [c for c in found if words_fit(c, words)]
+  return (fit or found[:1])[: data.captions or None]
+
+
+def words_fit(caption: str, wanted: config.Filter) -> bool:
+  """Whether a caption has as many words as a filter asks for."""
+  n = len(caption.split())
+  return wanted.min_words <= n and (n <= wanted.max_words or not wanted.max_words)
 
 
 def count(data: config.Data, split: str, source: Source) -> int:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from fluid import config as config_lib
-from fluid.data import BadExample, Source, pipeline
+from fluid.data import BadExample, Source, kept_captions, pipeline, words_fit
 from fluid.data.records import FILTERED
 from fluid.parallel import sharding
 
@@ -74,9 +74,9 @@ def _get(source: Source, prompts, data: config_lib.Data, index: int) -> dict[str
   try:
     example = source[index]
     captions = [example["caption"], *filter(str.strip, example.get("captions", ()))]
-    fit = [c for c in dict.fromkeys(captions) if _words_fit(c, data.filter)]
+    fit = [c for c in captions if words_fit(c, data.filter)]
     found: dict[str, str] = {}  # Class names are one prompt for all captions.
-    for caption in (fit or captions[:1])[: data.captions or None]:
+    for caption in kept_captions(captions, data):
       prompt = prompts.prompt(source, index, example | {"caption": caption})
       found.setdefault(prompt, caption)
   except BadExample as e:
@@ -93,10 +93,6 @@ def _get(source: Source, prompts, data: config_lib.Data, index: int) -> dict[str
     digest = hashlib.blake2b(example["image"].tobytes(), digest_size=8).digest()
     out["hash"] = int.from_bytes(digest, "big")
   return out
-
-
-def _words_fit(caption: str, wanted: config_lib.Filter) -> bool:
-  return _within(len(caption.split()), wanted.min_words, wanted.max_words)
 
 
 def _within(value: float, low: float, high: float) -> bool:

@@ -48,6 +48,7 @@ def _made(folder: str, vocabulary: str) -> dict[str, Any]:
   out["tokenizer.weights"] = config.get("tokenizer.weights", "")
   text = {k: v for k, v in metadata.get("text", {}).items() if k != "length"}
   out |= {f"text.{k}": v for k, v in text.items()}
+  out["text.dtype"] = config.get("text.dtype", "")  # Of a frozen encoder's products.
   # A vocabulary that was made there is its file; a frozen encoder has but a pointer.
   file = pathlib.Path(folder) / vocabulary
   return out | {"text.file": config.get("text.file") or _digest(file)}

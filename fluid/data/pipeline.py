@@ -17,9 +17,10 @@ import numpy as np
 from absl import flags
 
 from fluid.config import ConfigError, Run
+from fluid.config.identity import NONE, identity
 from fluid.data import mixtures
 from fluid.data.order import Order, draws
-from fluid.data.records import Records
+from fluid.data.records import Records, read_metadata
 from fluid.parallel import sharding
 
 
@@ -174,6 +175,8 @@ def loader(
   Without a mesh: all rows. Training draws from data.mixture, if there is one. `kwargs`
   as of make_loader.
   """
+  if split == "train":
+    _check_kept(run.data)
   if run.data.mixture and split == "train" and kwargs.get("epochs") is None:
     mixtures.check(run.data, run.text.FILE)
     kwargs |= {"mixture": run.data.mixture, "weights": run.data.weights}
@@ -186,6 +189,22 @@ def loader(
     text_length=run.text.length,
     **kwargs,
   )
+
+
+def _check_kept(data) -> None:
+  """Raises ConfigError for what prepare was not told to keep and training asks for."""
+  asked = identity(data, "data.", no=(*NONE, "drawn"))
+  kept = ("data.captions", "data.flips", "data.dedupe")
+  for folder in data.mixture or (data.cache,):
+    made = read_metadata(folder).get("config", {})
+    for key, value in asked.items():
+      if key.startswith("data.filter.") or key in kept:
+        if made.get(key) != value:
+          there = repr(made[key]) if key in made else "its default"
+          raise ConfigError(
+            f"config key '{key}' is {value!r}, but {folder} was prepared with {there}: "
+            "prepare another folder, or leave it out"
+          )
 
 
 class Loader:

@@ -42,13 +42,13 @@ class TextConfig(config.Part):
     """What it encodes of an example of a data source, which may be read already."""
     raise NotImplementedError
 
-  def fit(self, source: Any, total: int, path: pathlib.Path, most: int = 1) -> None:
+  def fit(self, source: Any, total: int, path: pathlib.Path, keep: Any = None) -> None:
     """Makes the file from the first examples of a source.
 
     Args:
       total: examples.
       path: of the file.
-      most: captions of each, where it has several (0: all).
+      keep: all captions of an example -> those to take (None: the first).
 
     Raises:
       ConfigError: the source has not what it takes.

@@ -32,8 +32,8 @@ class ClassesConfig(TextConfig):
   def prompt(self, source, index, example=None):
     return source.label(index)
 
-  def fit(self, source, total, path, most=1):
-    del total, most
+  def fit(self, source, total, path, keep=None):
+    del total, keep
     names = list(getattr(source, "classes", ()))
     if not names:
       raise ConfigError(

@@ -20,19 +20,19 @@ class LearnedConfig(TextConfig):
   def prompt(self, source, index, example=None):
     return example["caption"] if example else caption(source, index)
 
-  def fit(self, source, total, path, most=1):
-    train_vocabulary(_captions(source, total, most), path, self.vocab_size)
+  def fit(self, source, total, path, keep=None):
+    train_vocabulary(_captions(source, total, keep), path, self.vocab_size)
 
   def open(self, path):
     return Vocabulary(path)
 
 
-def _captions(source, total: int, most: int):
+def _captions(source, total: int, keep):
   for index in range(total):
     try:
-      if most == 1:
+      if keep is None:
         yield caption(source, index)
       else:
-        yield from all_captions(source, index)[: most or None]
+        yield from keep(all_captions(source, index))
     except BadExample:
       pass  # Prepare counts it, and says why.

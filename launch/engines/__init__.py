@@ -172,9 +172,10 @@ def command(spec: RunSpec, *, grace: str = "", join: bool = True) -> list[str]:
   argv = list(spec.argv)
   if join and spec.hardware.processes > 1:
     argv.append("--coordinator=auto")
-  if spec.hardware.slices > 1:
+  training = spec.stage.startswith("run/")
+  if training and spec.hardware.slices > 1:
     argv.append(f"--config.mesh.slice={spec.hardware.slices}")
-  if grace and spec.stage.startswith("run/"):
+  if grace and training:
     argv.append(f"--grace={grace}")
   return argv
 

@@ -131,4 +131,6 @@ class Engine(engines.Remote):
 
 
 def _requirements(h) -> str:
-  return "requirements-tpu.txt" if h.tpu else "requirements.txt"
+  if h.tpu:
+    return "requirements-tpu.txt"
+  return "requirements.txt" + (" 'jax[cuda12]>=0.10,<0.13'" if h.gpus else "")

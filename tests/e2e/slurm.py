@@ -71,6 +71,7 @@ class Cluster:
   def __init__(self, folder: pathlib.Path):
     self.conf = folder / "slurm.conf"
     self.env = {**os.environ, "SLURM_CONF": str(self.conf)}
+    self.since: dict[str, float] = {}  # When a requeued job was first seen.
 
   def call(self, *argv: str) -> str:
     done = subprocess.run(argv, env=self.env, capture_output=True, text=True)
@@ -84,10 +85,18 @@ class Cluster:
     return dict(line.split() for line in said).get(job, "")
 
   def soon(self) -> None:
-    """Starts requeued jobs at once, which otherwise wait for two minutes."""
+    """Starts requeued jobs after seconds, which otherwise wait for two minutes.
+
+    Not at once: a node refuses a job that it was told to kill in the same second.
+    """
     said = self.call("squeue", "-h", "-t", "PENDING", "-o", "%i %r").splitlines()
-    for job, why in (line.split(maxsplit=1) for line in said):
-      if why == "BeginTime":
+    waiting = [
+      j for j, why in (w.split(maxsplit=1) for w in said) if why == "BeginTime"
+    ]
+    now = time.monotonic()
+    self.since = {job: self.since.get(job, now) for job in waiting}
+    for job, since in self.since.items():
+      if now - since > 4:
         self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 

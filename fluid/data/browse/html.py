@@ -222,7 +222,8 @@ def _charts(found: Look) -> list[str]:
 
 
 def _rejects(split: str, found: Look) -> list[str]:
-  written = (found.metadata or {}).get("splits", {}).get(split, {}).get("skipped", {})
+  here = (found.metadata or {}).get("splits", {}).get(split, {})
+  written = here.get("skipped", {}) | here.get("filtered", {})
   kinds = sorted(written.keys() | found.rejects.keys())
   if not kinds:
     return [page.paragraph(f"None of the {found.scanned:,} examples looked at.")]

@@ -186,7 +186,7 @@ def _of_cache(run, cache, source, drawn, seed, found: Look, log) -> None:
       # What the source says now may be something else than what was prepared.
       same = here["caption"] == record["caption"]
       example.prompt = here["prompt"] if same else record["caption"]
-      example.others = list(here.get("captions", ()))[1:]
+      example.others = _others(here)
     elif source is not None:
       example.why = here.get("why", "the source has another example in this place")
     found.examples.append(example)
@@ -215,6 +215,10 @@ def _of_cache(run, cache, source, drawn, seed, found: Look, log) -> None:
   found.scanned = len(scan)
 
 
+def _others(here: dict[str, Any]) -> list[str]:
+  return [c for c in here.get("captions", ()) if c != here["caption"]]
+
+
 def _of_source(run, source, drawn, seed, found: Look, log) -> None:
   progress = Progress("browse", len(drawn), "examples", log)
   for index, here in zip(drawn.tolist(), _read(run, source, drawn)):
@@ -229,13 +233,16 @@ def _of_source(run, source, drawn, seed, found: Look, log) -> None:
     example = Example(
       index, here["id"], here["caption"], here["prompt"], meta=here["meta"]
     )
-    example.image, example.others = here["image"], list(here.get("captions", ()))[1:]
+    example.image, example.others = here["image"], _others(here)
     if found.vocabulary is not None:
       ids, mask = found.vocabulary.encode(
         [here["prompt"]], run.text.length, on_unknown="keep", on_long="cut"
       )
       example.ids = ids[0, mask[0]].tolist()
-    _size(here["meta"], found)
+    if "size" in here:  # What filters look at.
+      found.sizes.append(tuple(here["size"]))
+    else:
+      _size(here["meta"], found)
     found.examples.append(example)
   found.scanned = len(drawn)
   found.reasons = found.reasons[:REASONS]
