@@ -4,6 +4,7 @@ The tokenizer here is a few lines of arithmetic: what is tested is the cache.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -507,3 +508,29 @@ def test_two_processes_write_what_one_writes(whole, rich, tmp_path):
   tokenizer = Tokenizer()
   write(tmp_path / "cache", tokenizer)
   assert tokenizer.calls == 0
+
+
+def test_training_asks_for_no_more_than_was_prepared(tmp_path):
+  """And the vocabulary is of the captions that a filter keeps."""
+  told = ["cat", "a zebra stands on grass"]
+  words = config.Filter(min_words=3)
+  assert data.kept_captions(told, config.Data(filter=words)) == told[1:]
+  assert data.kept_captions([*told, *told], config.Data(captions=0)) == told
+  assert data.kept_captions(["cat"], config.Data(filter=words)) == ["cat"]
+
+  class Told:
+    captions = lambda self, index: told
+    caption = lambda self, index: told[0]
+
+  keep = functools.partial(data.kept_captions, data=config.Data(filter=words))
+  prompts = LearnedConfig(vocab_size=40)
+  prompts.fit(Told(), 20, tmp_path / "text.model", keep)
+  assert not prompts.open(tmp_path / "text.model").unknown(told[1])
+
+  write(tmp_path / "cache", num_train=8)
+  run = make_run(tmp_path / "cache", num_train=8)
+  assert len(pipeline.loader(run, "train", batch=4, shuffle=True)) > 1
+  for key, value in (("flips", True), ("captions", 5), ("filter.min_side", 9)):
+    asked = config.replaced(run, {f"data.{key}": value})
+    with pytest.raises(config.ConfigError, match=f"'data.{key}' is {value}, but"):
+      pipeline.loader(asked, "train", batch=4, shuffle=True)

@@ -267,7 +267,7 @@ def run(folder: pathlib.Path, *, brief: bool) -> list[tuple[str, str]]:
     raise NotHere(why)
   folder.mkdir(parents=True, exist_ok=True)
   with slurm.cluster(folder / "slurm") as cluster:
-    names, steps = (SHORT, 600) if brief else (tuple(RUNS), 3000)
+    names, steps = (SHORT, 300) if brief else (tuple(RUNS), 3000)
     drill = Drill(folder, cluster, names, steps)
     return short(drill) if brief else whole(drill)
 
