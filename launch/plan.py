@@ -258,6 +258,8 @@ def _machine(point: dict, run: Run, topology: str | None):
     )
   else:
     found = parse(text)
+    if said.get("run") == "recommended":  # The mesh that topologies.md has of it.
+      more = recommended.mesh(run.model.size, found)
   _check_fit(f"run '{point['name']}'", _mesh(run, more), run, found)
   others = {kind: parse(said[kind]) for kind in said if kind != "run"}
   others["run"] = found

@@ -56,6 +56,14 @@ def of(size: str, generation: str = GENERATION) -> tuple[hardware.Hardware, dict
   )
 
 
+def mesh(size: str, asked: hardware.Hardware) -> dict[str, Any]:
+  """What to override on a slice that was asked for; {} where it is no row."""
+  for topology, slices, overrides in RECOMMENDED.get(size, ()):
+    if (f"{asked.kind}:{asked.topology}", asked.slices) == (topology, slices):
+      return dict(overrides)
+  return {}
+
+
 @functools.cache
 def reports() -> dict[str, dict[str, Any]]:
   """Row -> its report; empty without the file."""

@@ -235,6 +235,9 @@ def _with(build):
 def test_a_killed_submission_is_found_again(machine):
   machine.modes["run/dr1"] = "hang"
   machine.until("slurm", lambda s: s["run/dr1"] == "running")
+  end = time.monotonic() + 60
+  while "dr1" not in machine.starts() and time.monotonic() < end:
+    time.sleep(0.05)  # The scheduler says so before the job does anything.
   job = machine.workdir / "jobs/dr1/job.json"
   before = json.loads(job.read_text())
   job.unlink()  # As if it had been killed between sbatch and this file.

@@ -77,7 +77,15 @@ def checked(
     if name not in options:
       lines = ", ".join(f"{k} ({v})" for k, v in options.items())
       raise ConfigError(f"--set {name}: --on {engine} knows {lines}")
+  seconds((given or {}).get("grace", "0"))
   return dict(given or {})
+
+
+def seconds(grace: str) -> str:
+  """A grace of `--set`, which has to be a number of seconds."""
+  if not grace.isdigit():
+    raise ConfigError(f"--set grace={grace}: it is a whole number of seconds")
+  return grace
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Engine(engines.Remote):
     options = dict(self.options)
     here = shlex.quote(os.path.dirname(sys.executable))
     self._setup = options.pop("setup", f'export PATH={here}:"$PATH"')
-    self._grace = options.pop("grace", "30")
+    self._grace = engines.seconds(options.pop("grace", "30"))
     for name in options:
       if not re.fullmatch(r"[a-z][a-z-]+", name):
         raise ConfigError(f"--set {name}: sbatch has no such option")
