@@ -92,8 +92,12 @@ def kept_captions(captions: Iterable[str], data: config.Data) -> list[str]:
 
 def words_fit(caption: str, wanted: config.Filter) -> bool:
   """Whether a caption has as many words as a filter asks for."""
-  n = len(caption.split())
-  return wanted.min_words <= n and (n <= wanted.max_words or not wanted.max_words)
+  return within(len(caption.split()), wanted.min_words, wanted.max_words)
+
+
+def within(value: float, low: float, high: float) -> bool:
+  """Whether a value is inside a filter's bounds, of which a high one of 0 is none."""
+  return low <= value and (value <= high or not high)
 
 
 def count(data: config.Data, split: str, source: Source) -> int:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from fluid import config as config_lib
-from fluid.data import BadExample, Source, kept_captions, pipeline, words_fit
+from fluid.data import BadExample, Source, kept_captions, pipeline, within, words_fit
 from fluid.data.records import FILTERED
 from fluid.parallel import sharding
 
@@ -95,10 +95,6 @@ def _get(source: Source, prompts, data: config_lib.Data, index: int) -> dict[str
   return out
 
 
-def _within(value: float, low: float, high: float) -> bool:
-  return low <= value and (value <= high or not high)
-
-
 def _left_out(
   example: dict[str, Any], captions: list[str], wanted: config_lib.Filter
 ) -> tuple[str, str] | None:
@@ -111,7 +107,7 @@ def _left_out(
   width, height = example.get("size", (width, height))
   if min(width, height) < wanted.min_side:
     return "side", f"it has {width} x {height} pixels"
-  if not _within(width / height, wanted.min_aspect, wanted.max_aspect):
+  if not within(width / height, wanted.min_aspect, wanted.max_aspect):
     return "aspect", f"it has {width} x {height} pixels"
   if not captions:
     return "words", f"no caption has as many; the first is {example['caption']!r:.80}"

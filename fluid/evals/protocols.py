@@ -47,6 +47,7 @@ def _imagenet(protocol: str, reference: str, *metrics: str) -> dict[str, Evaluat
   }
 
 
+_ADM = ("fid", "sfid", "inception_score", "precision_recall")
 _FEW = {"distribution": {"examples": 128, "real": 128}}
 PROTOCOLS: dict[str, Protocol] = {
   "imagenet50k": Protocol(
@@ -54,10 +55,7 @@ PROTOCOLS: dict[str, Protocol] = {
     _imagenet(
       "adm",
       "$FLUID_WEIGHTS/VIRTUAL_imagenet256_labeled.npz",
-      "fid",
-      "sfid",
-      "inception_score",
-      "precision_recall",
+      *_ADM,
     ),
     _FEW,
     256,
@@ -67,10 +65,7 @@ PROTOCOLS: dict[str, Protocol] = {
     _imagenet(
       "adm",
       "$FLUID_WEIGHTS/VIRTUAL_imagenet512.npz",
-      "fid",
-      "sfid",
-      "inception_score",
-      "precision_recall",
+      *_ADM,
     ),
     _FEW,
     512,
