@@ -24,9 +24,10 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 # It logs what it tries again, and with a traceback what it gives up, which we say.
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
-AT_ONCE = 64  # Objects that are written or read together.
+AT_ONCE = 16  # Objects that are written or read together.
 # In a work folder, what nobody asks of a mirror: there by name alone.
 _LEFT = ("checkpoints", "checkpoints-damaged", "profile", "samples", "tensorboard")
+_KEPT = "eval/images/"  # Gigabytes that an evaluation goes on from: of this host alone.
 
 
 class BucketError(ConfigError):
@@ -178,10 +179,12 @@ class Mirror:
       self._pushed |= {name: now[name] for name in names}
 
   def _stamps(self) -> dict[str, tuple[int, int]]:
-    """Name -> (time, size) of the files that are not hidden; none of a local folder."""
+    """Name -> (time, size) of what belongs in the bucket; none of a local folder."""
     out: dict[str, tuple[int, int]] = {}
     for file in sorted(self.path.rglob("*")) if self.url else ():
-      if file.is_file() and not file.name.startswith("."):
+      name = file.relative_to(self.path).as_posix()
+      hidden = file.name.startswith(".") or name.startswith(_KEPT)
+      if file.is_file() and not hidden:
         found = file.stat()
-        out[file.relative_to(self.path).as_posix()] = found.st_mtime_ns, found.st_size
+        out[name] = found.st_mtime_ns, found.st_size
     return out

@@ -11,10 +11,10 @@ import subprocess
 import sys
 import types
 
-import fsspec
 import jax
 import numpy as np
 import pytest
+from fsspec.registry import _registry as known
 
 import analysis
 from fluid import api, config, evaluate, remote, train
@@ -186,8 +186,10 @@ def test_what_cannot_be_reached_is_one_line(bucket, monkeypatch):
   with pytest.raises(remote.BucketError, match="gs://bucket/run cannot be") as e:
     remote.local("gs://bucket/run")
   assert exit_code(e.value) == REQUEUE
-  monkeypatch.undo()
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, "gcsfs", None)
-  monkeypatch.delitem(fsspec.registry._registry, "gs", raising=False)
+  monkeypatch.delitem(known, "gs", raising=False)
   with pytest.raises(config.ConfigError, match="needs the package gcsfs"):
     remote.check("gs://other/run", "--workdir")
