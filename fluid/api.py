@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fluid import config, models, sampling, shipped, text, tokenizers
+from fluid import config, models, remote, sampling, shipped, text, tokenizers
 from fluid.console import progress
 from fluid.durable import parameters, paths
 from fluid.parallel import sharding
@@ -76,7 +77,7 @@ def load(
 
   Args:
     workdir: folder of the run, also 'configs/checkpoints/...' of those that come with
-      the code.
+      the code, and gs://... of one in a bucket.
     weights: 'ema' or 'raw'.
     step: a saved step (None: the newest).
     mesh: devices to lay the parameters out over (None: all on the default device).
@@ -85,11 +86,12 @@ def load(
     ConfigError: no run, no such checkpoint, or a tokenizer or vocabulary missing.
   """
   workdir = shipped.find(str(workdir))
-  run, described = chosen(read_config(workdir), workdir), read_model(workdir)
+  folder = remote.local(workdir)
+  run, described = chosen(read_config(workdir, folder), folder), read_model(folder)
   if mesh is None:  # Says what is missing before anything large is read.
     params, found = parameters.restore(workdir, weights, step)
   tokenizer = tokenizers.load(run.tokenizer.path, described.get("tokenizer_sha256", ""))
-  vocabulary = text.load(run.text, workdir, run.data.cache)
+  vocabulary = text.load(run.text, folder, run.data.cache)
   net = models.Net.of(run, tokens=tokenizer.spec, vocab=vocabulary.size)
   if mesh is not None:
     with jax.set_mesh(mesh):
@@ -99,15 +101,22 @@ def load(
   return Loaded(run, net, params, found, weights, tokenizer, vocabulary, mesh)
 
 
-def read_config(workdir) -> config.Run:
-  """The config a run was started with; ConfigError where there is no run."""
-  path = pathlib.Path(workdir) / "config.json"
+def read_config(workdir, folder: pathlib.Path | None = None) -> config.Run:
+  """The config a run was started with; ConfigError where there is no run.
+
+  Args:
+    folder: the files of `workdir`, where they are on this host already.
+  """
+  folder = folder or remote.local(workdir)
+  path = folder / "config.json"
   if not path.is_file():
     raise config.ConfigError(
-      f"no run in {workdir}: {path} does not exist; name the --workdir of a training"
+      f"no run in {workdir}: {os.path.join(workdir, path.name)} does not exist; name "
+      "the --workdir of a training"
     )
   run = config.from_file(path)
-  return paths.moved(run, read_model(workdir).get("workdir", ""), str(path.parent))
+  old = read_model(folder).get("workdir", "")
+  return paths.near(paths.moved(run, old, str(folder)))
 
 
 def chosen(run: config.Run, workdir) -> config.Run:

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from fluid import api, config, evals
+from fluid import api, config, evals, remote
 from fluid.config import identity
 from fluid.console import cli
 from fluid.data import pipeline
@@ -40,7 +40,9 @@ class Judge:
   """
 
   def __init__(self, workdir, run: config.Run, step: int | None = None):
-    self.workdir, self.run, self.step = pathlib.Path(workdir), run, step
+    self.mirror = remote.Mirror(workdir)
+    self.folder = self.mirror.path
+    self.workdir, self.run, self.step = self.mirror.url or self.folder, run, step
     self.mesh = sharding.make_mesh(run.mesh)
     self.load = functools.cache(self._load)
     self.records: list[dict] = []
@@ -58,7 +60,7 @@ class Judge:
         loaded.tokenizer,
         loaded.vocabulary,
         self.mesh,
-        self.workdir,
+        self.folder,
         self._loader,
       )
     run = self.run
@@ -75,8 +77,13 @@ class Judge:
     self.records = [r | described | {"step": loaded.step} for r in context.records]
     return out
 
+  def close(self) -> None:
+    """Uploads what was written, where the workdir is in a bucket."""
+    if jax.process_index() == 0:
+      self.mirror.push()
+
   def _loader(self, split, batch):
-    cached = _cached(self.run, split, self.workdir)
+    cached = _cached(self.run, split, self.folder)
     return pipeline.loader(
       cached, split, self.mesh, batch=batch, shuffle=False, epochs=1
     )
@@ -133,10 +140,13 @@ def evaluate(
   if len(name) > 120:  # Names of files end at 255 bytes.
     name = f"{name[:100]}-{identity.digest({'name': name})}"
   name += ".json"
-  file = pathlib.Path(workdir) / "eval" / name
+  file = judge.folder / "eval" / name
   distributed.write_json(file, described | {"values": plain, "records": judge.records})
-  if not overrides and not protocol and jax.process_index() == 0:
-    append(pathlib.Path(workdir) / "metrics.jsonl", taken, plain)
+  # In a bucket the file is that of the training, which uploads it whole, until its end.
+  free = not judge.mirror.url or (judge.folder / "done.json").exists()
+  if free and not overrides and not protocol and jax.process_index() == 0:
+    append(judge.folder / "metrics.jsonl", taken, plain)
+  judge.close()
   return plain
 
 
@@ -209,15 +219,14 @@ def sweep(
   taken = judge.load(found.best.get("weights", "ema")).step
   described = {"step": taken, "by": by, "value": found.value, "images": images}
   described |= {"inside": found.inside, "drawn": found.drawn, "grid": grid}
-  file = pathlib.Path(workdir) / "eval" / f"sweep-{taken}.json"
+  file = judge.folder / "eval" / f"sweep-{taken}.json"
   distributed.write_json(file, described | {"points": found.judged})
   # All of what was judged: overrides and the evaluator's own options as well.
   best = {k: v for k, v in found.best.items() if k != "weights"}
   sample = run.sample.replace(**(part.sample | best)).flat()
   chosen = {"sample": {k: v for k, v in sample.items() if k != "batch"}}
-  distributed.write_json(
-    pathlib.Path(workdir) / api.CHOSEN, chosen | {"found": described}
-  )
+  distributed.write_json(judge.folder / api.CHOSEN, chosen | {"found": described})
+  judge.close()
   return found
 
 

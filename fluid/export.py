@@ -12,7 +12,7 @@ import pathlib
 
 from absl import flags
 
-from fluid import api, config, files, shipped, text
+from fluid import api, config, files, remote, shipped, text
 from fluid.console import cli
 from fluid.durable import card, exported
 
@@ -30,11 +30,12 @@ def export(workdir, out, *, weights: str = "ema", step: int | None = None) -> No
     ConfigError: what fluid.load refuses, or a folder that holds a run.
   """
   workdir, out = shipped.find(str(workdir)), pathlib.Path(out)
+  folder = remote.local(workdir)
   if (out / "checkpoints").exists():
     raise config.ConfigError(f"{out} holds a run: name another folder in --out")
-  loaded, described = api.load(workdir, weights, step), api.read_model(workdir)
+  loaded, described = api.load(workdir, weights, step), api.read_model(folder)
   run = loaded.config
-  origin = pathlib.Path(workdir) / run.text.FILE
+  origin = folder / run.text.FILE
   if not origin.is_file():
     origin = pathlib.Path(run.text.path or pathlib.Path(run.data.cache) / run.text.FILE)
   out.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,7 @@ def export(workdir, out, *, weights: str = "ema", step: int | None = None) -> No
   content = config.to_dict(config.replaced(run, changes))
   content["init"] = config.to_dict(config.Init())
   files.write_json(out / "config.json", content)
-  values = card.judged(pathlib.Path(workdir) / "metrics.jsonl", loaded.step)
+  values = card.judged(folder / "metrics.jsonl", loaded.step)
   files.write_text(out / "README.md", card.text(run, described, values))
 
 
@@ -62,6 +63,7 @@ def main(argv) -> None:
   del argv
   args = flags.FLAGS
   out = args.out
+  files.on_disk(out, "--out")
   if not out:
     raise cli.UserError("missing flag --out; see --help")
   export(cli.require(WORKDIR), out, weights=args.weights, step=args.step)

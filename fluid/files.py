@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from fluid import remote
 from fluid.errors import ConfigError
 
 
@@ -35,6 +36,9 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+  if remote.is_url(path):  # An object is there whole or not at all.
+    parent, _, name = str(path).rpartition("/")
+    return remote.write(parent, {name: content})
   with replacing(path) as scratch:
     scratch.write_bytes(content)
 
@@ -48,13 +52,13 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def on_disk(path: str | os.PathLike, name: str) -> None:
-  """Refuses an address where a folder is needed.
+  """Refuses an address where a folder of this host is needed.
 
   Raises:
     ConfigError: naming the flag or key `name`.
   """
-  if "://" in str(path):
+  if remote.is_url(path):
     raise ConfigError(
-      f"{name} is {path}: work folders, caches and tokenizers lie on a file system; "
-      "mount the bucket (gcsfuse, a shared disk) and name the folder that it is there"
+      f"{name} is {path}, and has to lie on a file system here; mount the bucket "
+      "(gcsfuse, a shared disk) and name the folder that it is there"
     )

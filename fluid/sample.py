@@ -86,6 +86,7 @@ def main(argv) -> None:
   if args.n < 1:
     raise cli.UserError(f"flag --n must be at least 1, not {args.n}")
   out = cli.require(OUT)
+  files.on_disk(out, "--out")
   workdir, mesh = shipped.find(cli.require(WORKDIR)), None
   if jax.process_count() > 1:  # Laid out as in training.
     mesh = sharding.make_mesh(api.read_config(workdir).mesh)

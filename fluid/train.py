@@ -54,10 +54,12 @@ def run(
     Preempted: it was told to stop, and has saved.
   """
   began, startup = time.time(), Startup()
-  path, cfg = pathlib.Path(workdir), paths.made_absolute(cfg)
-  profile = Profile(cfg.profile_steps, path)
+  told = paths.made_absolute(cfg)
   with contextlib.ExitStack() as stack:
     preemption = stack.enter_context(Preemption())
+    folder = stack.enter_context(Workdir(workdir))
+    path, cfg = folder.path, paths.near(told)
+    profile = Profile(cfg.profile_steps, path)
     mesh = sharding.make_mesh(cfg.mesh)
     sharding.check_batch(cfg.batch, mesh, cfg.accum)
     with startup.part("data"):
@@ -68,18 +70,17 @@ def run(
     net = Net.of(cfg)
     described = flops.describe(net, cfg)
     metadata = records.read_metadata(cfg.data.cache)
-    model = _model_json(cfg, net, described, path, metadata)
-    folder = _claim(path, cfg, model, starts)
-    stack.callback(folder.close)
+    model = _model_json(cfg, net, described, folder.place, metadata)
+    _claim(folder, cfg, told, model, starts)
     finished = _finished(path)
     if finished["step"] >= cfg.steps:
-      distributed.say(f"{path} is finished: {finished['step']} steps")
+      distributed.say(f"{folder.place} is finished: {finished['step']} steps")
       return finished
     distributed.say(flops.table({"parameters [M]": described["params"]}, 1e6, ""))
     peak = flops.peak(mesh.devices.flatten())
 
     stack.enter_context(jax.set_mesh(mesh))
-    saved = checkpoint.Checkpoints(path, keep=cfg.keep)
+    saved = checkpoint.Checkpoints(folder.place, keep=cfg.keep)
     stack.callback(saved.close)
     with startup.part("restore"):
       state, extra = _start(cfg, net, mesh, saved, data)
@@ -117,7 +118,7 @@ def run(
     began -= extra["wall_seconds"]
     distributed.say(
       f"step {step} of {cfg.steps}, mesh {dict(mesh.shape)} of "
-      f"{mesh.devices.flat[0].device_kind}, workdir {path}"
+      f"{mesh.devices.flat[0].device_kind}, workdir {folder.place}"
     )
 
     def at_first(part):
@@ -126,6 +127,7 @@ def run(
     def save():
       folder.check()
       log.sync()
+      folder.push()
       extra.update(
         counts=health.counts,
         wall_seconds=round(time.time() - began, 3),
@@ -177,7 +179,7 @@ def run(
       if step == start + 1:
         log.first(step, startup.finish())
       elif due(step, cfg.log_every, cfg.steps):
-        folder.check()
+        folder.tend()
         saved.check()
         if train_step._cache_size() > 1:  # type: ignore[attr-defined]
           distributed.say(f"warning: the train step was compiled again, by step {step}")
@@ -191,28 +193,25 @@ def run(
     "startup_seconds": {k: round(v, 2) for k, v in startup.seconds.items()},
   }
   distributed.write_json(path / "done.json", result)
+  folder.push()
   distributed.say(f"finished: {step} steps in {result['wall_seconds']:.0f} s")
   return result
 
 
-def _claim(path, cfg, model, starts: int) -> Workdir:
-  """Takes the workdir for this run and says in it what the run is."""
-  folder = Workdir(path)
+def _claim(folder: Workdir, cfg, told, model, starts: int) -> None:
+  """Takes the workdir for this run and says in it what the run is, as it was told."""
+  path = folder.path
 
   def claim():
     folder.claim(cfg)
     if _finished(path)["step"] < cfg.steps:
       folder.count_start(starts)
-      distributed.write_json(path / "config.json", config.to_dict(cfg))
+      distributed.write_json(path / "config.json", config.to_dict(told))
       distributed.write_json(path / "model.json", model)
       text.copy(cfg.text, pathlib.Path(cfg.data.cache) / cfg.text.FILE, path)
+    folder.push()
 
-  try:
-    distributed.first(claim)
-  except BaseException:
-    folder.close()
-    raise
-  return folder
+  distributed.first(claim)
 
 
 def _finished(path) -> dict:
@@ -273,7 +272,7 @@ def main(argv) -> None:
   distributed.join_by_flags()
   args = flags.FLAGS
   workdir = cli.require(WORKDIR)
-  run(cli.read(CONFIG), workdir, starts=args.starts, grace=args.grace)
+  run(cli.read(CONFIG, buckets=True), workdir, starts=args.starts, grace=args.grace)
 
 
 if __name__ == "__main__":

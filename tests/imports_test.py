@@ -24,6 +24,7 @@ ANALYSIS = (
 
 FLUID = (
   ("fluid.errors", "fluid.rng", "fluid.shipped", "fluid.trees"),
+  "fluid.remote",
   "fluid.files",
   ("fluid.convert.pickles", "fluid.convert.weights"),
   ("fluid.convert.torch_zip", "fluid.convert.torch_legacy", "fluid.convert.graph_def"),

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fluid import config, files, shipped
+from fluid import config, files, remote, shipped
 from fluid.config.identity import places
 from fluid.console import pages
 from fluid.errors import REQUEUE, exit_code
@@ -81,19 +81,24 @@ def require(holder: flags.FlagHolder):
   if holder.value is None:
     raise UserError(f"missing flag --{holder.name}; see --help")
   if holder.name == "workdir":
-    files.on_disk(holder.value, "--workdir")
+    remote.check(holder.value, "--workdir")
   return holder.value
 
 
-def read(holder: flags.FlagHolder) -> config.Run:
-  """The config flag -> the dataclass of the whole run."""
+def read(holder: flags.FlagHolder, *, buckets: bool = False) -> config.Run:
+  """The config flag -> the dataclass of the whole run.
+
+  Args:
+    buckets: whether what it reads may lie in one (gs://...).
+  """
   run = places(config.from_config_dict(require(holder)), shipped.find)
   for key, path in (
     ("data.cache", run.data.cache),
+    *(("data.mixture", path) for path in run.data.mixture),
     ("tokenizer.path", run.tokenizer.path),
     ("init.workdir", run.init.workdir),
   ):
-    files.on_disk(path, f"config key '{key}'")
+    (remote.check if buckets else files.on_disk)(path, f"config key '{key}'")
   return run
 
 

@@ -3,7 +3,8 @@
 Nothing else imports orbax. A step holds four items, so that a reader takes what it
 needs: params, ema, optimizer (with the step) and data (JSON, the same for any number of
 processes, with the checksums of all arrays). A step is there completely or not at all:
-Orbax renames it when it is done; what damage does to it later, the checksums tell.
+Orbax renames it when it is done, or in a bucket (gs://) adds an object that says so;
+what damage does to it later, the checksums tell.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath  # Orbax's own paths.
 
-from fluid import config, trees
+from fluid import config, files, remote, trees
 from fluid.durable import integrity
 from fluid.errors import REQUEUE
 from fluid.parallel import distributed
@@ -69,8 +70,8 @@ class Checkpoints:
   """
 
   def __init__(self, workdir, *, keep: int = 3):
-    self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
-    self._ledger = self.folder.with_name("saved.json")
+    self.folder = _absolute(workdir) / "checkpoints"
+    self._ledger = self.folder.parent / "saved.json"
     self.last, self.seconds, self._began = 0, 0.0, 0.0
     self._manager = _manager(
       self.folder,
@@ -95,6 +96,10 @@ class Checkpoints:
     with self._written():
       self._manager.wait_until_finished()
       self.last, self._began = step, began
+      if step in _marked(self.folder):  # Of an object store, where nothing moves.
+        self._manager.delete(step)
+        if jax.process_index() == 0:
+          _mark(self.folder, step).unlink()
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -150,7 +155,8 @@ class Checkpoints:
     """Newest good step -> state and the data saved with it; None if none was saved.
 
     A step that is damaged, where an older one is good, is moved to
-    WORKDIR/checkpoints-damaged with a warning.
+    WORKDIR/checkpoints-damaged with a warning. In a bucket nothing moves: it is named
+    there, passed over, and replaced when the run comes to it again.
 
     Args:
       abstract: `state.abstract_state` on the mesh to restore onto.
@@ -160,7 +166,8 @@ class Checkpoints:
         other shapes than `abstract`.
     """
     damaged: list[tuple[int, str]] = []
-    for step in sorted(self._manager.all_steps(), reverse=True):
+    steps = set(self._manager.all_steps()) - _marked(self.folder)
+    for step in sorted(steps, reverse=True):
       found, why = None, "another process cannot read it"
       try:
         found = _restore(self.folder / str(step), abstract)
@@ -191,6 +198,15 @@ class Checkpoints:
 
   def _set_aside(self, damaged):
     for step, why in damaged:
+      if remote.is_url(self.folder):
+        mark = _mark(self.folder, step)
+        _warn(
+          f"checkpoint of step {step} cannot be read, as {mark} now says; an older one "
+          f"is used ({why})"
+        )
+        if jax.process_index() == 0:
+          files.write_json(mark, {"step": step, "why": why})
+        continue
       aside = self.folder.with_name("checkpoints-damaged") / str(step)
       while aside.exists():
         aside = aside.with_name(aside.name + "_")
@@ -203,6 +219,25 @@ class Checkpoints:
         os.rename(self.folder / str(step), aside)
     if damaged and distributed.everyone(True):  # Process 0 has moved them.
       self._manager.reload()
+
+
+def _absolute(folder):
+  if remote.is_url(folder):
+    return epath.Path(str(folder))
+  return pathlib.Path(folder).absolute()
+
+
+def _mark(folder, step: int):
+  """Of an object store: the object that says that a step is damaged."""
+  return folder.parent / "checkpoints-damaged" / f"{step}.json"
+
+
+def _marked(folder) -> set[int]:
+  """Steps of an object store that are known to be damaged."""
+  marks = folder.parent / "checkpoints-damaged"
+  if not remote.is_url(folder) or not marks.exists():
+    return set()
+  return {int(mark.stem) for mark in marks.iterdir() if mark.suffix == ".json"}
 
 
 def _items(state):
@@ -281,10 +316,10 @@ def _open(workdir, which: str, step: int | None) -> tuple[pathlib.Path, str]:
   item = {"ema": "ema", "raw": "params"}.get(which)
   if item is None:
     raise CheckpointError(f"weights '{which}' are unknown; choose from ema, raw")
-  folder = pathlib.Path(workdir).absolute() / "checkpoints"
+  folder = _absolute(workdir) / "checkpoints"
   if not folder.is_dir():
     raise CheckpointError(f"no checkpoint in {workdir}: {folder} does not exist")
-  steps = sorted(ocp.utils.checkpoint_steps(folder))
+  steps = sorted(set(ocp.utils.checkpoint_steps(folder)) - _marked(folder))
   if not steps or (step is not None and step not in steps):
     wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
     there = ", ".join(map(str, steps)) or "none"

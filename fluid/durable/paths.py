@@ -1,9 +1,16 @@
 """Where a run finds what was made before it, from any folder and after a move."""
 
+import fcntl
+import hashlib
+import json
 import os
+import pathlib
+import shutil
 
+from fluid import config, remote
 from fluid.config import Run
 from fluid.config.identity import places
+from fluid.parallel import distributed
 
 
 def absolute(path: str) -> str:
@@ -14,6 +21,49 @@ def absolute(path: str) -> str:
 def made_absolute(run: Run) -> Run:
   """The same run with `absolute` paths, as its workdir's config.json keeps them."""
   return places(run, absolute)
+
+
+def near(run: Run) -> Run:
+  """The run with copies on this host of caches and a tokenizer that lie in buckets.
+
+  A copy is made once, whole, in $FLUID_CACHE (~/.cache/fluid), and belongs to just
+  these objects: others in their place are copied anew.
+  """
+  return config.replaced(
+    run,
+    {
+      "data.cache": _near(run.data.cache),
+      "data.mixture": tuple(map(_near, run.data.mixture)),
+      "tokenizer.path": _near(run.tokenizer.path),
+    },
+  )
+
+
+def _near(path: str) -> str:
+  if not remote.is_url(path):
+    return path
+  bucket, root = remote.opened(path)
+  with remote.asking(path):
+    found = bucket.find(root, detail=True)
+  if not found:
+    raise config.ConfigError(f"nothing is at {path}")
+  names = sorted(found)
+  stamps = [[n, found[n]["size"], str(found[n].get("generation"))] for n in names]
+  key = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
+  base = pathlib.Path(os.environ.get("FLUID_CACHE", "~/.cache/fluid")).expanduser()
+  base.mkdir(parents=True, exist_ok=True)
+  target = base / f"{root.rpartition('/')[2]}-{key}"
+  with (base / f".{target.name}.lock").open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)  # One process of a host copies, the others wait.
+    if not target.exists():
+      scratch = base / f".{target.name}.tmp"
+      shutil.rmtree(scratch, ignore_errors=True)
+      relative = [name.removeprefix(root).strip("/") for name in names]
+      batches = [relative[i : i + 8] for i in range(0, len(names), 8)]
+      for batch in distributed.track(batches, f"copying {path}", len(batches)):
+        remote.download(path, batch, scratch)
+      scratch.rename(target)
+  return str(target)
 
 
 def moved(run: Run, old: str, new: str) -> Run:

@@ -4,14 +4,18 @@ WORKDIR/config.json says which run it belongs to, WORKDIR/saved.json which check
 was complete last: where that is gone, a run does not silently begin again.
 """
 
+import contextlib
 import json
 import os
 import pathlib
+import socket
 import subprocess
+import time
+import uuid
 from importlib import metadata
 from typing import Any
 
-from fluid import config, files
+from fluid import config, files, remote
 from fluid.config.identity import differences, identity
 from fluid.durable.lock import lock
 from fluid.errors import NO_PROGRESS
@@ -35,12 +39,41 @@ class NoProgressError(WorkdirError):
   exit_code = NO_PROGRESS
 
 
+OWNER = "owner.json"
+TEND = 60.0  # Seconds between two uploads of what was logged.
+
+
 class Workdir:
-  """The folder of a run, which process 0 claims for as long as it lives."""
+  """The folder of a run, which process 0 claims for as long as it lives.
+
+  One in a bucket has no lock: owner.json says who has it, whoever starts last writes
+  that, and those before it stop where they read it.
+
+  Attributes:
+    path: of its files; of a bucket's folder, of their mirror on this host.
+    place: where checkpoints lie: the folder itself, or its URL.
+  """
 
   def __init__(self, path):
-    self.path = pathlib.Path(path)
+    self._mirror = remote.Mirror(path)
+    self.path, self._url = self._mirror.path, self._mirror.url
+    self.place = self._url or self.path
     self._lock = self._id = None
+    self._tended = time.monotonic()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, error, trace):
+    self.close()
+    if self._url and error is not None:
+      if not isinstance(error, GoneError):
+        with contextlib.suppress(config.ConfigError):  # There is one to tell already.
+          self.push()
+      here = str(self.path)
+      error.args = tuple(
+        a.replace(here, self._url) if isinstance(a, str) else a for a in error.args
+      )
 
   def claim(self, run: config.Run) -> None:
     """Makes the folder this run's, and this process its only owner.
@@ -52,15 +85,42 @@ class Workdir:
     check(self.path, run)
     self.path.mkdir(parents=True, exist_ok=True)
     self._lock = lock(self.path)
-    self._id = _identity(self.path)
+    if self._url:
+      who = {"host": socket.gethostname(), "process": os.getpid()}
+      files.write_json(f"{self._url}/{OWNER}", who | {"start": uuid.uuid4().hex})
+    self._id = self._identity()
 
   def check(self) -> None:
     """Raises GoneError where the folder is not the one that was claimed."""
-    if self._id and _identity(self.path) != self._id:
+    if self._id and self._identity() != self._id:
+      taken = f", or another start has taken it ({OWNER} names it)" if self._url else ""
       raise GoneError(
-        f"workdir {self.path} has vanished or was replaced while the run went on; put "
-        "it back and start again"
+        f"workdir {self.place} has vanished or was replaced while the run went on"
+        f"{taken}; put it back and start again"
       )
+
+  def push(self) -> None:
+    """Uploads what has changed, where the folder is in a bucket and still ours."""
+    if self._url and self._id:
+      self.check()
+      self._mirror.push()
+      self._tended = time.monotonic()
+
+  def tend(self) -> None:
+    """`check`, and now and then `push`, as a bucket is not asked at every step."""
+    if not self._url:
+      self.check()
+    elif time.monotonic() - self._tended > TEND:
+      self.push()
+
+  def _identity(self):
+    if self._url:
+      return remote.read_bytes(f"{self._url}/{OWNER}")
+    try:
+      found = os.stat(self.path)
+    except OSError:
+      return None
+    return found.st_dev, found.st_ino
 
   def count_start(self, most: int) -> None:
     """Counts this start; process 0 calls it, once it has claimed the folder.
@@ -97,14 +157,6 @@ class Workdir:
     """Gives the folder back."""
     if self._lock is not None:
       os.close(self._lock)
-
-
-def _identity(path):
-  try:
-    found = os.stat(path)
-  except OSError:
-    return None
-  return found.st_dev, found.st_ino
 
 
 def commit() -> dict[str, Any]:

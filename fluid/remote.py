@@ -1,0 +1,190 @@
+"""Folders in a bucket, gs://BUCKET/FOLDER, and their copies on this host.
+
+An object is there whole or not at all; it can be replaced, but neither appended to nor
+locked. So work is done in a scratch folder (`Mirror`), of which what has changed is
+uploaded whole. Checkpoints are no part of that: Orbax writes them to the bucket itself.
+
+A bucket that fails now and then is asked again by gcsfs, six times in half a minute.
+"""
+
+import atexit
+import contextlib
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from fluid.errors import REQUEUE, ConfigError, exit_code, one_line
+
+# Orbax's paths go through gcsfs like all else, also where tensorflow is installed.
+os.environ.setdefault("EPATH_USE_TF", "false")
+# It logs what it tries again, and with a traceback what it gives up, which we say.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+
+AT_ONCE = 16  # Objects that are written or read together.
+# In a work folder, what nobody asks of a mirror: there by name alone.
+_LEFT = ("checkpoints", "checkpoints-damaged", "profile", "samples", "tensorboard")
+_KEPT = "eval/images/"  # Gigabytes that an evaluation goes on from: of this host alone.
+
+
+class BucketError(ConfigError):
+  """A bucket that cannot be read or written; it may be well again later."""
+
+  def __init__(self, url: str, error: Exception):
+    said = one_line(error) or type(error).__name__
+    super().__init__(
+      f"{url} cannot be reached or refuses ({type(error).__name__}: {said}): see that "
+      "the bucket is there and that this account may read and write it "
+      "(gcloud auth application-default login)"
+    )
+    code = getattr(error, "code", None)  # Of HTTP, where there was an answer.
+    passes = isinstance(code, int) and (code >= 500 or code in (408, 429))
+    self.exit_code = REQUEUE if passes else exit_code(error)
+
+
+def is_url(path: Any) -> bool:
+  return "://" in str(path)
+
+
+def check(path: Any, name: str) -> None:
+  """Refuses an address that is not of a bucket, or for which a package is missing.
+
+  Raises:
+    ConfigError: naming the flag or key `name`.
+  """
+  if is_url(path) and not str(path).startswith("gs://"):
+    raise ConfigError(
+      f"{name} is {path}: of addresses only gs://BUCKET/FOLDER is understood; mount "
+      "what is elsewhere and name the folder that it is there"
+    )
+  if is_url(path):
+    opened(path)
+
+
+def opened(url: Any) -> tuple[Any, str]:
+  """-> (fsspec's file system, the name of the folder in it); asks nothing of it yet."""
+  try:
+    import fsspec
+
+    bucket, root = fsspec.core.url_to_fs(str(url))
+  except ImportError as e:
+    raise ConfigError(
+      f"{url} needs the package gcsfs: pip install gcsfs (extra 'gcs')"
+    ) from e
+  except Exception as e:
+    raise BucketError(str(url), e) from e
+  return bucket, root.rstrip("/")
+
+
+def download(url: Any, names: Iterable[str], folder: pathlib.Path) -> None:
+  """Copies objects below `url` into a folder, several at a time."""
+  bucket, root = opened(url)
+  files = {f"{root}/{name}".rstrip("/"): folder / name for name in names}
+  for file in files.values():
+    file.parent.mkdir(parents=True, exist_ok=True)
+  with asking(url):
+    bucket.get(list(files), [str(file) for file in files.values()])
+
+
+@contextlib.contextmanager
+def asking(url: Any) -> Iterator[None]:
+  """What a bucket raises becomes a BucketError; what is not there stays as it is."""
+  try:
+    yield
+  except (ConfigError, FileNotFoundError):
+    raise
+  except Exception as e:  # Of gcsfs, aiohttp and google.auth, without a common base.
+    raise BucketError(str(url), e) from e
+
+
+def write(url: Any, contents: dict[str, bytes]) -> None:
+  """Replaces objects below `url`, each whole."""
+  bucket, root = opened(url)
+  with asking(url):
+    try:
+      bucket.pipe({f"{root}/{name}": content for name, content in contents.items()})
+    except FileNotFoundError as e:  # An object needs no folder: the bucket is missing.
+      raise BucketError(str(url), e) from e
+
+
+def read_bytes(url: Any) -> bytes | None:
+  """An object's content; None where it is not there."""
+  bucket, name = opened(url)
+  with asking(url), contextlib.suppress(FileNotFoundError):
+    return bucket.cat_file(name)
+  return None
+
+
+def local(folder: Any, *, deep: bool = False) -> pathlib.Path:
+  """A folder of this host with a folder's files; a local one is that itself.
+
+  Args:
+    deep: also what lies in its folders, but for checkpoints and what is only looked at.
+  """
+  if not is_url(folder):
+    return pathlib.Path(folder)
+  bucket, root = opened(folder)
+  target = pathlib.Path(tempfile.mkdtemp(prefix="fluid-"))
+  atexit.register(shutil.rmtree, target, ignore_errors=True)
+  with asking(folder):
+    names = list(_names(bucket, root, target, deep))
+  download(folder, names, target)
+  return target
+
+
+def _names(bucket, root: str, target: pathlib.Path, deep: bool) -> Iterator[str]:
+  try:
+    entries = bucket.ls(root, detail=True, refresh=True)
+  except FileNotFoundError:
+    return
+  for entry in entries:
+    name = entry["name"].removeprefix(root).strip("/")
+    if entry["type"] != "directory":
+      if name:  # A folder may have an object of its own.
+        yield name
+    elif deep and name in _LEFT:
+      (target / name).mkdir()
+    elif deep:
+      for found in bucket.find(entry["name"]):
+        yield found.removeprefix(root).strip("/")
+
+
+class Mirror:
+  """A work folder as files of this host; of one in a bucket, a copy.
+
+  Attributes:
+    url: of the bucket's folder; '' of a local one, which is its own mirror.
+    path: where the files are.
+  """
+
+  def __init__(self, folder: Any):
+    self.url = str(folder).rstrip("/") if is_url(folder) else ""
+    self.path = local(folder, deep=True)
+    self._pushed = self._stamps()
+
+  def push(self) -> None:
+    """Uploads the files that have changed, each whole.
+
+    Raises:
+      BucketError: one cannot be written.
+    """
+    now = self._stamps()
+    changed = [name for name in now if self._pushed.get(name) != now[name]]
+    for first in range(0, len(changed), AT_ONCE):
+      names = changed[first : first + AT_ONCE]
+      write(self.url, {name: (self.path / name).read_bytes() for name in names})
+      self._pushed |= {name: now[name] for name in names}
+
+  def _stamps(self) -> dict[str, tuple[int, int]]:
+    """Name -> (time, size) of what belongs in the bucket; none of a local folder."""
+    out: dict[str, tuple[int, int]] = {}
+    for file in sorted(self.path.rglob("*")) if self.url else ():
+      name = file.relative_to(self.path).as_posix()
+      hidden = file.name.startswith(".") or name.startswith(_KEPT)
+      if file.is_file() and not hidden:
+        found = file.stat()
+        out[name] = found.st_mtime_ns, found.st_size
+    return out
