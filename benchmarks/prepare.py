@@ -1,7 +1,7 @@
 """fluid.prepare against what its parts take alone: decoding and encoding.
 
-  python -m benchmarks.prepare [--images=2048] [--workers=0] \\
-    [--config=configs/toy.py:tokens=discrete] [--json=FILE]
+  python -m benchmarks.prepare --config=configs/toy.py:tokens=discrete \\
+    [--images=2048] [--workers=0] [--json=FILE]
 
 Makes a folder of JPEG photographs (noise over slopes, 500 x 375 pixels, captioned) and
 reads it as source `folder`. Decoding: all that happens to an example before the

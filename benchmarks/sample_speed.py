@@ -32,7 +32,9 @@ def _arguments(net, batch: int):
   return params, jnp.asarray(rows["text"]), jnp.asarray(rows["text_mask"]), keys
 
 
-def measure(run: config.Run, peer: bool, positions: bool, rounds: int) -> dict:
+def measure(
+  run: config.Run, peer: bool, positions: bool, rounds: int, warmup: int = 1
+) -> dict:
   """The report, JSON-able."""
   cfg, net = run.sample, Net.of(run)
   args = _arguments(net, cfg.batch)
@@ -64,7 +66,7 @@ def measure(run: config.Run, peer: bool, positions: bool, rounds: int) -> dict:
 
     batch = train_step.random_batch(net, cfg.batch)
     variants["torch"] = peers.sample(net, batch, cfg)
-  times = timing.interleave(variants, rounds=rounds, warmup=1)
+  times = timing.interleave(variants, rounds=rounds, warmup=warmup)
   fastest = best_flops / min(times["matmul"])
   report["matmul_flops_per_s"] = fastest
   for name in [v for v in variants if v != "matmul"]:
@@ -125,7 +127,7 @@ def main(argv) -> None:
     run = dataclasses.replace(
       run, sample=dataclasses.replace(run.sample, batch=f.batch)
     )
-  timing.write(f.json, measure(run, f.peer == "torch", f.positions, f.rounds))
+  timing.write(f.json, measure(run, f.peer == "torch", f.positions, f.rounds, f.warmup))
 
 
 if __name__ == "__main__":
@@ -134,5 +136,6 @@ if __name__ == "__main__":
   flags.DEFINE_enum("peer", "none", ["none", "torch"], "What to time beside it.")
   flags.DEFINE_bool("positions", False, "Time raster steps by position as well.")
   flags.DEFINE_integer("rounds", 3, "Timed rounds.", lower_bound=1)
+  flags.DEFINE_integer("warmup", 1, "Rounds before; 0: long ones.", lower_bound=0)
   flags.DEFINE_string("json", None, "Write the report to this file.")
   cli.run(main)

@@ -222,10 +222,10 @@ class Inception:
   """
 
   outputs = {
+    "pool": 2048,
     "64": 64,
     "192": 192,
     "768": 768,
-    "pool": 2048,
     "spatial": 17 * 17 * SPATIAL,
     "logits": CLASSES,
   }
