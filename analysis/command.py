@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -138,6 +139,10 @@ def plan_main() -> None:
   add("--config", default="configs/fluid.py", help="what the sweep's runs are made of")
   add("--sizes", type=int, default=5, help="per budget")
   add("--spacing", type=float, default=1.5, help="between neighbouring sizes")
+  add(
+    "--override", metavar="KEY=VALUE", action="append", default=[],
+    help="config key of all runs of the sweep, such as batch=32; repeatable",
+  )  # fmt: skip
   add("--predict", metavar="FILE", help="write the prediction")
   add("--score", metavar="FILE", help="compare a prediction with the runs of TABLE")
   args = parser.parse_args()
@@ -153,15 +158,26 @@ def plan_main() -> None:
   command = shlex.join(["python", "-m", "analysis.plan", *sys.argv[1:]])
   record = {"command": command, "optima": [dataclasses.asdict(o) for o in best]}
   if args.sweep:
-    shape = dict(sizes=args.sizes, spacing=args.spacing)
+    overrides = dict(map(_override, args.override))
+    shape = dict(sizes=args.sizes, spacing=args.spacing, batch=overrides.get("batch"))
     plan = grid(planner, Ladder(runs), args.budget, **shape)
-    write_sweep(plan, args.config, Path(args.sweep), command)
+    write_sweep(plan, args.config, Path(args.sweep), command, overrides)
     record["runs"] = json.loads(plan.to_json(orient="records"))
     print(plan.drop(columns=["cell", "warmup"]).to_string(index=False))
     print(f"sweep: {args.sweep}")
   if args.predict:
     Path(args.predict).write_text(json.dumps(record, indent=1) + "\n")
     print(f"prediction: {args.predict}")
+
+
+def _override(text: str) -> tuple[str, Any]:
+  key, found, value = text.partition("=")
+  if not found:
+    raise FitError(f"--override {text}: KEY=VALUE is needed, such as batch=32")
+  try:
+    return key, json.loads(value)
+  except ValueError:  # Words stand for themselves.
+    return key, value
 
 
 def _planner(args: argparse.Namespace, runs: pd.DataFrame) -> Planner | Guess:

@@ -82,7 +82,10 @@ def test_a_planned_sweep_can_be_launched(tmp_path):
   assert table["N"].iloc[4] / sizes[1] == pytest.approx(2, rel=0.1)  # (4x)^0.5
   assert sizes[0] * sizes[2] == pytest.approx(4e5**2, rel=0.15)
   file = tmp_path / "next.py"
-  write_sweep(table, "configs/toy.py", file, "python -m analysis.plan")
+  write_sweep(table, "configs/toy.py", file, "python -m analysis.plan", {"seed": 3})
+  smaller = grid(Guess(4e5, 1e12), ladder, [1e12], sizes=3, spacing=1.5, batch=32)
+  np.testing.assert_allclose(smaller["compute"], 1e12, rtol=0.02)
+  np.testing.assert_allclose(smaller["steps"], 4 * table["steps"][:3], rtol=0.01)
   stages = [s for s in plan(file, tmp_path / "w") if s.kind == "run"]
   assert [s.name for s in stages] == list(table["run"])
   for stage, row in zip(stages, table.itertuples()):
@@ -92,7 +95,8 @@ def test_a_planned_sweep_can_be_launched(tmp_path):
       row.width,
       row.heads,
     )
-    assert stage.run.steps == row.steps and stage.cell == "discrete-raster"
+    assert stage.run.steps == row.steps and stage.run.seed == 3
+    assert stage.cell == "discrete-raster"
 
 
 def test_predictions_are_scored_by_run():

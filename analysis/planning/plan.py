@@ -15,7 +15,9 @@ a study to fit, `--around N` centres the smallest budget on N and lets N grow as
 import dataclasses
 import json
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -125,19 +127,26 @@ class Guess:
     return UNKNOWN
 
 
-def grid(planner, ladder, budgets, *, sizes: int, spacing: float) -> pd.DataFrame:
-  """The runs of the next sweep: sizes N* x spacing^(-m..m) of every budget."""
+def grid(
+  planner, ladder, budgets, *, sizes: int, spacing: float, batch: int | None = None
+) -> pd.DataFrame:
+  """The runs of the next sweep: sizes N* x spacing^(-m..m) of every budget.
+
+  Args:
+    batch: images a step (None: as the run of the nearest size has).
+  """
   rows = []
   for budget in budgets:
     best = planner.optimum(budget)
     for k in range(sizes):
       shape = ladder.shape(best.N[0] * spacing ** (k - (sizes - 1) / 2))
       near = ladder.nearest(shape.N)
-      steps = max(1, round(budget / shape.compute(near["batch"])))
-      d = float(steps * near["batch"] * near["tokens_per_image"])
+      images = batch or near["batch"]
+      steps = max(1, round(budget / shape.compute(images)))
+      d = float(steps * images * near["tokens_per_image"])
       name = f"{near['cell']}-{shape.N:.3g}-{budget:.3g}".replace("+", "")
       row = {"run": name, "cell": near["cell"], "budget": budget, "N": shape.N, "D": d}
-      row |= {"compute": shape.compute(steps * near["batch"]), "steps": steps}
+      row |= {"compute": shape.compute(steps * images), "steps": steps}
       row["warmup"] = _warmup(near, steps)
       row |= {k: getattr(shape, k) for k in ("layers", "width", "heads")}
       rows.append(row | dict(zip(("loss", "lo", "hi"), planner.loss(shape.N, d))))
@@ -150,7 +159,13 @@ def _warmup(near: pd.Series, steps: int) -> int | None:
   return max(1, round(share * steps)) if np.isfinite(share) else None
 
 
-def write_sweep(plan: pd.DataFrame, config: str, path: Path, command: str) -> None:
+def write_sweep(
+  plan: pd.DataFrame,
+  config: str,
+  path: Path,
+  command: str,
+  overrides: Mapping[str, Any] | None = None,
+) -> None:
   """Writes a module for launch.sweep.
 
   Args:
@@ -158,6 +173,7 @@ def write_sweep(plan: pd.DataFrame, config: str, path: Path, command: str) -> No
     config: the module that get_config is of, such as configs/toy.py.
     path: to write.
     command: that made it, for the docstring.
+    overrides: config keys of all runs.
   """
   lines = []
   for row in plan.to_dict("records"):
@@ -168,13 +184,14 @@ def write_sweep(plan: pd.DataFrame, config: str, path: Path, command: str) -> No
     lines.append(f"  ({', '.join(items)}),\n")
   words = textwrap.wrap(command, 80, break_on_hyphens=False, break_long_words=False)
   told = " \\\\\n    ".join(words)
+  common = f", {dict(overrides)!r}" if overrides else ""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(
     f'"""Sizes around the compute-optimal one of every budget.\n\n  {told}\n"""\n\n'
     "from configs import grids\n\n"
     "# name, cell, size, layers, width, heads, steps, warmup\n"
     f"POINTS = [\n{''.join(lines)}]\n\n\n"
-    f'def sweep():\n  yield from grids.runs("{config}", POINTS)\n'
+    f'def sweep():\n  yield from grids.runs("{config}", POINTS{common})\n'
   )
 
 
