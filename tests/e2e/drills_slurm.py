@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tests.e2e import slurm
 from tests.e2e.lab import ROOT, Failure, NotHere, close, newest, rows
@@ -102,11 +102,20 @@ class Drill:
         raise Failure(f"not within {seconds:.0f} s: {what}; {self.status()}")
       time.sleep(0.2)
 
-  def reaches(self, name: str, step: int) -> None:
-    """Waits until a run is beyond a step, so that signals meet it at work."""
-    folder = self.run_of(name)
-    there = lambda: max((r["step"] for r in rows(folder)), default=0) >= step
-    self.until(f"{name} at step {step}", there)
+  def at_work(self, names: Iterable[str], step: int = 2) -> str:
+    """Waits for one of the runs to be beyond a step: signals then meet it at work."""
+    found: list[str] = []
+
+    def there():
+      for name in names:
+        if finished(self, [name]):
+          raise Failure(f"{name} finished before anything was done to it")
+        if max((r["step"] for r in rows(self.run_of(name))), default=0) >= step:
+          found.append(name)
+      return bool(found)
+
+    self.until(f"{', '.join(names)} at step {step}", there)
+    return found[0]
 
   def keeps(self, name: str, what: str) -> None:
     """Notes which step a run has saved: it may not go on before that."""
@@ -122,7 +131,7 @@ class Drill:
 def short(drill: Drill) -> list[tuple[str, str]]:
   """Two runs, one of which hears SIGTERM twice within a second."""
   drill.submit()
-  drill.reaches("twice", 2)
+  drill.at_work(["twice"])
   twice(drill)
   drill.until("both finished", lambda: finished(drill, SHORT))
   return [check(drill, name) for name in SHORT]
@@ -219,18 +228,16 @@ def whole(drill: Drill) -> list[tuple[str, str]]:
     cluster.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
     drill.keeps(name, "its node was drained, and is back")
 
-  # In the order in which the queue starts them.
-  drill.reaches("graceful", 2)
-  preempt("graceful")
-  drill.reaches("cancelled", 2)
-  drill.launch("stop", "cancelled")
-  drill.say("cancelled: by launch.stop")
-  drill.reaches("preempted", 2)
-  preempt("preempted")
-  drill.reaches("drained", 2)
-  drain("drained")
-  drill.reaches("twice", 2)
-  twice(drill)
+  def cancel(name: str):
+    drill.launch("stop", name)
+    drill.say(f"{name}: by launch.stop")
+
+  # Each as soon as the queue has it at work.
+  todo = {"graceful": preempt, "cancelled": cancel, "preempted": preempt,
+          "drained": drain, "twice": lambda _: twice(drill)}  # fmt: skip
+  while todo:
+    name = drill.at_work(todo)
+    todo.pop(name)(name)
   left = [n for n in drill.names if n not in ("fails", "cancelled")]
 
   def over():
