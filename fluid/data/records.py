@@ -59,7 +59,8 @@ def read_shard(path: pathlib.Path) -> Iterator[bytes]:
   """All records of one file, a few held at a time; a damaged one -> RecordError."""
   try:
     reader = array_record_module.ArrayRecordReader(str(path), options=_READER)
-    count = reader.num_records()
+    if not (count := reader.num_records()):  # Also where its end is cut off.
+      raise RuntimeError("it holds no records")
     for start in range(0, count, _PART):
       yield from reader.read(list(range(start, min(start + _PART, count))))
   except RuntimeError as e:
