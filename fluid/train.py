@@ -175,6 +175,7 @@ def run(
         batch = feed.next()
       with at_first("compile"):
         state, values = train_step(state, batch)
+        feed.draw()
         if step == start:
           jax.block_until_ready(values)
       step += 1
