@@ -92,7 +92,9 @@ def load(
     params, found = parameters.restore(workdir, weights, step)
   tokenizer = tokenizers.load(run.tokenizer.path, described.get("tokenizer_sha256", ""))
   vocabulary = text.load(run.text, folder, run.data.cache)
-  net = models.Net.of(run, tokens=tokenizer.spec, vocab=vocabulary.size)
+  net = models.Net.of(
+    run, tokens=tokenizer.spec, vocab=vocabulary.size, tokenizer=lambda: tokenizer
+  )
   if mesh is not None:
     with jax.set_mesh(mesh):
       like = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))

@@ -47,7 +47,9 @@ VERSION = 1
 # Changing either changes which record is in which file.
 BATCH = 128
 BATCHES_PER_SHARD = 32
-_LOOKED_AT = 16  # Examples, of which one has to have the score that data.filter names.
+# Runs and their lengths: of so many examples, spread over a split, one has to have the
+# score that data.filter names. Neighbours lie in one row group, or one part of a tar.
+_LOOKED_AT = 64, 16
 
 CONFIG = cli.config_flag()
 
@@ -246,20 +248,28 @@ def _check_share(run, split, bad: int, total: int, last: str) -> None:
 
 
 def _check_score(score: str, split: str, source: Source, total: int) -> None:
-  """Refuses a score that no example has, before all of them are left out."""
-  looked_at = 0
-  for index in range(min(total, _LOOKED_AT) if score else 0):
+  """Refuses a score that hardly any example has, before nearly all are left out.
+
+  Ends at the first that has it; a score that one in a hundred has is found, but for one
+  time in thirty thousand.
+  """
+  runs, length = _LOOKED_AT
+  starts = np.linspace(0, max(total - length, 0), runs).astype(int)
+  places = np.unique(starts[:, None] + np.arange(length))
+  seen, keys = 0, dict[str, None]()
+  for index in places[places < total].tolist() if score else ():
     try:
       meta = source[index]["meta"]
     except BadExample:
       continue
     if score in meta:
       return
-    looked_at, keys = looked_at + 1, meta
-  if looked_at:
+    seen, keys = seen + 1, keys | dict.fromkeys(meta)
+  if seen:
     raise config_lib.ConfigError(
-      f"config key 'data.filter.score' is '{score}', which the first examples of split "
-      f"'{split}' lack; their meta has {', '.join(keys) or 'nothing'}"
+      f"config key 'data.filter.score' is '{score}', which none of {seen} examples of "
+      f"split '{split}', from all over it, has; their meta has "
+      f"{', '.join(keys) or 'nothing'}: name one of these, or leave the filter out"
     )
 
 
@@ -272,28 +282,31 @@ def _describe(
   filtered: collections.Counter[str] = collections.Counter()
   unused, hashes = [np.zeros(0, bool)], [np.zeros(0, np.uint64)]
   for path in paths:
-    content = [records.unpack(r) for r in records.read_shard(path)]
-    good = [e for e in content if "bad" not in e]
-    cut += sum("cut" in text for e in good for text in packing.texts(e))
-    most = max([most, *(len(packing.texts(e)) for e in good)])
-    usable += len(good)
-    mirrored += sum("mirror" in e for e in good)
-    kinds = [e.get("bad") for e in content]
+    kinds, own = [], []
+    for example in map(records.unpack, records.read_shard(path)):
+      kinds.append(example.get("bad"))
+      own.append(example.get("hash", 0))
+      if "bad" not in example:
+        said = packing.texts(example)
+        cut += sum("cut" in text for text in said)
+        most = max(most, len(said))
+        usable += 1
+        mirrored += "mirror" in example
     skipped.update(k for k in kinds if k in records.BAD)
     filtered.update(k for k in kinds if k in records.FILTERED)
     unused.append(np.array([k in records.FILTERED for k in kinds]))
-    hashes.append(np.array([e.get("hash", 0) for e in content], np.uint64))
+    hashes.append(np.array(own, np.uint64))
     shards.append(
       {
         "name": path.name,
-        "records": len(content),
+        "records": len(kinds),
         "bytes": path.stat().st_size,
         "sha256": _digest(path),
       }
     )
   left_out = np.concatenate(unused)
   if (again := _repeated(np.concatenate(hashes))).any():
-    filtered["duplicate"] = int(again.sum())
+    filtered[records.DUPLICATE] = int(again.sum())
     left_out |= again
   ends = np.cumsum([s["records"] for s in shards])
   for shard, rows in zip(shards, np.split(left_out, ends[:-1])):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from fluid import config, flops, text
+from fluid import config, flops, text, tokenizers
 from fluid.config.identity import digest, identity
 from fluid.console import cli
 from fluid.data import mixtures, pipeline, records
@@ -67,7 +67,8 @@ def run(
       data = pipeline.loader(
         cfg, "train", mesh, batch=cfg.batch, shuffle=True, workers=workers
       )
-    net = Net.of(cfg)
+    tokenizer = functools.cache(functools.partial(tokenizers.of, cfg))
+    net = Net.of(cfg, tokenizer=tokenizer)
     described = flops.describe(net, cfg)
     metadata = records.read_metadata(cfg.data.cache)
     model = _model_json(cfg, net, described, folder.place, metadata)
@@ -111,9 +112,11 @@ def run(
       mesh,
       path,
       loader,
+      tokenizer,
       done={(start, name) for name in log.evaluated()},
       stop=preemption.reached,
     )
+    tokenizer.cache_clear()  # Evaluators keep it, if there are any.
     train_step = jax.jit(make_step(net, cfg), donate_argnums=0)
     began -= extra["wall_seconds"]
     distributed.say(
@@ -172,6 +175,7 @@ def run(
         batch = feed.next()
       with at_first("compile"):
         state, values = train_step(state, batch)
+        feed.draw()
         if step == start:
           jax.block_until_ready(values)
       step += 1

@@ -27,6 +27,7 @@ from fluid.config.identity import (
   identity,
   of_cache,
   of_tokenizer,
+  stored,
 )
 from launch import recommended
 from launch.hardware import TPUS, Hardware, parse
@@ -144,7 +145,9 @@ def plan(
     for stage in _stages(point, workdir, made, topology):
       if stage.kind == "run" and stage.id in stages:
         raise ConfigError(f"{sweep_file} yields two runs named '{stage.name}'")
-      stages.setdefault(stage.id, stage)
+      first = stages.setdefault(stage.id, stage)
+      if stage.kind == "data":
+        _check_shared(first.run, stage.run, stage.name)
   return list(stages.values())
 
 
@@ -204,8 +207,41 @@ def _tokenizer(run: Run) -> str:
 
 
 def _cache(run: Run, tokenizer: str) -> str:
-  made_from = of_cache(run) | {"tokenizer": tokenizer}
+  """A name that is the same on a machine that has the source's files and on others."""
+  made_from = of_cache(run, files=False) | {"tokenizer": tokenizer}
   return f"{run.data.source.kind}-{run.tokenizer.kind}-{digest(made_from, 8)}"
+
+
+def _prepared(workdir: Path, run: Run, tokenizer: str) -> str:
+  """Name of the one cache there that says it is of this data and this tokenizer.
+
+  No run has to have used it. '' for none, or where several say so.
+
+  Args:
+    tokenizer: its folder.
+  """
+  weights = _json(Path(tokenizer), "config.json").get("weights_sha256")
+  wanted = of_cache(run, files=False) | {"tokenizer.weights": weights}
+  found = []
+  for file in sorted((workdir / "data").glob("*/metadata.json")):
+    try:
+      there = stored(_json(file.parent, file.name).get("config", {}))
+    except ConfigError:
+      continue
+    if wanted.items() <= there.items():
+      found.append(file.parent.name)
+  return found[0] if len(found) == 1 else ""
+
+
+def _check_shared(a: Run, b: Run, name: str) -> None:
+  """Refuses one cache for files that lie in two places: nobody knows if they differ."""
+  for key, value in vars(a.data.source).items():
+    if (other := getattr(b.data.source, key)) != value:
+      raise ConfigError(
+        f"two runs would share the cache {name}, but their config key "
+        f"'data.source.{key}' is {value!r} and {other!r}: name a cache of each in "
+        "config key 'data.cache', or sweep them in two workdirs"
+      )
 
 
 def _stages(
@@ -228,8 +264,9 @@ def _stages(
     yield stage("tokenizer", name, needs)
     needs = (f"tokenizer/{name}",)
   if not run.data.cache:
-    tokenizer = Path(overrides.get("tokenizer.path") or run.tokenizer.path).name
-    name = made.get(_cache(run, tokenizer), _cache(run, tokenizer))
+    tokenizer = overrides.get("tokenizer.path") or run.tokenizer.path
+    name = _cache(run, Path(tokenizer).name)
+    name = made.get(name) or _prepared(workdir, run, tokenizer) or name
     overrides["data.cache"] = str(workdir / "data" / name)
     yield stage("data", name, needs)
     needs += (f"data/{name}",)

@@ -188,6 +188,36 @@ def test_a_source_is_shown_before_it_is_prepared(root):
   assert whole.rejects == {"caption": 1, "image": 1} and len(whole.reasons) == 2
 
 
+def test_what_is_left_out_counts_nowhere(root, tmp_path):
+  """Neither filtered nor equal images are in sums, and each is shown as what it is."""
+  images = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
+  rows = [(0, "a cat")] * 3 + [(1, "x"), (2, "a dog")]
+  for split in ("train", "val"):
+    lines = []
+    (tmp_path / split).mkdir()
+    for row, (which, caption) in enumerate(rows):
+      Image.fromarray(images[which]).save(tmp_path / split / f"{row}.png")
+      line = {"file_name": f"{row}.png", "text": caption, "width": 16, "height": 16}
+      lines.append(json.dumps(line) + "\n")
+    (tmp_path / split / "metadata.jsonl").write_text("".join(lines))
+  changes = {"data.source.path": str(tmp_path), "data.cache": str(tmp_path / "cache")}
+  changes |= {"data.dedupe": True, "data.filter.min_words": 2}
+  run = config.replaced(run_of(root, "discrete"), changes)
+  metadata = prepare.prepare(run, batch=4, log=str)
+  found = browse.look(run, "train", 64, 0, str)
+  assert found.rejects == {"words": 1, "duplicate": 2}
+  assert dict(found.rejects) == metadata["splits"]["train"]["filtered"]
+  kept = [records.Records(run.data.cache, "train")[i] for i in (0, 4)]
+  assert (found.scanned, found.used) == (5, 2)
+  assert found.lengths == [len(e["text_ids"]) for e in kept] and len(found.sizes) == 2
+  tokens = np.concatenate([e["tokens"] for e in kept])
+  np.testing.assert_array_equal(found.tokens.codes, np.bincount(tokens, minlength=16))
+  assert [e.bad for e in found.examples] == ["", "duplicate", "duplicate", "words", ""]
+  text = see(run, root).text
+  assert "example 2: one before it has the same image" in text
+  assert f"by {len(tokens)} tokens of 2 examples" in text
+
+
 def test_what_cannot_be_shown_is_said(root, tmp_path):
   run = run_of(root, "discrete")
   prepare.prepare(run, batch=4, log=str)

@@ -1,4 +1,4 @@
-"""fluid.data.iconify: the format, what is held out, what is kept, who fetches."""
+"""fluid.data.iconify, icons: format, what is held out, what is kept, who fetches."""
 
 import functools
 import io
@@ -15,7 +15,7 @@ import pytest
 
 from fluid import config
 from fluid.config import identity
-from fluid.data import BadExample, examples, iconify, make_source
+from fluid.data import BadExample, examples, iconify, icons, make_source
 from fluid.data.iconify import IconifyConfig
 from fluid.text.learned import LearnedConfig
 
@@ -48,7 +48,7 @@ def pack(folder, name, **content):
   return path
 
 
-def icons(colors):
+def bodies(colors):
   return {
     name.replace(" ", "-"): {"body": body(color, f"M{i} 0h9v32H{i}z")}
     for i, (name, color) in enumerate(zip(NAMES, colors))
@@ -60,12 +60,12 @@ def folder(tmp_path, monkeypatch):
   """Two styles: one packed, one unpacked as `npm install --prefix` does."""
   pytest.importorskip("resvg_py")
   monkeypatch.setattr(iconify, "VAL_EVERY", 3)
-  monkeypatch.setattr(iconify, "_PART", 4)
+  monkeypatch.setattr(icons, "_PART", 4)
   monkeypatch.setenv("PATH", "")  # No npm, unless a test has one.
-  pack(tmp_path, "flat", icons=icons(["#f00"] * 9), width=32, height=32)
+  pack(tmp_path, "flat", icons=bodies(["#f00"] * 9), width=32, height=32)
   place = tmp_path / "node_modules/@iconify-json/deep-flat"
   place.mkdir(parents=True)
-  content = package("deep-flat", icons=icons(["#00f"] * 9), width=32, height=32)
+  content = package("deep-flat", icons=bodies(["#00f"] * 9), width=32, height=32)
   for file, data in content.items():
     (place / file).write_bytes(data)
   return tmp_path
@@ -160,7 +160,7 @@ def test_names_are_spelled_alike():
     "wave-dark-skin-tone",
   ]
   keys += [f"hand-{tone}" for tone in tones]
-  found = iconify.icons({"icons": {key: {"body": body("#f00")} for key in keys}})
+  found = icons.drawings_of({"icons": {key: {"body": body("#f00")} for key in keys}})
   expected = {"hand", "traffic light", "flag chile", "wave dark skin tone"}
   expected |= {f"hand {tone.replace('-', ' ')} skin tone" for tone in tones}
   assert {d.name for d in found} == expected and len(found) == len(expected)
@@ -260,9 +260,9 @@ def test_what_is_drawn_is_kept(folder, monkeypatch):
   ] * 2
   before = {p: p.read_bytes() for p in parts}
   drawn = []
-  draw = iconify.pictured
+  draw = icons.pictured
   monkeypatch.setattr(
-    iconify, "pictured", lambda *args: drawn.append(args[1]) or draw(*args)
+    icons, "pictured", lambda *args: drawn.append(args[1]) or draw(*args)
   )
   opened(folder, "val")
   assert not drawn

@@ -5,12 +5,15 @@ import dataclasses
 import hashlib
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
 
 from fluid import config
 from fluid.data import mixtures, pipeline, records
+from fluid.data.feed import Feed
+from fluid.parallel import sharding
 from fluid.text.learned import LearnedConfig
 from tests.records_test import make_cache, make_example, make_rich
 
@@ -326,3 +329,14 @@ def test_discrete_tokens_are_int32(tmp_path):
 def test_wrong_arguments_are_one_clear_line(cache):
   with pytest.raises(config.ConfigError, match=r"text.length' \(4\).* 6 "):
     train(cache, text_length=4)
+
+
+@pytest.mark.parametrize("told", [0, 1, 2])
+def test_a_feed_gives_each_batch_once_however_often_it_is_told_to_draw(cache, told):
+  loader = train(cache)
+  feed = Feed(loader, sharding.make_mesh(config.Mesh(), jax.devices()[:1]), 2)
+  for wanted in take(loader, 6)[2:]:
+    assert_same([jax.device_get(feed.next())], [wanted])
+    for _ in range(told):
+      feed.draw()
+  feed.close()

@@ -314,6 +314,8 @@ class Rich:
       example["image"] = self.source[index - 7]["image"]
     example["size"] = (20, 8) if index % 11 == 3 else (90, 30 + index % 13)
     example["meta"]["score"] = str(index % 5) if index % 17 != 6 else None
+    if index in (9, 49, 99):
+      example["meta"]["rare"] = 1
     captions = self.captions(index)
     return example | {"caption": captions[0], "captions": captions}
 
@@ -475,8 +477,31 @@ def test_filters_that_leave_nothing_are_refused(tmp_path):
       write_rich(tmp_path / match[:4], filter=config.Filter(**filters), **some)
     assert "\n" not in str(error.value)
 
-  refused("'data.filter.score' is 'beauty'.*has .*, score", score="beauty")
+  refused("'beauty', which none of 7 examples .*has .*, score", score="beauty")
   refused("no example of split 'train' .*side", min_side=1000)
+
+
+def test_a_score_that_few_have_is_a_filter(tmp_path):
+  """And of a long split not all are looked at to find that none has it."""
+  write_rich(tmp_path / "c", filter=config.Filter(score="rare"))
+  kept = {
+    split: records.Records(tmp_path / "c", split).usable for split in ("train", "val")
+  }
+  assert [kept["train"].tolist(), kept["val"].tolist()] == [[5, 9, 49, 99], [5, 9]]
+
+  looked = []
+
+  class Long:
+    def __getitem__(self, index):
+      looked.append(index)
+      if index < 16:
+        raise data.BadExample("torn")
+      return {"meta": {"a": 1}}
+
+  check = functools.partial(prepare._check_score, "rare", "train", Long(), 10**7)
+  with pytest.raises(config.ConfigError, match="none of 1008 examples .* has a: name"):
+    check()
+  assert looked == sorted(set(looked)) and looked[-1] == 10**7 - 1
 
 
 PROCESS = """

@@ -73,10 +73,14 @@ def small(family: str, root) -> config.Run:
 
 
 @pytest.mark.parametrize("family", toy_published.FAMILIES)
-def test_a_family_is_trained_sampled_and_judged(family, tmp_path):
-  run = small(family, tmp_path)
+def test_a_family_is_trained_sampled_and_judged(family, tmp_path, monkeypatch):
+  run, reads = small(family, tmp_path), []
+  read = lambda *args, real=store.read_weights: reads.append(args) or real(*args)
+  monkeypatch.setattr(store, "read_weights", read)
   prepare.prepare(run, batch=16, log=lambda line: None)
+  reads.clear()
   train.run(run, tmp_path / "w")
+  assert len(reads) == 1  # Of the tokenizer, by whoever needs it.
   lines = [json.loads(x) for x in (tmp_path / "w/metrics.jsonl").open()]
   assert np.isfinite([x["train/loss"] for x in lines if "train/loss" in x]).all()
 
@@ -90,7 +94,9 @@ def test_a_family_is_trained_sampled_and_judged(family, tmp_path):
     run, text=names, data=dataclasses.replace(run.data, cache="")
   )
   convert.save(str(tmp_path / "given"), given, {}, params)
+  reads.clear()
   loaded = fluid.load(tmp_path / "given")
+  assert len(reads) == 1
   images = loaded.sample([captions.TAGS[1], "1"], key=0)
   assert images.shape == (2, 16, 16, 3)
   for prompt, said in (("a red circle", "not on text"), ("60", "out of range")):

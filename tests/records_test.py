@@ -167,6 +167,20 @@ def test_damage_names_file_and_remedy(tmp_path, damage, memory):
   assert str(file) in message and "fluid.prepare" in message and "\n" not in message
 
 
+def test_a_shard_is_read_in_parts_and_whole_or_not_at_all(tmp_path):
+  file = tmp_path / "a.array_record"
+  rows = [np.random.default_rng(i).bytes(50) for i in range(300)]
+  records.write_shard(file, rows)
+  assert list(records.read_shard(file)) == rows
+  whole = file.read_bytes()
+  flipped = bytes(255 - b for b in whole[5000:5060])
+  torn = whole[:5000] + flipped + whole[5060:]
+  for content in (b"", whole[:-1000], whole[: len(whole) // 2], torn, None):
+    file.unlink() if content is None else file.write_bytes(content)
+    with pytest.raises(records.RecordError, match="a.array_record is damaged"):
+      list(records.read_shard(file))
+
+
 def rewrite(cache, changes):
   """The cache again, with examples changed: index -> what to do with its record."""
   for shard in range(3):

@@ -92,10 +92,10 @@ def test_shardings_type_check(cell, size, mesh):
   )
   kind = model.condition.texts[0]
   encoder = part("text", kind, **({"length": 128} if kind == "learned" else {}))
-  latents = VARVQConfig()
   tokens, scales = spec[model.head.tokens], None
   if model.head.scaled:
-    tokens, scales = latents.make(256).spec, latents.latents()
+    made = VARVQConfig().make(256)
+    tokens, scales = made.spec, made.to_latents()
   net = build(model, tokens, encoder, 256, scales=scales)
   params = type_checked(net, mesh)
   if sum(n > 1 for n in mesh) > 1 or mesh[1] > 1:

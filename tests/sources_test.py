@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import datetime
+import functools
 import json
 import pickle
 import sys
@@ -543,6 +544,71 @@ def test_names_of_classes_in_order(imagenet):
   (imagenet / "classes.txt").write_text("tench\n")
   line = "names 1 classes, but train has folders of 4"
   refused(config.ConfigError, line, lambda: open_imagenet(imagenet))
+
+
+def test_a_cache_is_of_the_files_of_imagenet(tmp_path):
+  """Of their names, sizes and classes, wherever they lie."""
+  place = write_imagenet(tmp_path / "a").rename(tmp_path / "b")
+  tiny(place)
+  data = config.Data(
+    source=ImageNetConfig(path=str(place)), image_size=16, cache=str(tmp_path / "cache")
+  )
+  run = config.Run(data=data, text=ClassesConfig())
+  write = lambda: prepare.prepare(run, tokenizer=Tokenizer(), batch=4, log=str)
+  made = write()
+  assert write() == made
+  # One of before says nothing of files: it is taken, and stays as it is.
+  old = {k: v for k, v in made["config"].items() if not k.startswith("data.files.")}
+  assert len(old) == len(made["config"]) - 2
+  records.write_metadata(data.cache, made | {"config": old})
+  assert write()["config"] == old
+  records.write_metadata(data.cache, made)
+
+  def differ(change):
+    """Identities after a change, which is undone."""
+    before = identity.of_cache(run)
+    undo = change()
+    found = identity.differences(before, identity.of_cache(run))
+    undo()
+    assert identity.of_cache(run) == before
+    return [key.removeprefix("data.files.") for key in found]
+
+  def written(path, content):
+    def change():
+      old = path.read_bytes() if path.exists() else None
+      path.write_bytes(content)
+      return path.unlink if old is None else lambda: path.write_bytes(old)
+
+    return change
+
+  def renamed(path, name):
+    return lambda: functools.partial(path.rename(path.with_name(name)).rename, path)
+
+  one, label = place / "train" / WNIDS[0], place / "val" / "val_annotations.txt"
+  first = one / f"{WNIDS[0]}_27.JPEG"
+  swapped = label.read_bytes().replace(WNIDS[0].encode(), WNIDS[1].encode(), 1)
+  names = b"tench\ncrane\nkit fox\nmachine\n"
+  for change, splits in (
+    (written(first, b""), ["train"]),
+    (written(first, first.read_bytes()), []),
+    (renamed(first, "x.JPEG"), ["train"]),
+    (written(one / "new.jpg", b""), ["train"]),
+    (written(one / "notes.txt", b"more"), []),
+    (written(place / "val" / "new.jpg", b""), ["val"]),
+    (written(label, swapped), ["val"]),
+    (written(place / "classes.txt", names), ["train", "val"]),
+    (renamed(place, "c"), ["train", "val"]),
+  ):
+    assert differ(change) == splits
+  moved = config.replaced(run, {"data.source.path": str(place.rename(tmp_path / "d"))})
+  assert identity.of_cache(moved) == {
+    k: made["config"][k] for k in identity.of_cache(moved)
+  }
+  (tmp_path / "d" / "val" / "new.jpg").touch()
+  label = tmp_path / "d/val/val_annotations.txt"
+  label.write_text(label.read_text() + f"new.jpg\t{WNIDS[0]}\n")
+  with pytest.raises(config.ConfigError, match="another config .data.files.val is '"):
+    prepare.prepare(moved, tokenizer=Tokenizer(), batch=4, log=str)
 
 
 def test_imagenet_refuses_in_one_line(imagenet):

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from configs import sizes
 from fluid import config
-from fluid.config import ConfigError
+from fluid.config import ConfigError, identity
 from fluid.evals.loss import LossConfig
 from launch import cost, engines, recommended, sweep
 from launch.plan import command, plan
@@ -160,6 +160,41 @@ def test_what_they_are_made_from_does_not_share_them(
   by_id = {s.id: s for s in plan(study, tmp_path)}
   both = set(by_id["run/dr1"].needs) & set(by_id["run/dr2"].needs)
   assert {i.split("/")[0] for i in both} == {shared} - {""}
+
+
+def test_a_cache_keeps_its_name_whoever_sees_its_files(study, tmp_path):
+  """Also one that is made under another name, and that no run has used yet."""
+  said, toy, key = tmp_path / "said.json", tmp_path / "toy.py", "train_annotations"
+  source = "data=c.Data(source=c.resolve('source', 'coco')())"
+  toy.write_text(toy.read_text().replace("steps=4", f"steps=4, {source}"))
+  text = study.read_text()
+  given = f"overrides={{'data.source.{key}': {str(said)!r}, "
+  study.write_text(text := text.replace("overrides={", given))
+  cache = lambda: next(s for s in plan(study, tmp_path / "w") if s.kind == "data")
+  first = cache()
+  said.write_text("{}")
+  assert cache().name == first.name
+  # As fluid.prepare leaves it, by another name.
+  run, old = first.run, tmp_path / "w/data/old"
+  tokenizer = tmp_path / "w" / first.needs[0].replace("tokenizer/", "tokenizers/")
+  made = identity.of_cache(run) | {"tokenizer.weights": "x", "records.batch": 128}
+  assert made["data.files.train"]
+  for folder, name, content in (
+    (tokenizer, "config.json", {"weights_sha256": "x"}),
+    (old, "metadata.json", {"config": made, "splits": {"train": {}, "val": {}}}),
+    (old.with_name("other"), "metadata.json", {"config": made | {"data.seed": 5}}),
+    (old.with_name("torn"), "metadata.json", {"config": {"data.source.kind": "?"}}),
+  ):
+    folder.mkdir(parents=True)
+    (folder / name).write_text(json.dumps(content))
+  found = cache()
+  assert found.name == "old" and found.finished()
+  (tokenizer / "config.json").write_text(json.dumps({"weights_sha256": "y"}))
+  assert cache().name == first.name
+  # Files in two places may differ: no run trains on those of another.
+  study.write_text(text.replace(str(said), "/b", 1))
+  with pytest.raises(ConfigError, match="share .*source.train_annotations' is .*'/b'"):
+    plan(study, tmp_path / "w")
 
 
 def test_runs_everything_then_skips_the_finished(execute, tmp_path):

@@ -53,11 +53,15 @@ def of_text(run: Run) -> dict[str, Any]:
   return identity(run.text, "text.") | run.text.vouched("text.")
 
 
-def of_cache(run: Run) -> dict[str, Any]:
-  """What cached tokens are made from, beside the tokenizer's weights."""
-  files = run.data.source.vouched(FILES)
+def of_cache(run: Run, *, files: bool = True) -> dict[str, Any]:
+  """What cached tokens are made from, beside the tokenizer's weights.
+
+  Args:
+    files: also what vouches for those of the source, which takes a look at them.
+  """
   made = identity(run.data, "data.", no=(*NONE, "drawn"))
-  return made | files | of_text(run)
+  vouched = run.data.source.vouched(FILES) if files else {}
+  return made | vouched | of_text(run)
 
 
 def stored(found: dict[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,7 @@ import numpy as np
 
 from fluid import config
 from fluid.config import ConfigError
-from fluid.data import BadExample, listed
-
-SPLITS = ("train", "val")
+from fluid.data import BadExample, listed, stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +44,8 @@ class COCOConfig(listed.Cropped):
 
   def make(self, *, split: str, image_size: int, seed: int = 0) -> "COCO":
     """The source of a split."""
-    return COCO(split=split, image_size=image_size, seed=seed, **vars(self))
+    del seed  # Nothing here is random.
+    return COCO(self, split=split, image_size=image_size)
 
 
 class COCO:
@@ -56,24 +55,14 @@ class COCO:
   line breaks. An image without captions keeps its index and is a bad example.
   """
 
-  def __init__(
-    self,
-    *,
-    split: str,
-    image_size: int,
-    seed: int = 0,
-    crop: str = "square",
-    **places: str,
-  ):
-    del seed  # Nothing here is random.
-    if split not in SPLITS:
-      raise ConfigError(f"source 'coco' has no split '{split}'; it has train and val")
+  def __init__(self, wanted: COCOConfig, *, split: str, image_size: int):
+    stored.check_split("coco", split)
     for key in (f"{split}_annotations", f"{split}_images"):
-      if not places.get(key):
+      if not getattr(wanted, key):
         raise ConfigError(f"source 'coco' needs config key 'data.source.{key}'")
-    self.size, self.crop = image_size, crop
-    self.file = pathlib.Path(places[f"{split}_annotations"])
-    self.root = pathlib.Path(places[f"{split}_images"])
+    self.size, self.crop = image_size, wanted.crop
+    self.file = pathlib.Path(getattr(wanted, f"{split}_annotations"))
+    self.root = pathlib.Path(getattr(wanted, f"{split}_images"))
     if not self.root.is_dir():
       raise ConfigError(
         f"no folder {self.root}: config key 'data.source.{split}_images' must name "
@@ -81,7 +70,7 @@ class COCO:
       )
     names, captions = _read(self.file, f"{split}_annotations")
     # Here, as the other file is the small one.
-    if split == "train" and (other := places.get("val_annotations")):
+    if split == "train" and (other := wanted.val_annotations):
       if both := names.keys() & _read(pathlib.Path(other), "val_annotations")[0].keys():
         raise ConfigError(
           f"image {min(both)} is in {self.file} and in {other}: config keys "

@@ -21,6 +21,7 @@ from PIL import Image
 
 from fluid import config
 from fluid.config import ConfigError, rules
+from fluid.data import stored
 
 ATTRIBUTION = (
   "All emojis designed by OpenMoji (https://openmoji.org), the open-source emoji and "
@@ -90,8 +91,7 @@ class Emoji:
   """
 
   def __init__(self, *, split: str, image_size: int, seed: int = 0, variants: int = 8):
-    if split not in ("train", "val"):
-      raise ConfigError(f"source 'emoji' has no split '{split}'; it has train and val")
+    stored.check_split("emoji", split)
     if image_size < 32 or variants < 1:
       raise ConfigError(
         "source 'emoji' needs data.image_size >= 32 and source.variants >= 1"

@@ -39,9 +39,8 @@ class FolderConfig(listed.Cropped):
 
   def make(self, *, split: str, image_size: int, seed: int = 0) -> "Folder":
     """The source of a split."""
-    if not self.path:
-      raise ConfigError("source 'folder' needs config key 'data.source.path'")
-    return Folder(split=split, image_size=image_size, seed=seed, **vars(self))
+    del seed  # Nothing here is random.
+    return Folder(self, split=split, image_size=image_size)
 
 
 class Folder:
@@ -51,24 +50,15 @@ class Folder:
   bad, and its caption ''.
   """
 
-  def __init__(
-    self,
-    *,
-    split: str,
-    image_size: int,
-    seed: int = 0,
-    path: str,
-    file_key: str = "file_name",
-    caption_key: str = "text",
-    crop: str = "square",
-  ):
-    del seed  # Nothing here is random.
-    self.crop = crop
-    self.size, self.file_key, self.caption_key = image_size, file_key, caption_key
-    root = pathlib.Path(path)
+  def __init__(self, wanted: FolderConfig, *, split: str, image_size: int):
+    if not wanted.path:
+      raise ConfigError("source 'folder' needs config key 'data.source.path'")
+    self.size, self.crop = image_size, wanted.crop
+    self.file_key, self.caption_key = wanted.file_key, wanted.caption_key
+    root = pathlib.Path(wanted.path)
     own = _metadata(root / split)
     if split not in ("train", "val") and not own:
-      raise ConfigError(f"{path} has no split '{split}': add {split}/metadata.jsonl")
+      raise ConfigError(f"{root} has no split '{split}': add {split}/metadata.jsonl")
     file = own or _metadata(root)
     if not file:
       raise ConfigError(

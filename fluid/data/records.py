@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,13 +27,15 @@ from fluid.data.packing import unpack as unpack
 METADATA = "metadata.json"
 # Kinds of damage. The first three fluid.prepare finds, the others show in a record.
 BAD = tuple("image caption tokenizer corrupt shape nonfinite range text".split())
-# Why fluid.prepare leaves out what it could use (config section 'data.filter'). A last
-# reason, 'duplicate', shows only once all records are there: it stands in no record.
+# Why fluid.prepare leaves out what it could use (config section 'data.filter'), and a
+# last reason, which shows only once all records are there: it stands in none.
 FILTERED = tuple("side aspect words score".split())
+DUPLICATE = "duplicate"
 KINDS = BAD + FILTERED
 # Random access wants every record in a chunk of its own.
 _WRITER = "group_size:1"
 _READER = "readahead_buffer_size:0"
+_PART = 128  # Records of a shard that are read at once.
 
 
 class RecordError(ConfigError):
@@ -53,10 +55,14 @@ def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> None:
     writer.close()
 
 
-def read_shard(path: pathlib.Path) -> list[bytes]:
-  """All records of one file; a damaged one -> RecordError."""
+def read_shard(path: pathlib.Path) -> Iterator[bytes]:
+  """All records of one file, a few held at a time; a damaged one -> RecordError."""
   try:
-    return array_record_module.ArrayRecordReader(str(path), options=_READER).read_all()
+    reader = array_record_module.ArrayRecordReader(str(path), options=_READER)
+    if not (count := reader.num_records()):  # Also where its end is cut off.
+      raise RuntimeError("it holds no records")
+    for start in range(0, count, _PART):
+      yield from reader.read(list(range(start, min(start + _PART, count))))
   except RuntimeError as e:
     raise _damaged(path, e) from e
 

@@ -2,9 +2,9 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from fluid import config
-from fluid.data import records
 from fluid.training.state import TrainState
 
 
@@ -17,6 +17,7 @@ class Evaluations:
 
   Args:
     make_loader: (split, batch=, shuffle=, epochs=) -> the split, to be passed over.
+    tokenizer: gives that of the run (None: it names none).
     done: (step, name) of those whose results are there already.
     stop: whether to stop, asked before each batch (all processes ask equally often).
   """
@@ -28,6 +29,7 @@ class Evaluations:
     mesh,
     workdir,
     make_loader,
+    tokenizer: Callable[[], Any],
     *,
     done: Iterable[tuple[int, str]] = (),
     stop: Callable[[], bool] = lambda: False,
@@ -36,7 +38,7 @@ class Evaluations:
     self._evaluators = {}
     if not run.evals:
       return
-    from fluid import evals, text, tokenizers
+    from fluid import evals, text
 
     def loader(split, batch):
       return make_loader(split, batch=batch, shuffle=False, epochs=1)
@@ -46,13 +48,8 @@ class Evaluations:
       if self._evaluators and stop():
         raise _Stopped
 
-    tokenizer = None
-    if run.tokenizer.path:  # The one that made the tokens, and no other.
-      made_from = records.read_metadata(run.data.cache).get("config", {})
-      sha256 = made_from.get("tokenizer.weights", "")
-      tokenizer = tokenizers.load(run.tokenizer.path, sha256)
     vocabulary = text.load(run.text, workdir, run.data.cache)
-    context = evals.EvalContext(run, tokenizer, vocabulary, mesh, workdir, loader)
+    context = evals.EvalContext(run, tokenizer(), vocabulary, mesh, workdir, loader)
     context.track = functools.partial(context.track, before=before)
     self._evaluators = evals.make(net, context)
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fluid import config, trees
+from fluid import config, tokenizers, trees
 from fluid.data import records
 from fluid.models import rows
 from fluid.models.conditions import Cond
@@ -111,6 +112,7 @@ class Net:
     *,
     tokens: TokenSpec | None = None,
     vocab: int = 0,
+    tokenizer: Callable[[], Any] | None = None,
     platform: str = "",
   ) -> "Net":
     """The model of a run.
@@ -119,6 +121,8 @@ class Net:
       run: tokens and vocabulary are those of its cache; where it names none, what its
         tokenizer section gives, and the largest vocabulary that it allows.
       tokens, vocab: if they are known from elsewhere.
+      tokenizer: gives that of the run, which models of several scales ask for, to whom
+        needs it for more (None: it is read here).
       platform: what it will run on ('tpu', 'gpu', 'cpu'; default: this machine's),
         which decides the attention kernel of 'auto'.
 
@@ -135,13 +139,17 @@ class Net:
       vocab = metadata["text"]["vocab_size"]
     if tokens is None:
       tokens = run.tokenizer.make(run.data.image_size).spec
+    scales = None
+    if tokens.scales:
+      made = tokenizer() if tokenizer else tokenizers.of(run)
+      scales = (made or run.tokenizer.make(run.data.image_size)).to_latents()
     return build(
       run.model,
       tokens,
       run.text,
       vocab or run.text.vocab_size,
       platform=platform,
-      scales=run.tokenizer.latents() if tokens.scales else None,
+      scales=scales,
     )
 
   @property

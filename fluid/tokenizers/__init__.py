@@ -11,6 +11,7 @@ import jax
 
 from fluid import config as config_lib
 from fluid.config import upgrade
+from fluid.data import records
 from fluid.tokenizers import store
 from fluid.tokenizers.base import Tokenizer, TokenizerConfig, TokenSpec, in_batches
 from fluid.tokenizers.vae import VAEConfig
@@ -35,7 +36,17 @@ __all__ = [
   "TokenizerConfig",
   "in_batches",
   "load",
+  "of",
 ]
+
+
+def of(run: config_lib.Run) -> Tokenizer | None:
+  """The tokenizer that made a run's tokens, and no other; None where none is named."""
+  if not run.tokenizer.path:
+    return None
+  metadata = records.read_metadata(run.data.cache) if run.data.cache else {}
+  sha256 = metadata.get("config", {}).get("tokenizer.weights", "")
+  return load(run.tokenizer.path, sha256)
 
 
 def load(path: str, sha256: str = "") -> Tokenizer:

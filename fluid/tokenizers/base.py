@@ -70,10 +70,6 @@ class TokenizerConfig(config.Part):
   l2_weight: float = 1.0
   edge_weight: float = 0.5
 
-  def latents(self) -> Any:
-    """Of a tokenizer of several scales: what makes inputs of tokens."""
-    raise NotImplementedError
-
   def make(self, image_size: int, variables: Any = None) -> "Tokenizer":
     """The tokenizer of images of this size; without variables it is untrained.
 
@@ -124,6 +120,10 @@ class Tokenizer:
 
   def finish(self, params, state, images: np.ndarray, batch: int) -> dict[str, Any]:
     """Variables of trained parameters; images [N, H, W, 3] to measure them over."""
+    raise NotImplementedError
+
+  def to_latents(self) -> Any:
+    """Of one of several scales: what makes inputs of its tokens (latents.Latents)."""
     raise NotImplementedError
 
   def encode(self, images: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from fluid import config as config_lib
-from fluid.tokenizers import autoencoder, base, latents, store, vq
+from fluid.tokenizers import autoencoder, base, latents, vq
 
 BLEND = 0.5  # Share of the smoothing convolution; the rest is the enlarged codes.
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -70,16 +70,6 @@ class VARVQConfig(autoencoder.AutoencoderConfig):
         f"{image_size} pixels have {self.grid(image_size)} latents a side"
       )
     return VARVQ(self, image_size, variables)
-
-  def latents(self):
-    """Of the weights in `path`; of zeros where there is none, for shapes alone."""
-    if not self.path:
-      return latents.Latents(self, None)
-    read = store.read_weights
-    content = store.read_config(self.path)
-    shapes = jax.eval_shape(self.make(content["image_size"]).init, jax.random.key(0))
-    weights = read(self.path, content["weights_sha256"], shapes)["params"]
-    return latents.Latents(self, weights)
 
 
 def bicubic(side: int, new: int) -> np.ndarray:
@@ -214,6 +204,10 @@ class VARVQ(base.Tokenizer):
   def init(self, key) -> dict:
     image = jnp.zeros((1, self.image_size, self.image_size, 3))
     return {"params": self.module.init(key, image)["params"]}
+
+  def to_latents(self):
+    """See Tokenizer; of zeros where it has no weights, for shapes alone."""
+    return latents.Latents(self.config, self.variables and self.variables["params"])
 
   def _apply(self, variables, method, *args):
     return self.module.apply({"params": variables["params"]}, *args, method=method)

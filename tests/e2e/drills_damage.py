@@ -216,7 +216,7 @@ def _bad_cache(lab):
   shutil.copytree(lab.folder / "cache", path)
   metadata = records.read_metadata(path)
   shard = metadata["splits"]["train"]["shards"][0]
-  rows_ = records.read_shard(path / shard["name"])
+  rows_ = list(records.read_shard(path / shard["name"]))
   rows_[3] = b"\xc1 no record"
   example = records.unpack(rows_[7])
   example["meta"] = json.loads(example["meta"])

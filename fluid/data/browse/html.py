@@ -248,7 +248,7 @@ def _codebook(found: Look) -> list[str]:
   out = [
     page.paragraph(
       f"{used:,} of {len(counts):,} codes are used ({used / len(counts):.1%}), by "
-      f"{total:,} tokens of {found.scanned:,} examples; perplexity {perplexity:,.1f}."
+      f"{total:,} tokens of {found.used:,} examples; perplexity {perplexity:,.1f}."
     )
   ]
   order = np.sort(counts)[::-1]
@@ -276,7 +276,7 @@ def _moments(found: Look) -> list[str]:
   body = page.table(pd.DataFrame(columns))
   return [
     page.paragraph(
-      f"Of {found.scanned:,} examples: mean {mean.mean():.3f}, std "
+      f"Of {found.used:,} examples: mean {mean.mean():.3f}, std "
       f"{np.sqrt((std**2).mean()):.3f} over all channels. A model is trained on means "
       "with as much noise as the posterior's std says."
     ),

@@ -63,7 +63,7 @@ class Look:
 
   Attributes:
     total: examples of the split.
-    scanned: of these, what sums are over.
+    scanned: of these, what was looked at for sums.
     examples: drawn by seed.
     metadata: of the cache; None where none is there.
     vocabulary, tokenizer: None where they are missing, of which `notes` say why.
@@ -90,6 +90,11 @@ class Look:
   tokens: Tally = dataclasses.field(default_factory=Tally)
   top: tuple[np.ndarray, np.ndarray] | None = None
   notes: list[str] = dataclasses.field(default_factory=list)
+
+  @property
+  def used(self) -> int:
+    """Of the scanned, those not rejected, which sums are over."""
+    return self.scanned - self.rejects.total()
 
 
 def look(
@@ -168,7 +173,7 @@ def _of_cache(run, cache, source, drawn, seed, found: Look, log) -> None:
   arrays = []
   for index in drawn.tolist():
     here = pixels.get(index, {})
-    if why := cache.damage(index):
+    if why := _wrong(cache, index):
       found.examples.append(
         Example(index, bad=why.split()[0], why=why, image=here.get("image"))
       )
@@ -199,10 +204,12 @@ def _of_cache(run, cache, source, drawn, seed, found: Look, log) -> None:
   for start in range(0, len(scan), PART):
     part = scan[start : start + PART]
     rows = cache.gather(part)
-    good = rows["bad"] == 0
-    found.rejects.update(records.KINDS[k - 1] for k in rows["bad"][~good].tolist())
+    sound, usable = rows["bad"] == 0, _usable(cache, part)
+    good, again = sound & usable, sound & ~usable
+    found.rejects.update(records.KINDS[k - 1] for k in rows["bad"].tolist() if k)
+    found.rejects.update([records.DUPLICATE] * int(again.sum()))
     for index in part[~good].tolist()[: REASONS - len(found.reasons)]:
-      found.reasons.append(cache.damage(index))
+      found.reasons.append(_wrong(cache, index))
     found.lengths += rows["text_mask"][good].sum(1).tolist()
     found.tokens.add(
       {k: v[good] for k, v in rows.items() if k in records.ARRAYS}, vocab
@@ -213,6 +220,19 @@ def _of_cache(run, cache, source, drawn, seed, found: Look, log) -> None:
         _size(cache[index]["meta"], found)
     progress.add(len(part))
   found.scanned = len(scan)
+
+
+def _usable(cache: records.Records, indices) -> np.ndarray:
+  """Which of them [N] training may draw: not what was left out."""
+  usable = cache.usable
+  return np.ones(len(indices), bool) if usable is None else np.isin(indices, usable)
+
+
+def _wrong(cache: records.Records, index: int) -> str:
+  """Kind and reason of what is rejected; '' for what is not."""
+  if (why := cache.damage(index)) or _usable(cache, [index])[0]:
+    return why
+  return f"{records.DUPLICATE} in example {index}: one before it has the same image"
 
 
 def _others(here: dict[str, Any]) -> list[str]:
