@@ -83,7 +83,8 @@ def simulate(
   """Days of a run with a save after every `period` seconds of steps.
 
   Returns:
-    goodput, losses, most (steps that one loss cost).
+    goodput and what is lost, shares of time by the names of metrics.jsonl (lost/restart
+    is all from `down` to `rest` there), losses, most (steps that one loss cost).
   """
   rng = np.random.default_rng(seed)
   next_loss = lambda now: now + rng.exponential(1 / m.rate) if m.rate else math.inf
@@ -92,6 +93,7 @@ def simulate(
   made = kept = 0  # Steps in memory, and on disk.
   written, writing = 0.0, 0  # When the newest save is on disk, and its steps.
   lost_at, losses, most = next_loss(now), 0, 0
+  stepping = saves = restarts = 0.0  # Seconds.
   while now < days * 86_400:
     # Up to the next save, which waits for the end of a step and for the disk.
     steps = max(every, math.ceil((written - now) / m.step))
@@ -99,20 +101,32 @@ def simulate(
       now += steps * m.step
       made, kept = made + steps, writing
       now += m.block
+      stepping, saves = stepping + steps * m.step, saves + m.block
       written, writing = now + m.write, made
       continue
     reached = made + min(steps, int((lost_at - now) / m.step))
     kept = writing if written <= lost_at else kept
+    stepped = min(lost_at - now, steps * m.step)
+    stepping, saves = stepping + stepped, saves + lost_at - now - stepped
     now = lost_at
     if rng.random() < m.warned:
       kept, now = reached, now + m.block + m.write
+      saves += m.block + m.write
     losses, most = losses + 1, max(most, reached - kept)
     made = writing = kept
+    begun = now
     while (lost_at := next_loss(now)) < now + m.restart:
       now, losses = lost_at, losses + 1
     now += m.restart
-    written = now
-  return {"goodput": kept * m.step / now, "losses": losses, "most": most}
+    written, restarts = now, restarts + now - begun
+  return {
+    "goodput": kept * m.step / now,
+    "lost/redone": (stepping - kept * m.step) / now,
+    "lost/saves": saves / now,
+    "lost/restart": restarts / now,
+    "losses": losses,
+    "most": most,
+  }
 
 
 def machine(parameters: int, work: float, chips: int, restart: float) -> Machine:
@@ -182,7 +196,9 @@ def main(argv) -> None:
       out = simulate(m, period)
       mark = " (best)" if period == best else ""
       print(
-        f"{chips} chips, a save every {period:.0f} s: goodput {out['goodput']:.2%}, "
+        f"{chips} chips, a save every {period:.0f} s: goodput {out['goodput']:.2%} "
+        f"(lost: redone {out['lost/redone']:.2%}, saves {out['lost/saves']:.2%}, "
+        f"restart {out['lost/restart']:.2%}), "
         f"{out['losses']:.0f} losses a year, at most {out['most']:.0f} steps{mark}"
       )
 

@@ -26,7 +26,9 @@ logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 AT_ONCE = 16  # Objects that are written or read together.
 # In a work folder, what nobody asks of a mirror: there by name alone.
-_LEFT = ("checkpoints", "checkpoints-damaged", "profile", "samples", "tensorboard")
+_LEFT = (
+  "cache", "checkpoints", "checkpoints-damaged", "profile", "samples", "tensorboard",
+)  # fmt: skip
 _KEPT = "eval/images/"  # Gigabytes that an evaluation goes on from: of this host alone.
 
 

@@ -23,13 +23,14 @@ from fluid.config.identity import digest, identity
 from fluid.console import cli
 from fluid.data import mixtures, pipeline, records
 from fluid.data.feed import Feed
-from fluid.durable import checkpoint, parameters, paths
+from fluid.durable import checkpoint, compiled, parameters, paths
 from fluid.durable.workdir import Workdir, commit
 from fluid.evals.schedule import Evaluations, due
 from fluid.models import Net
 from fluid.parallel import distributed, sharding
 from fluid.parallel.preemption import Preempted, Preemption
-from fluid.training.clocks import Startup
+from fluid.parallel.watch import PATIENCE
+from fluid.training import clocks as clocks_lib
 from fluid.training.health import Health
 from fluid.training.log import Log
 from fluid.training.profile import Profile
@@ -38,7 +39,13 @@ from fluid.training.step import make_step
 
 
 def run(
-  cfg: config.Run, workdir, *, starts: int = 0, grace: float | None = None
+  cfg: config.Run,
+  workdir,
+  *,
+  starts: int = 0,
+  grace: float | None = None,
+  hang: float = PATIENCE,
+  since: float | None = None,
 ) -> dict:
   """Trains until cfg.steps; returns what done.json says.
 
@@ -47,13 +54,17 @@ def run(
     grace: seconds between SIGTERM and the end, whatever is done by then. A save that is
       under way is finished, and another one follows where there is time for it. None:
       as long as it takes.
+    hang: seconds after which several processes end that wait for one that makes no
+      steps; 0: never.
+    since: when the process was started, in seconds since 1970; None: now.
 
   Raises:
     ConfigError: the workdir, the cache or the mesh does not fit the config, or what the
       disk, the data or the numbers do makes it pointless to go on.
     Preempted: it was told to stop, and has saved.
   """
-  began, startup = time.time(), Startup()
+  began = time.time()
+  clocks = clocks_lib.Clocks(since, join=distributed.joined_in if since else 0.0)
   told = paths.made_absolute(cfg)
   with contextlib.ExitStack() as stack:
     preemption = stack.enter_context(Preemption())
@@ -62,7 +73,7 @@ def run(
     profile = Profile(cfg.profile_steps, path)
     mesh = sharding.make_mesh(cfg.mesh)
     sharding.check_batch(cfg.batch, mesh, cfg.accum)
-    with startup.part("data"):
+    with clocks.of("data"):
       workers = cfg.data.workers
       data = pipeline.loader(
         cfg, "train", mesh, batch=cfg.batch, shuffle=True, workers=workers
@@ -80,11 +91,14 @@ def run(
     distributed.say(flops.table({"parameters [M]": described["params"]}, 1e6, ""))
     peak = flops.peak(mesh.devices.flatten())
 
+    stack.enter_context(compiled.kept(folder.place))
     stack.enter_context(jax.set_mesh(mesh))
     saved = checkpoint.Checkpoints(folder.place, keep=cfg.keep)
     stack.callback(saved.close)
-    with startup.part("restore"):
+    with clocks.of("restore"):
       state, extra = _start(cfg, net, mesh, saved, data)
+    account = path / clocks_lib.FILE if jax.process_index() == 0 else None
+    clocks.resume(account, extra.get("seconds", {}))
     start = step = int(state.step)
     feed = Feed(data, mesh, start)
     stack.callback(feed.close)
@@ -100,6 +114,7 @@ def run(
       cfg,
       path,
       health,
+      clocks,
       step=step,
       flops=described["forward_flops_per_image"]["total"],
       peak=peak,
@@ -124,20 +139,21 @@ def run(
       f"{mesh.devices.flat[0].device_kind}, workdir {folder.place}"
     )
 
-    def at_first(part):
-      return startup.part(part) if step == start else contextlib.nullcontext()
-
+    @clocks.of("saves")
     def save():
       folder.check()
       log.sync()
+      clocks.write()
       folder.push()
       extra.update(
         counts=health.counts,
         wall_seconds=round(time.time() - began, 3),
         images_per_s=log.images_per_s or extra["images_per_s"],
+        seconds=clocks.total(),
       )
       saved.save(state, extra, step)
 
+    @clocks.of("saves")
     def in_time():
       # All processes decide alike, by the slowest one. Where nothing is under way there
       # is nothing to lose: a save that is cut short has never been there.
@@ -146,34 +162,40 @@ def run(
       saved.wait()
       return distributed.everyone(preemption.since + saved.seconds < grace)
 
+    startup: dict[str, float] = {}
+    stack.enter_context(distributed.steps(lambda: (step, clocks.cause), hang))
     while True:
       # Saved before it is judged: an evaluation that is cut short is done again.
       stop = preemption.reached()
       keep = step > start and (stop or due(step, cfg.checkpoint_every, cfg.steps))
-      keep = keep and not (stop and not in_time())
+      late = keep and stop and not in_time()
+      keep = keep and not late
       if keep or evaluations.due(step):
         log.flush()  # A state that is not finite is neither saved nor judged.
-        with log.timer.exclude(), at_first("evaluations"):
-          if keep:
-            save()
+        if keep:
+          save()
+        with clocks.of("evaluations"):
           for found in evaluations.run(state, step):
             log.results(step, found)
-          if preemption.stopping and not keep and step > start and in_time():
-            save()
-      if step >= cfg.steps and not evaluations.due(step):
+        if preemption.stopping and not (keep or late) and step > start and in_time():
+          save()
+      if step >= cfg.steps and not evaluations.due(step) and not late:
         break
       if preemption.stopping:
-        saved.wait()
+        with clocks.of("saves"):
+          saved.wait()
+        folder.check()
+        clocks.write()
         kept = max(start, saved.last)
         which = "which is saved" if kept == step else f"that of step {kept} is saved"
         raise Preempted(
           f"{preemption.reason} after step {step} of {cfg.steps}, {which}; the same "
           "command goes on from there"
         )
-      profile.before(step + 1, log.timer)
-      with log.timer.wait() if step > start else startup.part("data"):
+      profile.before(step + 1, clocks)
+      with clocks.of("input" if step > start else "data"):
         batch = feed.next()
-      with at_first("compile"):
+      with clocks.of("steps" if step > start else "compile"):
         state, values = train_step(state, batch)
         feed.draw()
         if step == start:
@@ -181,24 +203,33 @@ def run(
       step += 1
       log.step(step, values)
       if step == start + 1:
-        log.first(step, startup.finish())
+        startup = log.first(step)
       elif due(step, cfg.log_every, cfg.steps):
-        folder.tend()
-        saved.check()
+        with clocks.of("saves"):
+          folder.tend()
+          saved.check()
+          clocks.tend()
         if train_step._cache_size() > 1:  # type: ignore[attr-defined]
           distributed.say(f"warning: the train step was compiled again, by step {step}")
-      profile.after(step, values, log.timer)
+      profile.after(step, values, clocks)
 
-    saved.wait()
+    with clocks.of("saves"):
+      saved.wait()
+    folder.check()
+    clocks.write(finished=True)
+    goodput = clocks.shares()["goodput"]
   result = {
     "step": step,
     "wall_seconds": round(time.time() - began, 3),
     "images_per_s": log.images_per_s or extra["images_per_s"],
-    "startup_seconds": {k: round(v, 2) for k, v in startup.seconds.items()},
+    "goodput": goodput,
+    "startup_seconds": startup,
   }
   distributed.write_json(path / "done.json", result)
   folder.push()
-  distributed.say(f"finished: {step} steps in {result['wall_seconds']:.0f} s")
+  distributed.say(
+    f"finished: {step} steps in {result['wall_seconds']:.0f} s, goodput {goodput:.1%}"
+  )
   return result
 
 
@@ -247,6 +278,7 @@ def _start(cfg, net, mesh, saved, data) -> tuple[TrainState, dict]:
   counts = {"data/cut_captions": cut} if cut else {}
   return state, {
     "cache": mark, "counts": counts, "wall_seconds": 0.0, "images_per_s": None,
+    "seconds": {},
   }  # fmt: skip
 
 
@@ -276,7 +308,14 @@ def main(argv) -> None:
   distributed.join_by_flags()
   args = flags.FLAGS
   workdir = cli.require(WORKDIR)
-  run(cli.read(CONFIG, buckets=True), workdir, starts=args.starts, grace=args.grace)
+  run(
+    cli.read(CONFIG, buckets=True),
+    workdir,
+    starts=args.starts,
+    grace=args.grace,
+    hang=args.hang_timeout,
+    since=clocks_lib.process_start(),
+  )
 
 
 if __name__ == "__main__":
@@ -291,5 +330,11 @@ if __name__ == "__main__":
   )
   flags.DEFINE_float(
     "grace", None, "Seconds from SIGTERM to the end (none: as long as it takes)."
+  )
+  flags.DEFINE_float(
+    "hang_timeout",
+    PATIENCE,
+    "Seconds that processes wait for one that makes no steps; 0: for ever.",
+    lower_bound=0,
   )
   cli.run(main)

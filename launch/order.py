@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from fluid import files
+from fluid.durable import compiled
 from fluid.durable.lock import lock
 from fluid.errors import ConfigError
 from launch import code, engines
+from launch.hardware import Hardware
 from launch.plan import Stage, command, plan
 from launch.spec import RunSpec
 
@@ -68,11 +70,7 @@ class Order:
       build: stage -> argv; a seam for tests.
     """
     source = engine.code(workdir)
-    env = {
-      "FLUID_COMMIT": source.commit,
-      "JAX_COMPILATION_CACHE_DIR": str(workdir / "cache"),
-      "PYTHONUNBUFFERED": "1",
-    }
+    env = {"FLUID_COMMIT": source.commit, "PYTHONUNBUFFERED": "1"}
     out = {}
     for stage in stages:
       path = stage.config.partition(":")[0]
@@ -82,9 +80,10 @@ class Order:
         )
       assert stage.hardware
       argv = build(stage) if build else command(stage, "python")
+      h = stage.hardware
       out[stage.id] = RunSpec(
-        Path(self.config).stem, stage.id, tuple(argv), env, str(workdir),
-        stage.hardware, source,
+        Path(self.config).stem, stage.id, tuple(argv), env | kept(workdir, h),
+        str(workdir), h, source,
       )  # fmt: skip
     return out
 
@@ -106,6 +105,19 @@ class Order:
         "choose another --workdir, or rename one of them"
       )
     files.write_json(workdir / FILE, said)
+
+
+def kept(workdir: Path | str, hardware: Hardware) -> dict[str, str]:
+  """The environment that says where jobs keep what XLA compiled.
+
+  As the submitting shell has it, or in the sweep's folder. On CPUs each run has its
+  own: nodes may differ, and machine code with them.
+  """
+  name = "JAX_COMPILATION_CACHE_DIR"
+  if (told := os.environ.get(name)) is not None:
+    return {name: told}
+  one = hardware.tpu or hardware.gpus
+  return {name: f"{workdir}/{compiled.NAME}"} if one else {}
 
 
 def load(workdir: Path) -> Order:

@@ -19,11 +19,14 @@ COLOURS = {
 }  # fmt: skip
 _SAID = ("failed", "blocked", "cancelled", "interrupted", "held")
 # name -> field of metrics.jsonl
-_SHOWN = {"loss": "train/loss", "images_per_s": "images_per_s", "mfu": "mfu"}
+_SHOWN = {
+  "loss": "train/loss", "images_per_s": "images_per_s", "mfu": "mfu",
+  "goodput": "goodput",
+}  # fmt: skip
 
 
 def progress(stage) -> dict[str, float]:
-  """Newest step, loss, images/s, MFU and seconds left, as far as a run wrote them."""
+  """Newest step, loss, images/s, MFU, goodput and seconds left, if a run wrote them."""
   if stage.kind != "run":
     return {}
   out = {}

@@ -1,8 +1,8 @@
 """How a sweep stands: python -m launch.status --workdir DIR [--json]
 
-A line for each stage, on any engine: state, step, loss, images/s, MFU, time left, how
-often it was started again, and the last line of what failed. Exit status 1 if anything
-failed.
+A line for each stage, on any engine: state, step, loss, images/s, MFU, goodput, time
+left, how often it was started again, and the last line of what failed. Exit status 1 if
+anything failed.
 """
 
 import json
@@ -29,6 +29,7 @@ def row(entry: Entry) -> dict:
     "loss": p.get("loss"),
     "images_per_s": p.get("images_per_s"),
     "mfu": p.get("mfu"),
+    "goodput": p.get("goodput"),
     "eta_seconds": p.get("eta") if entry.status == "running" else None,
     "restarts": view.starts(entry),
     "note": entry.note,
@@ -39,7 +40,7 @@ def table(rows: list[dict]) -> Table:
   out = Table(box=None, pad_edge=False)
   out.add_column("stage", overflow="fold")
   out.add_column("state")
-  for name in ("step", "loss", "images/s", "MFU", "ETA", "restarts"):
+  for name in ("step", "loss", "images/s", "MFU", "goodput", "ETA", "restarts"):
     out.add_column(name, justify="right")
   out.add_column("note", overflow="fold")
 
@@ -54,6 +55,7 @@ def table(rows: list[dict]) -> Table:
       text(r["loss"], "{:.4f}"),
       text(r["images_per_s"], "{:,.0f}"),
       text(r["mfu"], "{:.0%}"),
+      text(r["goodput"], "{:.1%}"),
       clock(r["eta_seconds"]) if r["eta_seconds"] is not None else "",
       str(r["restarts"] or ""),
       r["note"],

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fluid import files
+from fluid.durable import compiled
 from fluid.durable.lock import lock
 from fluid.errors import REQUEUE, ConfigError
 from launch import cost, engines, errors
@@ -131,7 +132,7 @@ class Sweep:
       self._end(entry, "failed", str(e))
 
   def _job(self, stage: Stage) -> engines.Job:
-    env = {"JAX_COMPILATION_CACHE_DIR": str(self._workdir / "cache")}
+    env = {"JAX_COMPILATION_CACHE_DIR": compiled.folder(self._workdir)}
     env = {k: v for k, v in env.items() if k not in os.environ}
     log = self._workdir / "logs" / self.entries[stage.id].log
     return engines.Job(stage.id, tuple(self._build(stage)), env, log)

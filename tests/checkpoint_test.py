@@ -9,7 +9,7 @@ import pytest
 
 from fluid import config, files
 from fluid.durable import checkpoint, parameters, workdir
-from fluid.parallel import sharding
+from fluid.parallel import parts, sharding
 from fluid.training import state
 from tests import tiny
 
@@ -216,3 +216,67 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(workdir.WorkdirError, match="config.json is damaged"):
     workdir.check(tmp_path, cfg)
+
+
+BITS = np.uint32([1 << 31, 0x7FC00123, 0xFFC00001, 1, 0xFF800000, 0x3F800001])
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 1, 1), (2, 2, 1, 2), (8, 1, 1, 1)])
+def test_copies_share_reading_and_writing_and_no_bit_changes(
+  tmp_path, monkeypatch, shape
+):
+  """Also of -0.0 and of NaN, which a sum over copies would lose."""
+  mesh = _mesh(*shape)
+  start = state.init_state(NET, CFG, mesh)
+  bits = np.resize(BITS, (8, 8)).view(np.float32)
+  odd = jax.tree.map(lambda x: jax.device_put(bits, x.sharding), start.params)
+  saved = checkpoint.Checkpoints(tmp_path)
+  saved.save(dataclasses.replace(start, params=odd), {}, 3)
+  saved.close()
+  written = checkpoint._metadata(tmp_path / "checkpoints/3", "params")
+  written = written["trunk"]["mlp"]["up"]["w"].storage.write_shape
+  assert np.prod(written) * 8 == bits.size  # Each device writes a part of its own.
+
+  asked = []
+  restore = checkpoint.ocp.PyTreeCheckpointHandler.restore
+
+  def spy(self, folder, args):
+    asked.extend(x for x in jax.tree.leaves(args.item) if x.shape)
+    return restore(self, folder, args=args)
+
+  monkeypatch.setattr(parts, "SMALL", 0)
+  monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointHandler, "restore", spy)
+  found, _ = _restore(tmp_path, mesh)
+  # In each slice every element is read by one device.
+  assert len(asked) == 4
+  for x in asked:
+    where = x.sharding.devices_indices_map(x.shape)
+    for devices in np.moveaxis(mesh.devices, mesh.axis_names.index("slice"), 0):
+      read = np.zeros(x.shape, int)
+      for device in devices.flat:
+        read[where[device]] += 1
+      assert (read == 1).all()
+  kernel = found.params["trunk"]["mlp"]["up"]["w"]
+  assert kernel.sharding == odd["trunk"]["mlp"]["up"]["w"].sharding
+  for shard in kernel.addressable_shards:
+    np.testing.assert_array_equal(
+      np.asarray(shard.data).view(np.uint32), bits[shard.index].view(np.uint32)
+    )
+
+
+def test_what_does_not_divide_is_split_as_far_as_it_does(monkeypatch):
+  mesh = _mesh(2, 2, 2)
+  make = lambda shape, *spec: jax.ShapeDtypeStruct(
+    shape, np.float32, sharding=jax.NamedSharding(mesh, jax.P(*spec))
+  )
+  small = make((6, 6))
+  assert parts.parted(small) is small.sharding
+  monkeypatch.setattr(parts, "SMALL", 0)
+  for x, want in (
+    (make((3, 16)), (None, ("data", "fsdp", "model"))),
+    (make((3, 4)), (None, ("data", "fsdp"))),
+    (make((3, 5)), ()),
+    (make((4, 6), "fsdp", "model"), (("fsdp", "data"), "model")),
+    (make((2, 6), "fsdp"), ("fsdp", "data")),
+  ):
+    assert parts.parted(x).spec == jax.P(*want), (x, want)

@@ -11,6 +11,8 @@ import platform
 
 import jax
 
+from fluid.durable import compiled
+
 MAPPINGS = 25_000  # Linux allows 65,530.
 
 
@@ -45,8 +47,5 @@ def forget() -> None:
 
 def _machine() -> str:
   text = platform.machine() + platform.python_version() + jax.__version__
-  cpu = pathlib.Path("/proc/cpuinfo")
-  if cpu.exists():
-    lines = cpu.read_text().splitlines()
-    text += next((line for line in lines if line.startswith("flags")), "")
+  text += compiled.cpu()
   return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -14,6 +14,7 @@ os.environ.setdefault(
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -53,6 +54,18 @@ def converted(fixtures, tmp_path_factory):
     return published.convert(name, fixtures / name, tmp_path_factory.mktemp(name))
 
   return get
+
+
+@pytest.fixture
+def uncached():
+  """jax without a compilation cache, as where none is configured."""
+  name, before = "jax_compilation_cache_dir", jax.config.jax_compilation_cache_dir
+  jax.config.update(name, None)
+  compilation_cache.reset_cache()
+  jax.clear_caches()
+  yield
+  jax.config.update(name, before)
+  compilation_cache.reset_cache()
 
 
 STUDY = """

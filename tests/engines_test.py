@@ -214,6 +214,7 @@ def test_a_sweep_ends_with_each_run_as_it_should(machine, engine, capfd, monkeyp
   status.main([*argv, "--json"])
   rows = {r["stage"]: r for r in json.loads(capfd.readouterr().out)}
   assert rows["run/dr2"]["state"] == "finished" and rows["run/dr2"]["loss"] == 0.5
+  assert rows["run/dr2"]["goodput"] == 0.75
   assert rows["run/cr1"]["state"] == "cancelled"
   assert logs.main(["dr2", *argv]) == 0
   assert "stopped: SIGTERM after step 2" in capfd.readouterr().out

@@ -17,6 +17,11 @@ def test_it_is_daly_where_saves_are_on_disk_at_once(period):
   # Steps are whole, where the closed form loses parts of one, too: half a step a loss.
   assert found["goodput"] == pytest.approx(closed_form(M, period), rel=0.004)
   assert found["losses"] == pytest.approx(1000 * 24 / 2, rel=0.03)
+  assert sum(v for k, v in found.items() if k.startswith("lost/")) == pytest.approx(
+    1 - found["goodput"]
+  )
+  # On average half a period is done again, and what a loss interrupts.
+  assert found["lost/redone"] == pytest.approx(period / 2 / (2 * HOUR), rel=0.15)
 
 
 def test_a_save_without_losses_costs_what_was_measured():

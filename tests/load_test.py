@@ -42,6 +42,8 @@ def test_one_row_per_run_with_components_and_compute(study):
   assert row["val/loss"] == pytest.approx(synthetic.loss("continuous", 1e6))
   assert row["sample/seconds_per_image"] == 0.25 and row.train_images_per_s == 123
   assert row.seed == 3 and len(row.config_hash) == 12
+  assert (row.goodput, row["lost/compile"], row["lost/saves"]) == (0.75, 0.15, 0.1)
+  assert runs.loc["continuous-raster-xs", "goodput"] == 0.8  # Still in metrics.jsonl.
 
 
 def test_statuses_of_failed_and_interrupted_runs(study):

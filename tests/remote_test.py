@@ -25,7 +25,8 @@ import analysis
 from fluid import api, config, evaluate, remote, train
 from fluid.durable import checkpoint, paths, workdir
 from fluid.errors import REQUEUE, exit_code
-from tests import checkpoint_test, tiny
+from fluid.training import clocks
+from tests import checkpoint_test, compiled_test, tiny
 from tests.conftest import ROOT
 
 gcsfs = pytest.importorskip("gcsfs")
@@ -126,9 +127,8 @@ def files(url):
 
 def lines(text):
   """Lines of metrics.jsonl without what a clock makes."""
-  clocks = ("time", "images_per_s", "mfu", "input_wait")
   rows = map(json.loads, text.splitlines())
-  return [{k: v for k, v in row.items() if k not in clocks} for row in rows]
+  return [{k: v for k, v in row.items() if not clocks.made(k)} for row in rows]
 
 
 def test_a_run_killed_in_a_bucket_becomes_what_it_would_have_been(
@@ -223,6 +223,13 @@ def test_what_cannot_be_reached_is_one_line(bucket, monkeypatch):
   with pytest.raises(remote.BucketError, match="gs://bucket/run cannot be") as e:
     remote.local("gs://bucket/run")
   assert exit_code(e.value) == REQUEUE
+
+
+def test_what_was_compiled_is_kept_in_the_bucket(bucket, uncached):
+  url = "gs://bucket/compiled"
+  found = lambda: files(url).find(url)
+  hits = compiled_test.hits(url, found)
+  assert hits == [0, 1] and "/compiled/cache/cpu-" in found()[0]
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch):

@@ -42,6 +42,7 @@ def test_the_page_stands_alone(html, study):
     assert len(list((study / "report/figures").glob(f"*.{suffix}"))) == 13
   assert {p.stem for p in (study / "report/tables").glob("*.csv")} == {
     "results", "sizes", "fits", "trends", "correlations", "systems", "runs", "evals",
+    "goodput",
   }  # fmt: skip
 
 
@@ -59,6 +60,11 @@ def test_tables(study, html):
   )
   sizes = pd.read_csv(study / "report/tables/sizes.csv")
   assert sizes["tokenizer"].unique() == [777] and "text encoder" in sizes
+  goodput = pd.read_csv(study / "report/tables/goodput.csv").set_index("run")
+  assert goodput.loc["continuous-random-s"].to_dict() == {
+    "goodput": 0.75, "compile": 0.15, "saves": 0.1,
+  }  # fmt: skip
+  assert "<td>0.75</td>" in html
   fits = pd.read_csv(study / "report/tables/fits.csv")
   fits = fits[(fits.form == "power") & (fits.x == "N")].set_index("cell")
   assert fits.loc["continuous-random", "a"] == pytest.approx(0.05, rel=1e-3)

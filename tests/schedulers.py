@@ -33,7 +33,7 @@ if mode == 'preempted' and n == 1:
   print('stopped: SIGTERM after step 2'); sys.exit(75)
 if mode == 'hang' and n == 1:
   time.sleep(600)
-line = {'step': 4, 'train/loss': .5, 'images_per_s': 9}
+line = {'step': 4, 'train/loss': .5, 'images_per_s': 9, 'goodput': .75}
 (folder / 'metrics.jsonl').write_text(json.dumps(line) + '\\n')
 done = {'step': 4, 'splits': {'train': {}, 'val': {}}}
 name = 'metadata.json' if folder.parent.name == 'data' else 'done.json'

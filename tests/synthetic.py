@@ -73,6 +73,7 @@ def write_run(folder, tokens, order, size, *, geneval=True, done=True, steps=100
     late = 1 + 0.2 * (steps - step) / steps
     lines.append(
       {"step": step, "time": 10.0 + step, "train/loss": 9.0, "images_per_s": 5.0}
+      | {"goodput": 0.8, "lost/compile": 0.2}
     )
     values = {"val/loss": loss(tokens, n) * late, "val/loss_sem": 1e-3}
     kid = 0.05 - 0.005 * rank + 0.02 * (tokens == "discrete")
@@ -100,6 +101,8 @@ def write_run(folder, tokens, order, size, *, geneval=True, done=True, steps=100
     lines.append({"step": steps, "time": 99.0, "sample/seconds_per_image": 0.25})
     done_record = {"step": steps, "wall_seconds": 60.0, "images_per_s": 123.0}
     (folder / "done.json").write_text(json.dumps(done_record))
+    account = {"goodput": 0.75, "lost/compile": 0.15, "lost/saves": 0.1, "until": None}
+    (folder / "goodput.json").write_text(json.dumps(account))
   text = "".join(json.dumps(line) + "\n" for line in lines)
   (folder / "metrics.jsonl").write_text(text + '{"step": 1')  # cut off by a kill
   write_samples(folder / "samples", steps, level=60 * CELLS.index((tokens, order)))

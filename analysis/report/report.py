@@ -86,6 +86,12 @@ _MISSING = (
 )
 
 
+_LOST = (
+  "Goodput: share of wall time in training steps that were kept, over all starts of a "
+  "run. The other columns are the shares of what was lost, by cause: docs/analysis.md."
+)
+
+
 def _body(runs, shown, images, found: dict[str, Finding], workdir: str) -> list[str]:
   def figures(*names):
     for plot, png in (images[n] for n in names if n in images):
@@ -118,6 +124,9 @@ def _body(runs, shown, images, found: dict[str, Finding], workdir: str) -> list[
   body += [page.table(shown["trends"]), page.table(shown["systems"])]
   body += [page.section("Sizes and speed"), page.table(shown["sizes"])]
   body += figures("seconds_per_image")
+  if len(shown["goodput"]):
+    body += [page.table(shown["goodput"])]
+    body += [page.paragraph(_LOST, "soft")]
   body += [page.section("How to make this again"), page.code(_commands(runs, workdir))]
   text = "Beside this page: figures/ (PNG, SVG and the CSV behind each) and tables/."
   return [*body, page.paragraph(text, "soft")]

@@ -63,6 +63,15 @@ def sizes(runs: pd.DataFrame) -> pd.DataFrame:
   return rows[known].rename(columns=columns) if "N" in known else rows
 
 
+def goodput(runs: pd.DataFrame) -> pd.DataFrame:
+  """Share of wall time in steps that were kept, and of what was lost, by cause."""
+  rows = having(runs, "goodput")
+  lost = [c for c in rows if c.startswith("lost/") and (rows[c] >= 5e-4).any()]
+  columns = {"run": "run", "goodput": "goodput"}
+  columns |= {c: c.removeprefix("lost/") for c in lost}
+  return rows[list(columns)].rename(columns=columns) if len(rows) else rows
+
+
 def fits(s: Study) -> pd.DataFrame:
   """Validation loss against size and compute, and against both, per cell."""
   rows = []
@@ -163,6 +172,7 @@ def _said(f: Fit) -> str:
 TABLES: dict[str, Callable[[Study], pd.DataFrame]] = {
   "results": lambda study: results(study.runs),
   "sizes": lambda study: sizes(study.runs),
+  "goodput": lambda study: goodput(study.runs),
   "fits": fits,
   "trends": trends,
   "correlations": lambda study: correlations(study.ended),

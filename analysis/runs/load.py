@@ -17,6 +17,9 @@ be running. Columns of the table with one row per run (`rows='run'`):
   flops_per_image                    forward FLOPs of the trained components
   compute                            FLOPs, 3 x flops_per_image x batch x step
   wall_seconds, train_images_per_s   of the training
+  goodput, lost/CAUSE                shares of wall time over all starts: in steps that
+                                     were kept, and lost (docs/analysis.md); they add up
+                                     to 1
   val/loss, geneval/overall, kid...  the last value of every metric, its name unchanged;
                                      NAME_sem is its standard error, NAME_lo and NAME_hi
                                      its 95 % interval

@@ -21,7 +21,8 @@ _VARIED = {
   "guidance": ("sample.guidance",),
   "temperature": ("sample.temperature",),
 }
-_TRAINING = ("train/", "images_per_s", "mfu", "input_wait", "step", "time")
+_GOODPUT = ("goodput", "lost/")
+_TRAINING = ("train/", "images_per_s", "mfu", "input_wait", "step", "time", *_GOODPUT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +34,14 @@ class Run:
     records: one per step with its metrics merged, ascending.
     samplings: one per file that fluid.evaluate left in eval/.
     measured: one per metric of these files: its record.
+    goodput: of the whole run, and its losses by cause.
   """
 
   base: dict
   records: list[dict]
   samplings: list[dict]
   measured: list[dict] = dataclasses.field(default_factory=list)
+  goodput: dict = dataclasses.field(default_factory=dict)
 
   def run(self) -> list[dict]:
     """One row: the last value of everything."""
@@ -48,6 +51,7 @@ class Run:
       step = max(step, record["step"])
       row.update({k: v for k, v in record.items() if k not in ("step", "time")})
     row.pop("images_per_s", None)
+    row |= self.goodput  # Of after the last line, too.
     row["step"] = max(step, row.pop("done_step", 0))
     return [row | _costs(row)]
 
@@ -116,7 +120,9 @@ def read(name: str, folder: Path | None, listed: dict) -> Run:
     base["wall_seconds"] = done.get("wall_seconds")
     base["train_images_per_s"] = done.get("images_per_s")
   base["tokens"], _, base["order"] = (base["cell"] or "").partition("-")
-  return Run(base, _metrics(folder), _samplings(folder), _measured(folder))
+  account = _json(folder, "goodput.json").items()
+  goodput = {k: v for k, v in account if k.startswith(_GOODPUT)}
+  return Run(base, _metrics(folder), _samplings(folder), _measured(folder), goodput)
 
 
 def folders(path: Path) -> dict[str, Path]:

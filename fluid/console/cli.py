@@ -16,6 +16,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -28,8 +29,10 @@ from fluid.errors import REQUEUE, exit_code
 
 flags.disclaim_key_flags()  # Flags belong to the entry that asks for them; see --help.
 
-# Of a process that joined others: what an error means if one of them is the cause.
+# Of a process that joined others: what an error means if one of them is the cause, and
+# how they hear of an error of this one.
 _explain: Callable[[BaseException], BaseException | None] | None = None
+_failed: Callable[[BaseException, int], None] | None = None
 
 
 class UserError(config.ConfigError):
@@ -66,14 +69,18 @@ def workdir_flag() -> flags.FlagHolder:
   return flags.FlagHolder(flags.FLAGS, flags.FLAGS["workdir"])
 
 
-def joined(explain: Callable[[BaseException], BaseException | None]) -> None:
+def joined(
+  explain: Callable[[BaseException], BaseException | None],
+  failed: Callable[[BaseException, int], None],
+) -> None:
   """From now on this process is one of several: it ends at once, without the others.
 
   Args:
     explain: an error -> what it means if another process is its cause, or None.
+    failed: tells the others of an error and the exit status that comes of it.
   """
-  global _explain
-  _explain = explain
+  global _explain, _failed
+  _explain, _failed = explain, failed
 
 
 def require(holder: flags.FlagHolder):
@@ -123,6 +130,10 @@ def run(main, argv: list[str] | None = None, *, words: bool = False) -> None:
       e = (_explain and _explain(e)) or e
       if known or isinstance(e, config.ConfigError):
         return _report(e)
+      if _failed:  # An orderly end would wait for the others.
+        traceback.print_exc()
+        _failed(e, 1)
+        os._exit(1)
       raise
 
   def parse(args):
@@ -196,6 +207,8 @@ def _report(error: BaseException) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
   sys.stdout.flush()
   print(f"{label}:", config.one_line(error), file=sys.stderr, flush=True)
+  if _failed:
+    _failed(error, code)
   if getattr(error, "at_once", False) or _explain:
     os._exit(code)  # An orderly end would wait: for threads, or for other processes.
   return code

@@ -15,6 +15,7 @@ import pathlib
 import sys
 import time
 import zlib
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -23,7 +24,7 @@ from etils import epath  # Orbax's own paths.
 from fluid import config, files, remote, trees
 from fluid.durable import integrity
 from fluid.errors import REQUEUE
-from fluid.parallel import distributed
+from fluid.parallel import distributed, parts
 from fluid.training.state import TrainState
 
 # Orbax raises the first error of its parallel writes; asyncio repeats all the others at
@@ -246,30 +247,54 @@ def _items(state):
 
 
 def _restore(folder, abstract):
-  sealed = _unseal(folder)
-  check_shapes(_metadata(folder, "params"), abstract.params, folder)
-  found = {k: _read(folder, k, v, sealed) for k, v in _items(abstract).items()}
-  return TrainState(**found | found.pop("optimizer")), sealed["data"]
+  found, data = _read(folder, _items(abstract), "params")
+  return TrainState(**found | found.pop("optimizer")), data
 
 
-def _read(folder: pathlib.Path, item: str, like, sealed: dict, *, partial=False):
-  """Arrays of a step as `like` says, held against their checksums.
+def _read(folder, wanted: dict[str, Any], shown: str, *, partial=False):
+  """Items of a step as `wanted` says, held against their checksums; and its data.
+
+  A process that cannot read says so first: what comes then is done by all together.
+  What is of another model is refused by the shapes of the item `shown`.
+  """
+  error: Exception | None = None
+  sealed, found = {}, {}
+  try:
+    sealed = _unseal(folder)
+    check_shapes(_metadata(folder, shown), wanted[shown], folder)
+    for item, like in wanted.items():
+      found[item] = _parts(folder / item, like, partial)
+  except Exception as e:  # Orbax and tensorstore raise whatever they meet.
+    error = e
+  places = [x.sharding for x in jax.tree.leaves(wanted)]
+  alone = all(place.is_fully_addressable for place in places)
+  if not (error is None if alone else distributed.everyone(error is None)):
+    raise error or ValueError("another process cannot read it")
+  found = parts.joined(found, wanted)
+  for item in wanted:
+    for name, value in integrity.checksums(found[item]).items():
+      if value != sealed["sums"][item][name]:
+        raise ValueError(f"'{name}' in {item} differs from its checksum")
+  return found, sealed["data"]
+
+
+def _parts(folder, like, partial: bool):
+  """Arrays like `like`, of which devices that hold the same read a part each.
 
   The handler is called directly: a manager's restore waits for all processes, and hangs
   where one of them fails.
   """
-  found = ocp.PyTreeCheckpointHandler().restore(
-    epath.Path(folder / item),
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parts.parted(x)), like
+  )
+  return ocp.PyTreeCheckpointHandler().restore(
+    epath.Path(folder),
     args=ocp.args.PyTreeRestore(
       item=like,
       restore_args=ocp.checkpoint_utils.construct_restore_args(like),
       partial_restore=partial,
     ),
   )
-  for name, value in integrity.checksums(found).items():
-    if value != sealed["sums"][item][name]:
-      raise ValueError(f"'{name}' in {item} differs from its checksum")
-  return found
 
 
 def _seal(content: dict) -> dict:
@@ -359,11 +384,11 @@ def restore_params(
   """
   folder, item = _open(workdir, which, step)
   with _reading(folder):
-    sealed, saved = _unseal(folder), _metadata(folder, item)
     if like is None:
+      saved = _metadata(folder, item)
       place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
       like = jax.tree.map(
         lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), dict(saved)
       )
-    check_shapes(saved, like, folder)
-    return _read(folder, item, like, sealed, partial=part), int(folder.name)
+    found, _ = _read(folder, {item: like}, item, partial=part)
+    return found[item], int(folder.name)

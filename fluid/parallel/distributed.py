@@ -8,6 +8,8 @@ Each process runs the same command. On Cloud TPU, Slurm and Open MPI
 On GPUs a process drives one GPU, or all of its machine: never some of them.
 """
 
+import atexit
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -15,6 +17,7 @@ import os
 import pathlib
 import re
 import signal
+import time
 from collections.abc import Callable
 
 import jax
@@ -26,16 +29,14 @@ from jax.experimental import multihost_utils
 from fluid import config, files
 from fluid.console import cli, progress
 from fluid.errors import REQUEUE, exit_code
+from fluid.parallel.watch import AGAIN, Watch
 
 JOIN = 300  # Seconds that the first processes wait for the last one.
 HEARTBEAT = 20  # Seconds of silence after which a process counts as lost.
 _TEXT = 2048  # Bytes that a message between processes is cut to.
 _DAYS = 7 * 24 * 3600 * 1000  # A week in milliseconds.
 _MEETINGS = itertools.count()  # All processes come to the same ones in one order.
-_GONE = (
-  "stopped, since another process of this run is gone (see above); start all of them "
-  "again: the run goes on from its last checkpoint"
-)
+_GONE = f"stopped, since another process of this run is gone (see above); {AGAIN}"
 _ALONE = (
   "stopped, since the processes of this run did not find each other (see above): is "
   "the coordinator's address right, is its port free, do the names of the machines "
@@ -49,6 +50,10 @@ _NO_ANSWER = re.compile(
 )
 
 
+_watch: Watch | None = None
+joined_in = 0.0  # Seconds that it took to find the others.
+
+
 class _JoinError(config.ConfigError):
   """The processes did not find each other."""
 
@@ -56,12 +61,14 @@ class _JoinError(config.ConfigError):
 
 
 class LostError(config.ConfigError):
-  """Another process is gone, and this one cannot go on without it."""
+  """Another process is gone, and this one cannot go on without it.
 
-  exit_code = REQUEUE
+  Where that process said why, so does this one, and ends as it did.
+  """
 
   def __init__(self):
-    super().__init__(_GONE)
+    text, self.exit_code = _failed()
+    super().__init__(text)
 
 
 def define_flags() -> None:
@@ -114,6 +121,7 @@ def join(
   Raises:
     ConfigError: the arguments do not fit together, or the others did not come.
   """
+  global _watch, joined_in
   if not coordinator:
     if processes is not None or process is not None:
       raise config.ConfigError("--processes and --process need --coordinator=HOST:PORT")
@@ -132,7 +140,8 @@ def join(
   elif (gpus := _gpus_of_slurm_task(os.environ)) is not None:
     where = {"local_device_ids": gpus}
   _on_abort(_not_joined)
-  cli.joined(lost)
+  cli.joined(lost, failed)
+  began = time.monotonic()
   try:
     jax.distributed.initialize(
       **where,
@@ -150,6 +159,11 @@ def join(
       f"{timeout} s (--join_timeout): {str(e).splitlines()[0]}"
     ) from e
   _on_abort(_lost)
+  joined_in = time.monotonic() - began
+  state = service.global_state
+  if state.num_processes > 1:
+    _watch = Watch(state.client, state.process_id, state.num_processes, _leave)
+    atexit.register(_watch.stop)  # Called before jax takes leave of the service.
 
 
 def _gpus_of_slurm_task(env) -> list[int] | None:
@@ -186,22 +200,41 @@ def _gpus_of_slurm_task(env) -> list[int] | None:
   return None
 
 
-def _saying(text: str):
-  def handler(number):
-    del number
-    os.write(2, f"error: {text}\n".encode())
-    os._exit(REQUEUE)
-
-  return ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
+def _failed() -> tuple[str, int]:
+  """What the first process that failed said, and its exit status."""
+  return (_watch and _watch.failed) or (_GONE, REQUEUE)
 
 
-_not_joined, _lost = _saying(_ALONE), _saying(_GONE)
+def _leave(text: str, status: int) -> None:
+  os.write(2, f"error: {text}\n".encode())
+  os._exit(status)
+
+
+def _saying(why: Callable[[], tuple[str, int]]):
+  return ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: _leave(*why()))
+
+
+_not_joined, _lost = _saying(lambda: (_ALONE, REQUEUE)), _saying(_failed)
 
 
 def _on_abort(handler) -> None:
   # Where a process is lost or never comes, jax ends the others by SIGABRT, from a
   # thread of its own, with a stack trace and no chance for Python to say what it means.
   ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+
+
+def failed(error: BaseException, status: int) -> None:
+  """Tells the other processes what this one ends by, if none has before it."""
+  ends = getattr(error, "label", "error") == "error"  # And is not told to stop.
+  if _watch and ends and not isinstance(error, LostError):
+    text = config.one_line(error)
+    known = isinstance(error, config.ConfigError | OSError)
+    _watch.fail(text if known else f"{type(error).__name__}: {text}", status)
+
+
+def steps(where: Callable[[], tuple[int, str]], patience: float):
+  """A block in which processes make steps together: see `watch.Watch.steps`."""
+  return _watch.steps(where, patience) if _watch else contextlib.nullcontext()
 
 
 def lost(error: BaseException | None) -> LostError | None:

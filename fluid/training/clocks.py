@@ -1,76 +1,157 @@
-"""How long steps take, and where the time before the first one goes."""
+"""Where the wall time of a run goes, over all its starts: into steps, or lost, and why.
+
+Goodput is the share of wall time whose steps were kept. WORKDIR/goodput.json has the
+account; metrics.jsonl drops what is beyond a checkpoint, and so cannot.
+"""
 
 import contextlib
+import json
 import os
 import pathlib
 import time
+from collections.abc import Iterator
+
+from fluid import files
+
+FILE = "goodput.json"
+EVERY = 10.0  # Seconds between two writes of it; a kill -9 makes the last ones `down`.
+STEPS = "steps"
+# Of losses: metrics.jsonl has the share of each as lost/CAUSE; docs/analysis.md says
+# what they mean.
+CAUSES = (
+  "imports", "join", "data", "restore", "compile", "rest",
+  "input", "evaluations", "saves", "redone", "down",
+)  # fmt: skip
 
 
-class Timer:
-  """Rates between log points; evaluation and checkpoints are kept out of them.
+def made(name: str) -> bool:
+  """Whether a clock made this field of metrics.jsonl: equal runs differ in it."""
+  names = ("time", "images_per_s", "mfu", "input_wait", "goodput")
+  return name in names or name.startswith("lost/")
+
+
+class Clocks:
+  """What time goes to, one cause at a time, so that the parts add up to the whole.
+
+  Args:
+    since: when the process was started, in seconds since 1970; None: now.
+    join: seconds since then that it took to find other processes.
 
   Attributes:
-    excluded, waited: seconds since the last `lap`, outside training and for input.
+    seconds: of this start, by cause.
+    cause: what time goes to now.
   """
 
-  def __init__(self, clock=time.perf_counter):
-    self._clock = clock
-    self._last = clock()
-    self.excluded = self.waited = 0.0
+  def __init__(
+    self,
+    since: float | None = None,
+    *,
+    join: float = 0.0,
+    clock=time.perf_counter,
+    wall=time.time,
+  ):
+    self._clock, self._wall = clock, wall
+    now = wall()
+    self._since = now if since is None else since
+    before = {"imports": now - self._since - join, "join": join}
+    self.seconds = {k: v for k, v in before.items() if v > 0}
+    self.cause, self._last = "rest", clock()
+    self._lap: dict[str, float] = {}
+    self._past: dict[str, float] = {}  # Of earlier starts.
+    self._file: pathlib.Path | None = None
+    self._written = clock()
+
+  def to(self, cause: str) -> str:
+    """Time goes to `cause` from now on; returns what it went to before."""
+    now, before = self._clock(), self.cause
+    self.seconds[before] = self.seconds.get(before, 0.0) + now - self._last
+    self.cause, self._last = cause, now
+    return before
 
   @contextlib.contextmanager
-  def exclude(self):
-    """Time in this block does not count as training."""
-    start = self._clock()
-    yield
-    self.excluded += self._clock() - start
+  def of(self, cause: str) -> Iterator[None]:
+    """Time in this block goes to `cause`."""
+    before = self.to(cause)
+    try:
+      yield
+    finally:
+      self.to(before)
 
-  @contextlib.contextmanager
-  def wait(self):
-    """Time in this block is waiting for input."""
-    start = self._clock()
-    yield
-    self.waited += self._clock() - start
+  def started(self) -> dict[str, float]:
+    """What the first step waited for, in seconds; from here on time goes to steps."""
+    self.to(STEPS)
+    self.lap()
+    return {k: round(self.seconds[k], 2) for k in CAUSES if k in self.seconds}
 
   def lap(self) -> tuple[float, float]:
-    """Seconds of training since the last lap, and the share spent waiting."""
-    now = self._clock()
-    seconds = max(now - self._last - self.excluded, 1e-9)
-    share = self.waited / seconds
-    self._last, self.excluded, self.waited = now, 0.0, 0.0
-    return seconds, share
+    """Seconds of steps since the last lap, and the share of them without input."""
+    self.to(self.cause)
+    now = {k: self.seconds.get(k, 0.0) for k in (STEPS, "input")}
+    steps, waited = (v - self._lap.get(k, 0.0) for k, v in now.items())
+    self._lap = now
+    seconds = max(steps + waited, 1e-9)
+    return seconds, waited / seconds
+
+  def resume(self, file: pathlib.Path | None, saved: dict[str, float]) -> None:
+    """Goes on with the account of earlier starts.
+
+    Steps beyond the checkpoint are done again: their time is lost.
+
+    Args:
+      file: `FILE` of the run; None on processes that write nothing.
+      saved: `total` of when the checkpoint was saved that this start goes on from;
+        empty where it goes on from none.
+    """
+    self._file = file
+    old = _read(file) if file else {}
+    past = dict(old.get("seconds", {}))
+    if sum(past.values()) < sum(saved.values()):  # The file was lost.
+      past = dict(saved)
+    again = past.get(STEPS, 0.0) - saved.get(STEPS, 0.0)
+    if again > 0:
+      past[STEPS] -= again
+      past["redone"] = past.get("redone", 0.0) + again
+    if until := old.get("until"):
+      past["down"] = past.get("down", 0.0) + max(self._since - until, 0.0)
+    self._past = past
+    self.write()
+
+  def total(self) -> dict[str, float]:
+    """Seconds by cause, over all starts."""
+    self.to(self.cause)
+    names = dict.fromkeys([STEPS, *CAUSES, *self._past, *self.seconds])
+    both = {k: self._past.get(k, 0.0) + self.seconds.get(k, 0.0) for k in names}
+    return {k: round(v, 3) for k, v in both.items() if v or k == STEPS}
+
+  def shares(self) -> dict[str, float]:
+    """'goodput' and each 'lost/CAUSE': shares of wall time that add up to 1."""
+    total = self.total()
+    whole = max(sum(total.values()), 1e-9)
+    named = {"goodput" if k == STEPS else f"lost/{k}": v for k, v in total.items()}
+    return {k: round(v / whole, 5) for k, v in named.items()}
+
+  def write(self, *, finished: bool = False) -> None:
+    """Writes the account; what comes after the end of a finished run is no loss."""
+    self._written = self._clock()
+    if self._file:
+      until = None if finished else round(self._wall(), 3)
+      content = {"until": until, "seconds": self.total()}
+      files.write_json(self._file, self.shares() | content)
+
+  def tend(self) -> None:
+    """`write`, now and then."""
+    if self._clock() - self._written > EVERY:
+      self.write()
 
 
-class Startup:
-  """Where the time between starting a process and its first step goes.
-
-  Attributes:
-    seconds: of each part, in the order they were measured.
-  """
-
-  def __init__(self, clock=time.time):
-    self._clock = clock
-    self._last = clock()
-    began = _process_start()
-    self.seconds = {"imports": self._last - began} if began else {}
-
-  @contextlib.contextmanager
-  def part(self, name: str):
-    """Time in this block belongs to `name`."""
-    start = self._clock()
-    yield
-    self.seconds[name] = self.seconds.get(name, 0.0) + self._clock() - start
-
-  def finish(self) -> str:
-    """The line that says it all; what no part claimed is 'rest'."""
-    inside = sum(v for k, v in self.seconds.items() if k != "imports")
-    self.seconds["rest"] = max(self._clock() - self._last - inside, 0.0)
-    self.seconds = {k: round(v, 2) for k, v in self.seconds.items()}
-    parts = ", ".join(f"{k} {v:.1f}" for k, v in self.seconds.items())
-    return f"first step after {sum(self.seconds.values()):.1f} s: {parts}"
+def _read(file: pathlib.Path) -> dict:
+  try:
+    return json.loads(file.read_text())
+  except (OSError, ValueError):
+    return {}
 
 
-def _process_start() -> float | None:
+def process_start() -> float | None:
   """When this process was started, in seconds since 1970 (None: not known here)."""
   try:
     ticks = int(

@@ -12,7 +12,7 @@ import jax
 from fluid import config, files
 from fluid.console import progress
 from fluid.parallel import distributed
-from fluid.training.clocks import Timer
+from fluid.training.clocks import Clocks
 
 
 class Writer:
@@ -90,12 +90,11 @@ class Log:
   never wait for the host.
 
   Attributes:
-    timer: exclude evaluation and checkpoints, count waiting for input.
     images_per_s: mean over this process's steps after the first; None before that.
   """
 
   def __init__(
-    self, cfg: config.Run, workdir, health, *, step, flops, peak, clock=None
+    self, cfg: config.Run, workdir, health, clocks: Clocks, *, step, flops, peak
   ):
     """`flops` per image forward, `peak` FLOP/s of all devices, `step` done already.
 
@@ -107,7 +106,7 @@ class Log:
     self._pending: tuple[int, dict] | None = None
     self._lap = step
     self._images, self._seconds = 0, 0.0
-    self.timer = Timer(clock or time.perf_counter)
+    self._clocks = clocks
 
   @property
   def images_per_s(self) -> float | None:
@@ -126,11 +125,16 @@ class Log:
     self.flush()
     self._pending = step, values
 
-  def first(self, step: int, said: str) -> None:
-    """The first step, which compiled, is done: rates count from here."""
-    self.timer.lap()
-    self._lap = step
-    distributed.say(said)
+  def first(self, step: int) -> dict[str, float]:
+    """The first step, which compiled, is done: rates count from here.
+
+    Returns:
+      The seconds that it waited, by cause.
+    """
+    self._lap, seconds = step, self._clocks.started()
+    parts = ", ".join(f"{k} {v:.1f}" for k, v in seconds.items())
+    distributed.say(f"first step after {sum(seconds.values()):.1f} s: {parts}")
+    return seconds
 
   def flush(self) -> None:
     """Reports the last step taken; raises what `health` has to say of it."""
@@ -147,7 +151,7 @@ class Log:
       return
     values |= self._health.counts
     if step > self._lap:  # Without a whole step there is no rate (right after start).
-      seconds, wait = self.timer.lap()
+      seconds, wait = self._clocks.lap()
       images = (step - self._lap) * self._cfg.batch
       self._lap = step
       self._images, self._seconds = self._images + images, self._seconds + seconds
@@ -158,7 +162,7 @@ class Log:
         f"step {step}/{last}  loss {values['train/loss']:.4f}  {rate:.1f} images/s  "
         f"MFU {rate * self._rate:.1%}  ETA {left}"
       )
-    self._writer.write(step, values)
+    self._writer.write(step, values | self._clocks.shares())
 
   def sync(self) -> None:
     """Makes sure that what was written is on disk; a checkpoint relies on it."""

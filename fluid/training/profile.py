@@ -5,7 +5,7 @@ import pathlib
 import jax
 
 from fluid import config
-from fluid.training.clocks import Timer
+from fluid.training.clocks import Clocks
 
 
 class Profile:
@@ -27,15 +27,15 @@ class Profile:
       )
     self._steps = first, last
 
-  def before(self, step: int, timer: Timer) -> None:
+  def before(self, step: int, clocks: Clocks) -> None:
     """Starts the trace, if this is its first step."""
     if self._steps and step == self._steps[0]:
-      with timer.exclude():
+      with clocks.of("rest"):
         jax.profiler.start_trace(self._folder)
 
-  def after(self, step: int, values, timer: Timer) -> None:
+  def after(self, step: int, values, clocks: Clocks) -> None:
     """Ends the trace, if this was its last step."""
     if self._steps and step == self._steps[1]:
       jax.block_until_ready(values)
-      with timer.exclude():
+      with clocks.of("rest"):
         jax.profiler.stop_trace()

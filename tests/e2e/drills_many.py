@@ -143,6 +143,45 @@ def lose_one(lab, count):
     yield {"lost": before - began(after), "note": note, "survived": True}
 
 
+BROKEN = """
+import runpy, time
+from fluid import config
+from fluid.data.feed import Feed
+
+def next(self, do=Feed.next, seen=[]):
+  seen.append(self)
+  if len(seen) == {at}:
+    {act}
+  return do(self)
+
+Feed.next = next
+runpy.run_module("fluid.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def broken(act, status, said):
+  """What one process of two does for its own; both end, and process 0 says why."""
+
+  def drill(lab, count):
+    for _ in range(count):
+      workdir, at = lab.new("broken"), lab.random.randrange(6, 20)
+      args = [*lab.config, f"--workdir={workdir}", "--hang_timeout=5"]
+      script = BROKEN.format(at=at, act=act)
+      processes = lab.together("fluid.train", 2, 1, *args, last=script)
+      for p in processes:
+        p.end(status)
+      if not re.search(f"^error: .*process 1 on .*{said}", processes[0].last()):
+        raise Failure(f"no clear last line: {processes[0].last()}")
+      before = last_step(workdir)
+      after = lab.train(workdir)
+      after.end()
+      worst = close(lab.reference, workdir)
+      note = f"named in the last line, loss within {worst:.0e}"
+      yield {"lost": before - began(after), "note": note, "survived": True}
+
+  return drill
+
+
 DRILLS = {
   "continued on other meshes": (elastic, 2, 0),
   "2 processes x 2 devices, SIGTERM to one": (several(2, 2), 1, 1),
@@ -150,4 +189,14 @@ DRILLS = {
   "4 processes x 2 devices, SIGTERM to one": (several(4, 2), 1, 0),
   "sampling and evaluation by 2 processes": (sample, 1, 0),
   "kill -9 of one process of two": (lose_one, 2, 0),
+  "one process of two stands still": (
+    broken("time.sleep(600)", 75, r"is at step \d+ \(input\), and 0 wait"),
+    1,
+    0,
+  ),
+  "one process of two has an error": (
+    broken("raise config.ConfigError('its own')", 2, "its own"),
+    1,
+    0,
+  ),
 }

@@ -20,10 +20,10 @@ import time
 
 import numpy as np
 
+from fluid.training import clocks
+
 ROOT = pathlib.Path(__file__).parents[2]
 LIMIT = 300.0  # Seconds after which a process that should have ended is a failure.
-# Fields of metrics.jsonl that a clock made.
-CLOCK = {"time", "images_per_s", "mfu", "input_wait"}
 STEPS = 60
 
 
@@ -150,15 +150,22 @@ class Lab:
     args = [*self.config, f"--workdir={workdir}", "--starts=0", *more]
     return self.start("fluid.train", *args, devices=devices)
 
-  def together(self, module: str, count: int, devices: int, *args: str):
-    """The same command as several processes that join."""
+  def together(self, module: str, count: int, devices: int, *args: str, last: str = ""):
+    """The same command as several processes that join.
+
+    Args:
+      last: a script in the place of the module, for the last of them.
+    """
     with socket.socket() as s:
       s.bind(("localhost", 0))
       port = s.getsockname()[1]
     join = [f"--coordinator=localhost:{port}", f"--processes={count}"]
+    whats = [("-m", module)] * (count - 1) + [("-c", last) if last else ("-m", module)]
     return [
-      self.start(module, *args, *join, f"--process={i}", devices=devices)
-      for i in range(count)
+      self.start_raw(
+        [sys.executable, *what, *args, *join, f"--process={i}"], devices=devices
+      )
+      for i, what in enumerate(whats)
     ]
 
   def interrupted(self, name: str, step: int, *more: str, devices=1, times=1):
@@ -186,7 +193,7 @@ def rows(workdir: pathlib.Path) -> list[dict]:
     return []
   for line in lines:
     with contextlib.suppress(ValueError):
-      out.append({k: v for k, v in json.loads(line).items() if k not in CLOCK})
+      out.append({k: v for k, v in json.loads(line).items() if not clocks.made(k)})
   return out
 
 
