@@ -155,8 +155,9 @@ def sbatch(state, *args):
 
 def squeue(state, *args):
   for job, found in jobs(state).items():
+    why = found.get("why", "Dependency" if found.get("after") else "None")
     if found["state"] in ("PENDING", "RUNNING") or "all" in args:
-      print(f"{found['name']}|{job}|{found['state']}|{found.get('why', 'None')}")
+      print(f"{found['name']}|{job}|{found['state']}|{why}")
 
 
 def scontrol(state, verb, *args):

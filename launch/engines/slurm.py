@@ -114,7 +114,7 @@ class Engine(engines.Remote):
         continue
       if state in _GONE:
         # Slurm itself cancels what waits for a job that fails.
-        by_hand = state == "CANCELLED" and "Dependency" not in why
+        by_hand = state == "CANCELLED" and why != "DependencyNeverSatisfied"
         found[key] = engines.Found("cancelled" if by_hand else "lost", job, state)
       elif state != "PENDING":
         found[key] = engines.Found("running", job)
