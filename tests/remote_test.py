@@ -26,7 +26,7 @@ from fluid.files import place
 from fluid.parallel.preemption import Preempted
 from fluid.tokenizers import train as train_tokenizer
 from launch import order, retry, status
-from tests import checkpoint_test, engines_test, tiny, tokenizers_test
+from tests import checkpoint_test, engines_test, prepare_test, tiny, tokenizers_test
 from tests.conftest import ROOT
 
 gcsfs = pytest.importorskip("gcsfs")
@@ -191,6 +191,33 @@ def test_a_tokenizer_and_a_cache_are_made_in_a_bucket(bucket, tmp_path):
   other = config.replaced(other, {"data.num_train": 16})
   with pytest.raises(config.ConfigError, match=f"^{cache} holds tokens of another"):
     prepare.prepare(other, batch=8)
+
+
+PROCESS = """
+import sys
+from fluid.parallel import distributed
+from tests import prepare_test
+
+port, number, cache = sys.argv[1:]
+distributed.join(f"localhost:{port}", 2, int(number))
+prepare_test.write(cache)
+"""
+
+
+def test_two_processes_fill_a_cache_in_a_bucket(bucket, tmp_path):
+  """Each on its host, as it were: process 0 fetches what the other has written."""
+  cache, port = "gs://bucket/made/two", str(free_port())
+  command = [sys.executable, "-c", PROCESS, port]
+  processes = [
+    subprocess.Popen([*command, str(i), cache], cwd=ROOT, stdout=subprocess.DEVNULL)
+    for i in range(2)
+  ]
+  assert [p.wait(400) for p in processes] == [0, 0]
+  prepare_test.write(tmp_path / "one")
+  found = {
+    n.rpartition("/")[2]: files(cache).cat_file(n) for n in files(cache).find(cache)
+  }
+  assert found == prepare_test.content(tmp_path / "one") and len(found) > 5
 
 
 machine = engines_test.machine
