@@ -4,6 +4,7 @@ What is written goes to a scratch file beside it, to disk, and takes the name at
 """
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -49,6 +50,58 @@ def write_text(path: str | os.PathLike, content: str) -> None:
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
   write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def place(path: str | os.PathLike, name: str) -> pathlib.Path | remote.Url:
+  """A folder to join names to: of this host, absolute, or in a bucket.
+
+  Raises:
+    ConfigError: it is an address of something else; naming the flag `name`.
+  """
+  if not remote.is_url(path):
+    return pathlib.Path(path).resolve()
+  if not str(path).startswith("gs://"):
+    remote.check(path, name)  # It says which there are.
+  return remote.Url(str(path).rstrip("/"))
+
+
+def read_text(path: str | os.PathLike) -> str:
+  """Raises FileNotFoundError where it is not there."""
+  if not remote.is_url(path):
+    return pathlib.Path(path).read_text()
+  content = remote.read_bytes(path)
+  if content is None:
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+  return content.decode()
+
+
+def tail(path: str | os.PathLike, size: int) -> bytes:
+  """The last bytes of a file; none where it is not there."""
+  if remote.is_url(path):
+    return remote.tail(path, size)
+  try:
+    with open(path, "rb") as f:
+      f.seek(max(0, os.fstat(f.fileno()).st_size - size))
+      return f.read()
+  except FileNotFoundError:
+    return b""
+
+
+def names(folder: str | os.PathLike) -> set[str]:
+  """What lies in a folder; nothing where there is none."""
+  if remote.is_url(folder):
+    return remote.names(folder)
+  try:
+    return set(os.listdir(folder))
+  except FileNotFoundError:
+    return set()
+
+
+def remove(path: str | os.PathLike) -> None:
+  """Removes a file that may be there."""
+  if remote.is_url(path):
+    return remote.remove(path)
+  pathlib.Path(path).unlink(missing_ok=True)
 
 
 def on_disk(path: str | os.PathLike, name: str) -> None:

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import math
 import time
+from typing import Any
 
 import jax
 import jax.extend as jex
@@ -121,21 +122,48 @@ def describe(net: models.Net, run: config.Run) -> dict[str, dict[str, int]]:
   The tokenizer's FLOPs are those of encoding an image; a cached data set pays them
   once, so they are not in the total; the same holds for a frozen text encoder.
   """
-  tokenizer = run.tokenizer.make(run.data.image_size)
-  variables = jax.eval_shape(tokenizer.init, jax.random.key(0))
-  image = jax.ShapeDtypeStruct((1, *[run.data.image_size] * 2, 3), jnp.float32)
-  frozen = {
-    "params": sum(a.size for a in jax.tree.leaves(variables)),
-    "forward_flops_per_image": traced(tokenizer.encode_with, variables, image),
-  }
-  text = _text_encoder(run.text)
+  frozen, text = tokenizing(run.tokenizer, run.data.image_size), reading(run.text)
   trained = {"params": parameters(net), "forward_flops_per_image": forward(net)}
   return {
     k: v | {"text_encoder": text[k], "tokenizer": frozen[k]} for k, v in trained.items()
   }
 
 
-def _text_encoder(text) -> dict[str, int]:
+@functools.cache
+def tokenizing(config: Any, image_size: int) -> dict[str, int]:
+  """A tokenizer's 'params', and 'forward_flops_per_image' of encoding one."""
+  tokenizer, variables, image = _untrained(config, image_size)
+  return {
+    "params": sum(a.size for a in jax.tree.leaves(variables)),
+    "forward_flops_per_image": traced(tokenizer.encode_with, variables, image),
+  }
+
+
+@functools.cache
+def training(config: Any, image_size: int) -> int:
+  """FLOPs of an image in a tokenizer's training step: three times its loss."""
+  tokenizer, variables, image = _untrained(config, image_size)
+
+  def loss(variables, image, key):
+    state = tokenizer.training_state(variables)
+    return tokenizer.loss(variables["params"], state, image, key)[0]
+
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return 3 * traced(loss, variables, image, key)
+
+
+@functools.cache
+def _untrained(config, image_size: int):
+  """-> (tokenizer, shapes of its variables and of one image)."""
+  tokenizer = config.make(image_size)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  variables = jax.eval_shape(tokenizer.init, key)
+  image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+  return tokenizer, variables, image
+
+
+@functools.cache
+def reading(text) -> dict[str, int]:
   """Of a frozen one, for one prompt; a learned one has nothing frozen."""
   network = text.network()
   if network is None:

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from fluid import config as config_lib
-from fluid import text, tokenizers
+from fluid import remote, text, tokenizers
 from fluid.config import identity
 from fluid.console import cli
 from fluid.console.progress import Progress
@@ -39,6 +39,7 @@ from fluid.data import (
   packing,
   records,
 )
+from fluid.durable import paths
 from fluid.parallel import distributed
 from fluid.parallel.preemption import Preempted, Preemption
 
@@ -65,6 +66,8 @@ def prepare(
 ) -> dict[str, Any]:
   """Fills the folder run.data.cache.
 
+  One in a bucket is filled on the hosts; each shard is uploaded once it is complete.
+
   Args:
     run: its sections data, text and tokenizer are used.
     tokenizer: None loads run.tokenizer.path.
@@ -81,11 +84,34 @@ def prepare(
     ConfigError: no cache named, a cache of another config, a source, vocabulary or
       tokenizer that cannot be used, more bad examples than data.max_bad, or none left.
   """
-  cache = pathlib.Path(run.data.cache)
   if not run.data.cache:
     raise config_lib.ConfigError(
       "config key 'data.cache' is empty: name the folder to write cached tokens to"
     )
+  with remote.Mirror(run.data.cache) as mirror:
+    return _prepare(run, mirror, tokenizer, splits, batch, log, before)
+
+
+def _prepare(
+  told, mirror: remote.Mirror, tokenizer, splits, batch: int, log, before
+) -> dict[str, Any]:
+  cache = mirror.path
+  run = config_lib.replaced(
+    told,
+    {"data.cache": str(cache), "tokenizer.path": paths.here(told.tokenizer.path)},
+  )
+
+  def lead(action):
+    """Process 0 acts, and all have what it wrote."""
+
+    def act():
+      action()
+      mirror.push()
+
+    distributed.first(act)
+    if jax.process_index():
+      mirror.pull(lambda name: not name.endswith(records.SHARD))
+
   digest = ""
   if tokenizer is None:
     tokenizer = tokenizers.load(run.tokenizer.path)
@@ -93,22 +119,22 @@ def prepare(
   if tokenizer.image_size != run.data.image_size:
     raise config_lib.ConfigError(
       f"config key 'data.image_size' is {run.data.image_size}, but the tokenizer "
-      f"{run.tokenizer.path} was trained for {tokenizer.image_size}"
+      f"{told.tokenizer.path} was trained for {tokenizer.image_size}"
     )
   # Before the folder is touched: a config that no source accepts must leave no trace.
   sources = {split: make_source(run.data, split) for split in SPLITS}
   made_from = _identity(run, tokenizer.spec, digest, batch)
-  distributed.first(functools.partial(_mend, cache, made_from))
+  lead(functools.partial(_mend, cache, made_from))
   metadata = _begin(cache, made_from)  # Nothing is left to mend: this reads.
   if set(splits) <= set(metadata["splits"]):
-    log(f"{cache} is complete: {_summary(metadata)}")
+    log(f"{told.data.cache} is complete: {_summary(metadata)}")
     return metadata
-  distributed.first(lambda: _fit(run, sources["train"], log))
+  lead(lambda: _fit(run, sources["train"], log))
   vocabulary = text.load(run.text, run.data.cache)
   width = run.text.feature_width
   metadata |= {
     "tokens": tokenizer.spec.to_dict(),
-    "tokenizer": run.tokenizer.path,
+    "tokenizer": told.tokenizer.path,
     "text": {
       "kind": run.text.kind,
       "vocab_size": vocabulary.size,
@@ -119,13 +145,13 @@ def prepare(
   for split in splits:
     if split not in metadata["splits"]:
       source = sources[split]
-      paths = _write_split(
-        run, split, source, tokenizer, vocabulary, batch, log, before
+      shards = _write_split(
+        run, split, source, tokenizer, vocabulary, batch, log, before, mirror.push
       )
       distributed.everyone(True)  # All shards are there.
-      distributed.first(functools.partial(_finish, run, metadata, split, paths))
+      lead(functools.partial(_finish, run, metadata, split, shards, mirror))
   metadata = records.read_metadata(cache)
-  log(f"{cache} is complete: {_summary(metadata)}")
+  log(f"{told.data.cache} is complete: {_summary(metadata)}")
   return metadata
 
 
@@ -171,8 +197,16 @@ def _begin(cache: pathlib.Path, made_from: dict[str, Any]) -> dict[str, Any]:
   return metadata
 
 
-def _finish(run: config_lib.Run, metadata: dict[str, Any], split: str, paths) -> None:
+def _finish(
+  run: config_lib.Run,
+  metadata: dict[str, Any],
+  split: str,
+  paths: list[pathlib.Path],
+  mirror: remote.Mirror,
+) -> None:
   """Writes what metadata.json says of a split whose shards are all there."""
+  missing = {path.name for path in paths if not path.is_file()}
+  mirror.pull(lambda name: name in missing)  # Those that other hosts have written.
   metadata["splits"][split] = content = _describe(run.data, split, paths)
   _check_share(run, split, sum(content["skipped"].values()), content["count"], "")
   lost = sum(n for k in ("skipped", "filtered") for n in content.get(k, {}).values())
@@ -198,7 +232,7 @@ def _fit(run: config_lib.Run, source: Source, log) -> None:
 
 
 def _write_split(
-  run, split, source, tokenizer, vocabulary, batch, log, before
+  run, split, source, tokenizer, vocabulary, batch, log, before, written
 ) -> list[pathlib.Path]:
   """Writes this process's shards of a split that are missing; returns all paths."""
   total = count(run.data, split, source)
@@ -236,6 +270,7 @@ def _write_split(
         progress.add(len(found))
 
     records.write_shard(path, rows())
+    written()
   return paths
 
 
@@ -377,7 +412,7 @@ def main(argv: list[str]) -> None:
           "command goes on from there"
         )
 
-    prepare(cli.read(CONFIG), log=distributed.say, before=before)
+    prepare(cli.read(CONFIG, buckets=True), log=distributed.say, before=before)
 
 
 if __name__ == "__main__":

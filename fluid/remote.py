@@ -14,7 +14,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from fluid.errors import REQUEUE, ConfigError, exit_code, one_line
@@ -25,6 +25,7 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 AT_ONCE = 16  # Objects that are written or read together.
+LARGE = 2**26  # Bytes of a file that is sent in parts, and not read whole before.
 # In a work folder, what nobody asks of a mirror: there by name alone.
 _LEFT = (
   "cache", "checkpoints", "checkpoints-damaged", "profile", "samples", "tensorboard",
@@ -45,6 +46,13 @@ class BucketError(ConfigError):
     code = getattr(error, "code", None)  # Of HTTP, where there was an answer.
     passes = isinstance(code, int) and (code >= 500 or code in (408, 429))
     self.exit_code = REQUEUE if passes else exit_code(error)
+
+
+class Url(str):
+  """An address that names can be joined to, as to a path."""
+
+  def __truediv__(self, name: str) -> "Url":
+    return Url(f"{self}/{name}")
 
 
 def is_url(path: Any) -> bool:
@@ -112,12 +120,46 @@ def write(url: Any, contents: dict[str, bytes]) -> None:
       raise BucketError(str(url), e) from e
 
 
+def upload(url: Any, file: pathlib.Path, name: str) -> None:
+  """Replaces an object below `url`, as soon as all of the file is there."""
+  bucket, root = opened(url)
+  with asking(url):
+    try:
+      bucket.put_file(str(file), f"{root}/{name}")
+    except FileNotFoundError as e:
+      raise BucketError(str(url), e) from e
+
+
 def read_bytes(url: Any) -> bytes | None:
   """An object's content; None where it is not there."""
   bucket, name = opened(url)
   with asking(url), contextlib.suppress(FileNotFoundError):
     return bucket.cat_file(name)
   return None
+
+
+def tail(url: Any, size: int) -> bytes:
+  """The last bytes of an object; none where it is not there."""
+  bucket, name = opened(url)
+  with asking(url), contextlib.suppress(FileNotFoundError):
+    return bucket.cat_file(name, start=-size)[-size:]
+  return b""
+
+
+def names(url: Any) -> set[str]:
+  """What lies in a folder, objects and folders; nothing where there is none."""
+  bucket, root = opened(url)
+  with asking(url), contextlib.suppress(FileNotFoundError):
+    found = bucket.ls(root, detail=False, refresh=True)
+    return {name.removeprefix(root).strip("/") for name in found} - {""}
+  return set()
+
+
+def remove(url: Any) -> None:
+  """Removes an object that may be there."""
+  bucket, name = opened(url)
+  with asking(url), contextlib.suppress(FileNotFoundError):
+    bucket.rm_file(name)
 
 
 def local(folder: Any, *, deep: bool = False) -> pathlib.Path:
@@ -175,10 +217,43 @@ class Mirror:
     """
     now = self._stamps()
     changed = [name for name in now if self._pushed.get(name) != now[name]]
+    for name in [name for name in changed if now[name][1] > LARGE]:
+      upload(self.url, self.path / name, name)
+      self._pushed[name] = now[name]
+      changed.remove(name)
     for first in range(0, len(changed), AT_ONCE):
       names = changed[first : first + AT_ONCE]
       write(self.url, {name: (self.path / name).read_bytes() for name in names})
       self._pushed |= {name: now[name] for name in names}
+
+  def pull(self, wanted: Callable[[str], bool]) -> None:
+    """Fetches the files that are wanted, by name, as others have written them."""
+    if not self.url:
+      return
+    bucket, root = opened(self.url)
+    with asking(self.url):
+      bucket.invalidate_cache(root)
+      found = [name.removeprefix(root).strip("/") for name in bucket.find(root)]
+    download(self.url, filter(wanted, found), self.path)
+    now = self._stamps()
+    self._pushed |= {name: now[name] for name in found if name in now and wanted(name)}
+
+  def remove(self, name: str) -> None:
+    """Removes a file that may be there."""
+    (self.path / name).unlink(missing_ok=True)
+    self._pushed.pop(name, None)
+    if self.url:
+      remove(f"{self.url}/{name}")
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, error, trace):
+    if self.url and error is not None:  # A user knows the bucket alone.
+      here = str(self.path)
+      error.args = tuple(
+        a.replace(here, self.url) if isinstance(a, str) else a for a in error.args
+      )
 
   def _stamps(self) -> dict[str, tuple[int, int]]:
     """Name -> (time, size) of what belongs in the bucket; none of a local folder."""

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Iterable
-from pathlib import Path
+from typing import Any
 
 from fluid import files
 from launch.plan import Stage, command
@@ -21,6 +21,7 @@ class Entry:
       one of STOPPED.
     note: why.
     key, engine: what a scheduler knows it by.
+    pid: of its process, where it runs on this machine under a launcher.
   """
 
   stage: Stage
@@ -31,6 +32,7 @@ class Entry:
   skipped: bool = False
   engine: str = "local"
   key: str = ""
+  pid: int = 0
 
   def record(self) -> dict:
     """The stage's object in sweep.json."""
@@ -47,7 +49,9 @@ class Entry:
       "note": self.note,
       "seconds": round(self.seconds, 1),
       "command": shlex.join(["python", *command(stage)[1:]]),
-    } | ({"engine": self.engine, "key": self.key} if self.key else {})
+      **({"engine": self.engine, "key": self.key} if self.key else {}),
+      **({"pid": self.pid} if self.pid and self.status == "running" else {}),
+    }
 
   @property
   def log(self) -> str:
@@ -56,7 +60,7 @@ class Entry:
     return f"{name if self.stage.kind == 'run' else f'{self.stage.kind}-{name}'}.log"
 
 
-def save(workdir: Path, entries: Iterable[Entry]) -> None:
+def save(workdir: Any, entries: Iterable[Entry]) -> None:
   """Writes sweep.json, keeping stages that only an earlier call knew of."""
   old = saved(workdir)
   for entry in entries:
@@ -67,19 +71,16 @@ def save(workdir: Path, entries: Iterable[Entry]) -> None:
   files.write_json(workdir / "sweep.json", list(old.values()))
 
 
-def saved(workdir: Path) -> dict[str, dict]:
+def saved(workdir: Any) -> dict[str, dict]:
   """Id of a stage -> its record in sweep.json; empty where there is none."""
   try:
-    records = json.loads((workdir / "sweep.json").read_text())
+    records = json.loads(files.read_text(workdir / "sweep.json"))
     return {f"{r['kind']}/{r['name']}": r for r in records}
   except (FileNotFoundError, json.JSONDecodeError, KeyError):
     return {}
 
 
-def last_line(log: Path) -> str:
+def last_line(log: Any) -> str:
   """The last line of a log that says something, shortened."""
-  try:
-    lines = log.read_text(errors="replace").strip().splitlines()
-  except FileNotFoundError:
-    return ""
+  lines = files.tail(log, 65_536).decode(errors="replace").strip().splitlines()
   return lines[-1].strip()[-160:] if lines else ""

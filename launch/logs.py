@@ -2,8 +2,10 @@
 
 import subprocess
 
+from fluid import files
 from fluid.errors import ConfigError
-from launch import errors, view
+from fluid.remote import is_url
+from launch import engines, errors, view
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,11 +20,21 @@ def main(argv: list[str] | None = None) -> int:
     raise ConfigError(f"'{args.run}' means {len(names)} stages: {', '.join(names)}")
   entry = found[names[0]]
   log = workdir / "logs" / entry.log
-  if remote is None:
+  over = entry.status not in engines.ALIVE
+  kept = files.tail(log, 1) != b""
+  if over and kept and is_url(log):
+    print(files.read_text(log), end="")
+    return 0
+  if remote is None or over and kept:
     command = ["tail", "-n", "+1", *(["-F"] if args.follow else []), str(log)]
+  elif over and entry.key and not remote.engine.keeps:
+    raise ConfigError(
+      f"{entry.stage.id} is {entry.status} and its machines are gone with what it "
+      f"printed; what they sent before would be in {log}, which is not there"
+    )
   else:
     command = remote.engine.logs(entry.key, str(log), follow=args.follow)
-  if command[0] == "tail" and not log.exists() and not args.follow:
+  if command[0] == "tail" and not kept and not args.follow:
     raise ConfigError(f"{entry.stage.id} is {entry.status} and has printed nothing yet")
   try:
     return subprocess.run(command).returncode

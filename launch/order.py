@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fluid import files
+from fluid import files, remote
 from fluid.durable import compiled
 from fluid.durable.lock import lock
 from fluid.errors import ConfigError
@@ -47,8 +47,10 @@ class Order:
   options: dict[str, str] = dataclasses.field(default_factory=dict)
   jobs: int = 1
 
-  def stages(self, workdir: Path) -> list[Stage]:
+  def stages(self, workdir: Any) -> list[Stage]:
     """What there is to do, in an order in which each comes after those it needs."""
+    if self.on == "local" or not self.engine().buckets:
+      files.on_disk(workdir, "--workdir")
     topology = None if self.on == "local" else self.topology
     stages = plan(self.config, workdir, overrides=self.overrides, topology=topology)
     return choose(stages, self.only) if self.only else stages
@@ -60,7 +62,7 @@ class Order:
   def specs(
     self,
     stages: list[Stage],
-    workdir: Path,
+    workdir: Any,
     engine: engines.Remote,
     build: Callable[[Stage], list[str]] | None = None,
   ) -> dict[str, RunSpec]:
@@ -87,7 +89,7 @@ class Order:
       )  # fmt: skip
     return out
 
-  def save(self, workdir: Path) -> None:
+  def save(self, workdir: Any) -> None:
     """Writes launch.json.
 
     Raises:
@@ -98,7 +100,7 @@ class Order:
     said = dataclasses.asdict(self) | place
     there = ""
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-      there = json.loads((workdir / FILE).read_text())["config"]
+      there = json.loads(files.read_text(workdir / FILE))["config"]
     if there and there != said["config"] and Path(there).name == Path(config).name:
       raise ConfigError(
         f"{workdir} is of the sweep {there}, and {said['config']} has the same name: "
@@ -120,14 +122,14 @@ def kept(workdir: Path | str, hardware: Hardware) -> dict[str, str]:
   return {name: f"{workdir}/{compiled.NAME}"} if one else {}
 
 
-def load(workdir: Path) -> Order:
+def load(workdir: Any) -> Order:
   """What was asked for in a folder.
 
   Raises:
     ConfigError: nothing was, or it cannot be read.
   """
   try:
-    said = json.loads((workdir / FILE).read_text())
+    said = json.loads(files.read_text(workdir / FILE))
     lists = {k: tuple(v) for k, v in said["overrides"].items() if isinstance(v, list)}
     return Order(**said | {"overrides": said["overrides"] | lists})
   except FileNotFoundError:
@@ -153,8 +155,15 @@ def choose(stages: list[Stage], pattern: str) -> list[Stage]:
 
 
 @contextlib.contextmanager
-def hold(workdir: Path, wait: float = 60.0) -> Iterator[None]:
-  """Keeps others from submitting meanwhile; it waits for them, as they take seconds."""
+def hold(workdir: Any, wait: float = 60.0) -> Iterator[None]:
+  """Keeps others from submitting meanwhile; it waits for them, as they take seconds.
+
+  A bucket has no lock: there it is the names of jobs that keep one from being twice.
+  """
+  if remote.is_url(workdir):
+    yield
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
   end = time.monotonic() + wait
   while True:
     try:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fluid import shipped
+from fluid import files, shipped
 from fluid.config import ConfigError, Run, from_config_dict, from_file
 from fluid.config.identity import (
   differences,
@@ -49,8 +49,9 @@ class Stage:
   Attributes:
     kind: key of MODULES.
     name: of the folder below tokenizers/, data/ or runs/.
-    folder: what the command writes; `done.json` in it means finished (for a cache:
-      a metadata.json that lists both splits; for tuning: a table of the last step).
+    folder: what the command writes, see files.place; `done.json` in it means finished
+      (for a cache: a metadata.json that lists both splits; for tuning: a table of the
+      last step).
     config, overrides: as in the sweep file, with the paths of `needs` added.
     needs: ids of the stages that come first.
     run: the resolved config.
@@ -60,7 +61,7 @@ class Stage:
 
   kind: str
   name: str
-  folder: Path
+  folder: Any
   config: str
   overrides: dict[str, Any]
   needs: tuple[str, ...]
@@ -83,7 +84,7 @@ class Stage:
         _json(self.folder, "metadata.json").get("splits", ())
       )
     if self.kind == "tune":
-      return (self.folder / "eval" / f"sweep-{self.run.steps}.json").is_file()
+      return f"sweep-{self.run.steps}.json" in files.names(self.folder / "eval")
     done = _json(self.folder, "done.json")
     if not done:
       return False
@@ -94,11 +95,12 @@ class Stage:
 
     One whose config cannot be read differs as well.
     """
-    file = self.folder / "config.json"
-    if self.kind != "run" or not file.is_file():
+    if self.kind != "run":
       return ""
     try:
-      old, now = identity(from_file(file)), identity(self.run)
+      old, now = identity(from_file(self.folder / "config.json")), identity(self.run)
+    except FileNotFoundError:
+      return ""
     except ConfigError as e:
       return str(e)
     for key in differences(old, now):
@@ -137,7 +139,7 @@ def plan(
   Raises:
     ConfigError: a sweep file or a point of it cannot be used.
   """
-  workdir = Path(workdir).resolve()
+  workdir = files.place(workdir, "--workdir")
   stages: dict[str, Stage] = {}
   made = _made(workdir)
   for point in load_points(sweep_file):
@@ -164,6 +166,14 @@ def load_points(sweep_file: str | Path) -> list[dict]:
       )
     if missing := {"name", "config"} - set(point):
       raise ConfigError(f"{sweep_file} yields a point without {missing.pop()!r}")
+    match point.get("tune"):
+      case None | () | [] | [str(), str()]:
+        pass
+      case other:
+        raise ConfigError(
+          f"{sweep_file}: 'tune' of '{point['name']}' is {other!r}; it takes two "
+          "strings, a grid and what it is judged by: ('guidance=1:8:0.5', 'kid')"
+        )
   if not points:
     raise ConfigError(f"{sweep_file} yields no runs")
   return points
@@ -181,23 +191,24 @@ def resolve(config: str, overrides: dict[str, Any]) -> Run:
   return from_config_dict(tree)
 
 
-def _made(workdir: Path) -> dict[str, str]:
+def _made(workdir: Any) -> dict[str, str]:
   """Digest of an identity -> the folder that runs here have of it, whatever its name.
 
   Digests change with the layout of the config; what is there goes on being used.
   """
   out: dict[str, str] = {}
-  for file in sorted((workdir / "runs").glob("*/config.json")):
+  there = {kind: files.names(workdir / kind) for kind in ("tokenizers", "data")}
+  for folder in sorted(files.names(workdir / "runs")):
     try:
-      run = from_file(file)
-    except ConfigError:
+      run = from_file(workdir / "runs" / folder / "config.json")
+    except (ConfigError, FileNotFoundError, NotADirectoryError):
       continue
     tokenizer, cache = Path(run.tokenizer.path).name, Path(run.data.cache).name
     for kind, name, key in (
       ("tokenizers", tokenizer, _tokenizer(run)),
       ("data", cache, _cache(run, tokenizer)),
     ):
-      if name and (workdir / kind / name).is_dir():
+      if name in there[kind]:
         out[key] = name
   return out
 
@@ -245,7 +256,7 @@ def _check_shared(a: Run, b: Run, name: str) -> None:
 
 
 def _stages(
-  point: dict, workdir: Path, made: dict[str, str], topology: str | None
+  point: dict, workdir: Any, made: dict[str, str], topology: str | None
 ) -> Iterator[Stage]:
   config, overrides = point["config"], dict(point.get("overrides", {}))
   run = resolve(config, overrides)
@@ -254,7 +265,7 @@ def _stages(
   def stage(kind, name, needs, run=run, more=None):
     return Stage(
       kind, name, workdir / _FOLDERS[kind] / name, config, overrides | (more or {}),
-      needs, run, machine(kind), tuple(point.get("tune", ("", ""))),
+      needs, run, machine(kind), tuple(point.get("tune") or ("", "")),
     )  # fmt: skip
 
   needs: tuple[str, ...] = ()
@@ -338,9 +349,9 @@ def _check_fit(what: str, axes: dict[str, int], run: Run, h: Hardware) -> None:
     )
 
 
-def _json(folder: Path, name: str) -> dict:
+def _json(folder: Any, name: str) -> dict:
   try:
-    return json.loads((folder / name).read_text())
+    return json.loads(files.read_text(folder / name))
   except (FileNotFoundError, json.JSONDecodeError):
     return {}
 

@@ -2,12 +2,12 @@
 
 import json
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from fluid import files
 from fluid.console.progress import clock
 
 PLAIN_SECONDS = 30.0  # between two progress lines of a running stage
@@ -41,15 +41,9 @@ def progress(stage) -> dict[str, float]:
   return out
 
 
-def _tail(path: Path) -> list[dict]:
-  try:
-    with open(path, "rb") as f:
-      f.seek(max(0, path.stat().st_size - _TAIL))
-      lines = f.read().decode(errors="replace").splitlines()
-  except FileNotFoundError:
-    return []
+def _tail(path) -> list[dict]:
   records = []
-  for line in lines:
+  for line in files.tail(path, _TAIL).decode(errors="replace").splitlines():
     try:
       records.append(json.loads(line))
     except json.JSONDecodeError:  # the cut-off first line, or one being written

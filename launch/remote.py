@@ -9,7 +9,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from fluid import files
@@ -32,7 +31,7 @@ class Remote:
     self,
     stages: list[Stage],
     specs: dict[str, RunSpec],
-    workdir: Path,
+    workdir: Any,
     engine: engines.Remote,
   ):
     self._specs, self._workdir, self.engine = specs, workdir, engine
@@ -77,27 +76,36 @@ class Remote:
       return "cancelled", "launch.retry goes on with it"
     if not job:
       return ("blocked", f"needs {broken[0]}") if broken else ("waiting", "")
-    end = self._ended(stage)
+    end, name = self._ended(stage), self.engine.name
     last = last_line(self._workdir / "logs" / entry.log)
     said = f": {last}" if last else ""
     if found and found.state == "failed":
       return "failed", found.note + said
-    if not end and not found:
-      if broken:
-        return "blocked", f"needs {broken[0]}"
-      if job["times"] >= self.engine.losses:
-        return "failed", f"{self.engine.name} lost it {job['times']} times{said}"
-      return "lost", f"{self.engine.name} does not know {job['key']} any more"
-    code = end.get("code", 0)
+    code = end.get("code", 0 if found and found.state == "ended" else REQUEUE)
     if code == 0:
       return "failed", f"stopped before its last step{said}"
     if code in FATAL or code < 128 and code != REQUEUE:
       return "failed", f"exit status {code}{said}"
     if end.get("state", "RUNNING") != "RUNNING":
-      return "cancelled", f"{end['state'].lower()} on {self.engine.name}; launch.retry"
+      return "cancelled", f"{end['state'].lower()} on {name}; launch.retry"
+    # One that was to be submitted again may be gone since we removed it ourselves.
+    if not job.get("again"):
+      if found and found.state == "cancelled":
+        how = found.note.lower() or "cancelled"
+        return "cancelled", f"{how} on {name}; launch.retry"
+      if not found and self.engine.gone == "cancelled" and not self._elsewhere(job):
+        return "cancelled", f"deleted on {name}; launch.retry"
     if end.get("restarts", 0) >= RESTARTS:
       return "failed", f"restarted {RESTARTS} times{said}"
-    return "lost", f"exit status {code}, and not queued again"
+    if end:
+      return "lost", f"exit status {code}, and not queued again"
+    if broken:
+      return "blocked", f"needs {broken[0]}"
+    if job["times"] >= self.engine.losses:
+      return "failed", f"{name} lost it {job['times']} times{said}"
+    if found:
+      return "lost", f"{found.note.lower()} on {name}"
+    return "lost", f"{name} does not know {job['key']} any more"
 
   def _status(self, name: str) -> str:
     return self.entries[name].status if name in self.entries else "finished"
@@ -110,6 +118,9 @@ class Remote:
     """
     out = []
     for name, entry in self.entries.items():
+      job = self.job(name)
+      if entry.status == "cancelled" and job and not job.get("stopped"):
+        self._write(name, job | {"stopped": True})  # The engine may forget it.
       if entry.status not in ("waiting", "lost"):
         continue
       needed = {n: self._status(n) for n in entry.stage.needs}
@@ -120,10 +131,11 @@ class Remote:
         continue
       spec = self._specs[name]
       self._refuse_twice(entry, spec)
-      self._exit(entry.stage).unlink(missing_ok=True)
+      files.remove(self._exit(entry.stage))
       after = tuple(self.job(n)["job"] for n in alive)
-      job = self.engine.submit(spec, after)
-      self._submitted(name, job)
+      if job:
+        self._write(name, job | {"again": True})
+      self._submitted(name, self.engine.submit(spec, after))
       entry.key, entry.status, entry.note = spec.key, "queued", ""
       out.append(entry)
     save(self._workdir, self.entries.values())
@@ -131,18 +143,26 @@ class Remote:
 
   def _refuse_twice(self, entry: Entry, spec: RunSpec) -> None:
     # The same run under another key: of changed code, or of another engine.
-    old = self.job(entry.stage.id)
-    if not old or old["key"] == spec.key and old["engine"] == self.engine.name:
+    old, other = self.job(entry.stage.id), self.engine
+    if not old:
       return
-    other = self.engine
-    if old["engine"] != other.name:
+    if self._elsewhere(old):
       other = engines.remote(old["engine"], old["options"])
+    elif old["key"] == spec.key:
+      return
     found = other.states([old["key"]]).get(old["key"])
     if found and found.state in engines.ALIVE:
       raise ConfigError(
         f"{entry.stage.id} is {found.state} on {old['engine']} as {old['key']}: "
         f"python -m launch.stop --workdir {self._workdir} ends it first"
       )
+
+  def _elsewhere(self, job: dict) -> bool:
+    """Whether it was submitted where this engine does not look."""
+    engine = self.engine
+    return job["engine"] != engine.name or any(
+      job["options"].get(k) != engine.options.get(k) for k in engine.where
+    )
 
   def stop(self, names: Iterable[str]) -> list[Entry]:
     """Ends stages for good, also those not submitted yet; -> those entries."""
@@ -171,15 +191,15 @@ class Remote:
       if job:  # A scheduler that keeps what is over would refuse the name.
         self.engine.stop(job["key"], job["job"])
       for file in (self._file(name), self._exit(entry.stage)):
-        file.unlink(missing_ok=True)
+        files.remove(file)
       # Of the run itself: it counts its starts without a new checkpoint.
-      (entry.stage.folder / "starts.json").unlink(missing_ok=True)
+      files.remove(entry.stage.folder / "starts.json")
       entry.status = "waiting"
 
   def job(self, name: str) -> dict[str, Any]:
     """What was submitted of a stage; empty if nothing was."""
     try:
-      return json.loads(self._file(name).read_text())
+      return json.loads(files.read_text(self._file(name)))
     except (FileNotFoundError, json.JSONDecodeError):
       return {}
 
@@ -206,15 +226,15 @@ class Remote:
   def _write(self, name: str, job: dict) -> None:
     files.write_json(self._file(name), job)
 
-  def _file(self, name: str) -> Path:
-    return Path(self._specs[name].folder) / "job.json"
+  def _file(self, name: str) -> str:
+    return f"{self._specs[name].folder}/job.json"
 
-  def _exit(self, stage: Stage) -> Path:
-    return Path(self._specs[stage.id].exit)
+  def _exit(self, stage: Stage) -> str:
+    return self._specs[stage.id].exit
 
   def _ended(self, stage: Stage) -> dict[str, Any]:
     try:
-      return json.loads(self._exit(stage).read_text())
+      return json.loads(files.read_text(self._exit(stage)))
     except (FileNotFoundError, json.JSONDecodeError):
       return {}
 

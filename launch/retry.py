@@ -5,7 +5,7 @@ again, with the code as it is now; on this machine the sweep goes on, as launch.
 """
 
 from fluid.errors import ConfigError
-from launch import errors, sweep, view
+from launch import engines, errors, sweep, view
 from launch.entries import STOPPED
 from launch.order import hold
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None, build=None) -> int:
       (found[name].stage.folder / "starts.json").unlink(missing_ok=True)
     return sweep.launch(order, workdir)
   with hold(workdir):
-    remote.look()
+    engines.patiently(remote.look)
     remote.retry([n for n in wanted if n in remote.entries])
   return sweep.submit(order, workdir, build=build)
 

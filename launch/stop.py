@@ -1,14 +1,15 @@
 """Ends runs for good: python -m launch.stop --workdir DIR [RUN ...]
 
 On a scheduler they are cancelled, and `launch.sweep` leaves them alone until
-`launch.retry`. Here a run saves and ends; without names so does the launcher.
+`launch.retry`. Here a stage saves and ends, and the next `launch.sweep` goes on with
+it; without names so does the launcher with all of them.
 """
 
 import os
 import signal
 
 from fluid.durable.lock import owner
-from launch import errors, view
+from launch import engines, errors, view
 from launch.order import hold
 
 
@@ -19,19 +20,18 @@ def main(argv: list[str] | None = None) -> int:
   names = view.chosen(found, args.run)
   if remote is not None:
     with hold(workdir):
-      remote.look()
+      engines.patiently(remote.look)
       stopped = remote.stop([n for n in names if n in remote.entries])
     for entry in stopped:
       print(f"{entry.stage.id}: cancelled")
     print(f"{len(stopped)} of {len(names)} stages stopped")
     return 0
   if not args.run:
-    folders = [("the launcher", workdir)]
-  else:
-    folders = [(n, found[n].stage.folder) for n in names]
-  for name, folder in folders:
-    pid = owner(folder)
-    if pid is None:
+    running = {"the launcher": owner(workdir)}
+  else:  # A run has its folder to itself, also where no launcher started it.
+    running = {n: found[n].pid or owner(found[n].stage.folder) for n in names}
+  for name, pid in running.items():
+    if not pid:
       print(f"{name}: does not run here")
     else:
       os.kill(pid, signal.SIGTERM)

@@ -12,6 +12,7 @@ says how each stands, DIR/logs has what each printed. Never imports jax.
 
 import argparse
 import ast
+import math
 import os
 import shlex
 import signal
@@ -26,6 +27,7 @@ from fluid import files
 from fluid.durable import compiled
 from fluid.durable.lock import lock
 from fluid.errors import REQUEUE, ConfigError
+from fluid.remote import BucketError
 from launch import cost, engines, errors
 from launch.entries import Entry, last_line, save
 from launch.order import Order, choose, hold
@@ -36,6 +38,7 @@ from launch.remote import Remote, code_of
 __all__ = ["Sweep", "choose", "launch", "main", "submit"]
 
 WATCH_SECONDS = 30.0  # between two looks at a scheduler
+WATCH_FAILURES = 20  # in a row, after which --watch gives a scheduler up
 LEFT_SECONDS = 90.0  # given to the jobs of a killed launcher to stop
 
 
@@ -127,7 +130,8 @@ class Sweep:
   def _start(self, name: str, entry: Entry):
     entry.status, entry.started = "running", time.time()
     try:
-      self._handles[name] = self._engine.submit(self._job(entry.stage))
+      handle = self._engine.submit(self._job(entry.stage))
+      self._handles[name], entry.pid = handle, getattr(handle, "pid", 0)
     except OSError as e:
       self._end(entry, "failed", str(e))
 
@@ -179,7 +183,12 @@ def main(argv: list[str] | None = None) -> int:
   args = _parser().parse_args(argv)
   if args.jobs < 1:
     raise ConfigError(f"--jobs must be at least 1, not {args.jobs}")
-  files.on_disk(args.workdir, "--workdir")
+  workdir = files.place(args.workdir, "--workdir")
+  if args.price is not None:
+    if not args.dry_run or args.on == "local":
+      raise ConfigError("--price is of the table that --dry-run prints for a scheduler")
+    if not 0 <= args.price < math.inf:
+      raise ConfigError(f"--price {args.price:g}: it is dollars for an hour of a chip")
   order = Order(
     args.config,
     args.on,
@@ -193,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     raise ConfigError("--topology and --set are of a scheduler: --on slurm, gke, ...")
   return launch(
     order,
-    Path(args.workdir).resolve(),
+    workdir,
     dry_run=args.dry_run,
     watch=args.watch,
     price=args.price,
@@ -204,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def launch(
   order: Order,
-  workdir: Path,
+  workdir: Any,
   *,
   dry_run: bool = False,
   watch: bool = False,
@@ -234,7 +243,7 @@ def launch(
 
 def submit(
   order: Order,
-  workdir: Path,
+  workdir: Any,
   *,
   watch: bool = False,
   screen: Screen | None = None,
@@ -247,19 +256,25 @@ def submit(
   specs = order.specs(stages, workdir, engine, build)
   for spec in specs.values():
     engine.render(spec)  # What does not fit is refused before anything is written.
-  workdir.mkdir(parents=True, exist_ok=True)
+
+  def act() -> tuple[list[Entry], list[Entry]]:
+    sweep = Remote(stages, specs, workdir, engine)
+    with hold(workdir):
+      order.save(workdir)
+      return sweep.look(), sweep.submit()
+
   with screen:
+    entries, sent = engines.patiently(act)
     while True:
-      sweep = Remote(stages, specs, workdir, engine)
-      with hold(workdir):
-        order.save(workdir)
-        entries = sweep.look()
-        sent = sweep.submit()
       screen.update(entries)
       going = [e for e in entries if e.status in (*engines.ALIVE, "waiting")]
       if not watch or not going:
         break
       time.sleep(WATCH_SECONDS)
+      # What it took once it takes again, though a queue may be full meanwhile.
+      entries, sent = engines.patiently(
+        act, WATCH_FAILURES, WATCH_SECONDS, (engines.Refused, BucketError)
+      )
     screen.update(entries, final=True)
   if going and not watch:
     print(
@@ -269,7 +284,7 @@ def submit(
   return code_of(entries)
 
 
-def _dry_run(order: Order, workdir: Path, price: float | None) -> int:
+def _dry_run(order: Order, workdir: Any, price: float | None) -> int:
   """Prints what would be run or submitted, and what it takes; writes nothing."""
   stages = order.stages(workdir)
   if order.on == "local":

@@ -4,18 +4,19 @@ import argparse
 import fnmatch
 import json
 from pathlib import Path
+from typing import Any
 
 from fluid import files
 from fluid.durable.lock import owner
 from fluid.errors import ConfigError
-from launch import entries, order
+from launch import engines, entries, order
 from launch.entries import Entry
 from launch.order import Order
 from launch.remote import Remote
 
 
 def open_sweep(
-  workdir: Path, build=None
+  workdir: Any, build=None
 ) -> tuple[Order, dict[str, Entry], Remote | None]:
   """What was asked for, how each stage stands now, and the engine's side of it.
 
@@ -27,7 +28,7 @@ def open_sweep(
     return asked, {e.stage.id: e for e in _local(stages, workdir)}, None
   engine = asked.engine()
   remote = Remote(stages, asked.specs(stages, workdir, engine, build), workdir, engine)
-  remote.look()
+  engines.patiently(remote.look)
   return asked, remote.entries, remote
 
 
@@ -42,6 +43,8 @@ def _local(stages, workdir: Path) -> list[Entry]:
       entry.status = "finished"
     elif entry.status == "running" and not alive:
       entry.status, entry.note = "interrupted", "launch.sweep goes on with it"
+    elif entry.status == "running":
+      entry.pid = record.get("pid", 0)
     # A tokenizer or cache that no run needed is in no record.
     if record or stage.kind == "run":
       out.append(entry)
@@ -51,7 +54,7 @@ def _local(stages, workdir: Path) -> list[Entry]:
 def starts(entry: Entry) -> int:
   """How often the run was started again."""
   try:
-    said = json.loads((entry.stage.folder / "starts.json").read_text())
+    said = json.loads(files.read_text(entry.stage.folder / "starts.json"))
     return max(0, int(said["total"]) - 1)
   except (OSError, ValueError, KeyError):
     return 0
@@ -85,7 +88,6 @@ def parser(program: str, *, names: bool = False) -> argparse.ArgumentParser:
   return out
 
 
-def folder(args) -> Path:
-  """The folder of the sweep."""
-  files.on_disk(args.workdir, "--workdir")
-  return Path(args.workdir).resolve()
+def folder(args) -> Any:
+  """The folder of the sweep, see files.place."""
+  return files.place(args.workdir, "--workdir")

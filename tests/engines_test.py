@@ -14,9 +14,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from fluid import files
 from fluid.errors import ConfigError
 from launch import code, engines, hardware, logs, order, retry, status, stop, sweep
 from launch.plan import plan
+from launch.remote import Remote
 from launch.spec import Code, RunSpec
 from tests import schedulers
 from tests.schedulers import FAKE
@@ -175,8 +177,14 @@ def machine(study, tmp_path, monkeypatch):
         time.sleep(0.3)
 
     def states(self):
-      records = json.loads((self.workdir / "sweep.json").read_text())
+      records = json.loads(files.read_text(self.workdir / "sweep.json"))
       return {f"{r['kind']}/{r['name'].split('-')[0]}": r["status"] for r in records}
+
+    def begins(self, name, seconds=60):
+      """Waits for a job to do something: its scheduler says before that it runs."""
+      end = time.monotonic() + seconds
+      while name not in self.starts() and time.monotonic() < end:
+        time.sleep(0.05)
 
     def starts(self):
       return {
@@ -218,11 +226,127 @@ def test_a_sweep_ends_with_each_run_as_it_should(machine, engine, capfd, monkeyp
   assert rows["run/cr1"]["state"] == "cancelled"
   assert logs.main(["dr2", *argv]) == 0
   assert "stopped: SIGTERM after step 2" in capfd.readouterr().out
+  if engine == "tpu_vm":  # Its machines are gone.
+    (machine.workdir / "logs/dr2.log").unlink()
+    with pytest.raises(ConfigError, match="machines are gone.* would be in .*dr2.log"):
+      logs.main(["dr2", *argv])
   machine.modes.clear()
   (machine.workdir / "runs/cr1/starts").unlink()
   retry.main(["--failed", "--cancelled", *argv], build=machine.build)
   result, found = machine.until(engine, lambda s: set(s.values()) == {"finished"})
   assert result == 0 and machine.starts()["dr2"] == 2
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_somebody_cancels_stays_so_until_it_is_retried(machine, engine):
+  """By the engine's own command, before the job or while it could say how it ended."""
+  waits = (
+    engine == "slurm"
+  )  # For the tokenizer; elsewhere a stage comes as it is ready.
+  machine.modes["tokenizer/vq" if waits else "run/dr1"] = "hang"
+  before = "queued" if waits else "running"
+  machine.until(engine, lambda s: s.get("run/dr1") == before)
+  if not waits:
+    machine.begins("dr1")
+  asked = machine.order(engine)
+  made = asked.engine()
+  stages = asked.stages(machine.workdir)
+  specs = asked.specs(stages, machine.workdir, made, machine.build)
+  subprocess.run(made.render(specs["run/dr1"]).cancel, check=True)
+  machine.until(engine, lambda s: s["run/dr1"] == "cancelled", 30)
+  for folder in machine.state.iterdir():  # As if it had been forgotten meanwhile.
+    for job, found in schedulers.jobs(folder).items():
+      if found["name"] == specs["run/dr1"].key:
+        (folder / f"{job}.json").rename(folder / f"{job}.gone")
+  machine.submit(engine)
+  assert machine.states()["run/dr1"] == "cancelled"
+  if not waits:
+    assert machine.starts()["dr1"] == 1
+  argv = ["--cancelled", "--workdir", str(machine.workdir)]
+  retry.main(argv, build=machine.build)
+  after = "queued" if waits else "finished"
+  machine.until(engine, lambda s: s["run/dr1"] == after)
+
+
+def test_a_scheduler_that_does_not_answer_is_asked_again(machine, monkeypatch, capfd):
+  hiccups = machine.workdir.parent / "hiccups"
+  monkeypatch.setenv("FAKE_HICCUPS", str(hiccups))
+  for name, value in (("WATCH_SECONDS", 0.2), ("WATCH_FAILURES", 4)):
+    monkeypatch.setattr(sweep, name, value)
+  monkeypatch.setattr(engines, "PAUSE", 0.1)
+  looks, look = [], Remote.look
+
+  def failing(self):
+    if len(looks) == 1:
+      hiccups.write_text("3")
+    looks.append(1)
+    return look(self)
+
+  monkeypatch.setattr(Remote, "look", failing)
+  asked = machine.order("slurm")
+  assert sweep.submit(asked, machine.workdir, watch=True, build=machine.build) == 0
+  said = capfd.readouterr().err
+  assert said.count("warning:") == 1 and "4 times in all" in said
+  assert "squeue refuses: error: Unable to contact slurm controller" in said
+  assert set(machine.states().values()) == {"finished"}
+  assert set(machine.starts().values()) == {1}
+  argv = ["--workdir", str(machine.workdir)]
+  monkeypatch.setattr(order.Order, "specs", _with(machine.build))
+  hiccups.write_text("2")
+  assert status.main(argv) == 0
+  hiccups.write_text("3")
+  with pytest.raises(ConfigError, match="^squeue refuses: error: Unable to contact"):
+    status.main(argv)
+
+
+GCLOUD = """#!/bin/sh
+for last; do :; done
+name=$HERE/$(basename "$last")
+case "$1 $2" in
+"storage cat") cat "$name" ;;
+"storage cp") cat > "$name.new"; mv "$name.new" "$name" ;;
+*) touch "$HERE/deleted" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("bucket", [False, True])
+def test_a_tpu_machine_says_how_it_ended(tmp_path, bucket):
+  """And keeps what was printed, each time: journald dies with a spot machine."""
+  made = engines.remote("tpu_vm", OPTIONS["tpu_vm"])
+  workdir = "gs://bucket/w" if bucket else str(tmp_path)
+  where = dataclasses.replace(spec("tpu_vm", "v5e:2x2"), workdir=workdir)
+  (script,) = made.render(where).files.values()
+  after = script.split("<<'AFTER'\n")[1].split("\nAFTER\n")[0]
+  log, end = Path(where.log), Path(where.exit)
+  if bucket:
+    log, end = tmp_path / log.name, tmp_path / end.name
+  log.parent.mkdir(exist_ok=True), end.parent.mkdir(parents=True, exist_ok=True)
+  for name, text in (
+    ("journalctl", '#!/bin/sh\necho "$*" "$EXIT_STATUS"'),
+    ("curl", "#!/bin/sh\necho $WORKER"),
+    ("gcloud", GCLOUD),
+  ):
+    (tmp_path / name).write_text(text)
+    (tmp_path / name).chmod(0o755)
+
+  def ends(code, worker):
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "EXIT_STATUS": code}
+    env |= {"WORKER": worker, "INVOCATION_ID": "i", "HERE": str(tmp_path)}
+    subprocess.run(["bash", "-c", after], env=env, check=True)
+
+  def left():
+    return end.exists(), (tmp_path / "deleted").exists()
+
+  ends("3", "1")
+  assert not log.exists() and left() == (False, False)
+  ends("TERM", "0"), ends("75", "0")
+  assert left() == (False, False)
+  ends("3", "0")
+  lines = log.read_text().splitlines()
+  assert [x.split()[-1] for x in lines] == ["TERM", "75", "3"]
+  assert all("_SYSTEMD_INVOCATION_ID=i" in x for x in lines) and left() == (True, True)
+  assert json.loads(end.read_text()) == {"code": 3, "state": "RUNNING"}
 
 
 def _with(build):
@@ -236,9 +360,7 @@ def _with(build):
 def test_a_killed_submission_is_found_again(machine):
   machine.modes["run/dr1"] = "hang"
   machine.until("slurm", lambda s: s["run/dr1"] == "running")
-  end = time.monotonic() + 60
-  while "dr1" not in machine.starts() and time.monotonic() < end:
-    time.sleep(0.05)  # The scheduler says so before the job does anything.
+  machine.begins("dr1")
   job = machine.workdir / "jobs/dr1/job.json"
   before = json.loads(job.read_text())
   job.unlink()  # As if it had been killed between sbatch and this file.
@@ -325,16 +447,21 @@ def test_an_engine_that_is_not_there_or_refuses_is_one_line(machine, monkeypatch
     machine.submit("slurm")
 
 
-@pytest.mark.parametrize("where", ["gs://b/x", "s3://b/x"])
-def test_a_folder_that_is_an_address_is_refused(study, where):
-  for command in ("launch.sweep", "launch.status"):
-    argv = [sys.executable, "-m", command, "--workdir", where]
-    argv += ["--config", str(study)] if command == "launch.sweep" else []
-    done = subprocess.run(argv, capture_output=True, text=True, cwd=code.ROOT)
-    assert done.returncode == 2 and done.stderr.startswith(
-      f"error: --workdir is {where}"
-    )
-    assert "mount the bucket" in done.stderr and done.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+  "command, where, said",
+  [
+    ("launch.sweep", "gs://b/x", "mount the bucket"),
+    ("launch.sweep --on=slurm --topology=cpu:1x1", "gs://b/x", "mount the bucket"),
+    ("launch.sweep --on=gke", "s3://b/x", "mount what is elsewhere"),
+    ("launch.status", "s3://b/x", "mount what is elsewhere"),
+  ],
+)
+def test_a_folder_that_is_an_address_is_refused(study, command, where, said):
+  argv = [sys.executable, "-m", *command.split(), "--workdir", where]
+  argv += ["--config", str(study)] if "sweep" in command else []
+  done = subprocess.run(argv, capture_output=True, text=True, cwd=code.ROOT)
+  assert done.returncode == 2 and done.stderr.startswith(f"error: --workdir is {where}")
+  assert said in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_where_nothing_was_begun_there_is_nothing_to_say(tmp_path):

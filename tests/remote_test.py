@@ -4,9 +4,11 @@ Skipped where gcsfs or gcp-storage-emulator is not installed.
 """
 
 import contextlib
+import dataclasses
 import http.server
 import json
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -22,11 +24,22 @@ import pytest
 from fsspec.registry import _registry as known
 
 import analysis
-from fluid import api, config, evaluate, remote, train
+from fluid import api, config, evaluate, prepare, remote, train
 from fluid.durable import checkpoint, paths, workdir
 from fluid.errors import REQUEUE, exit_code
+from fluid.files import place
+from fluid.parallel.preemption import Preempted
+from fluid.tokenizers import train as train_tokenizer
 from fluid.training import clocks
-from tests import checkpoint_test, compiled_test, tiny
+from launch import order, retry, status
+from tests import (
+  checkpoint_test,
+  compiled_test,
+  engines_test,
+  prepare_test,
+  tiny,
+  tokenizers_test,
+)
 from tests.conftest import ROOT
 
 gcsfs = pytest.importorskip("gcsfs")
@@ -173,6 +186,129 @@ def test_a_run_killed_in_a_bucket_becomes_what_it_would_have_been(
   assert remote.read_bytes(f"{url}/eval/6-ema-loss.json")
   rows = [analysis.load(str(x)) for x in (url, tmp_path / "run")]
   assert rows[0]["val/loss"].item() == rows[1]["val/loss"].item() == found["val/loss"]
+
+
+def test_a_tokenizer_and_a_cache_are_made_in_a_bucket(bucket, tmp_path):
+  """The bytes that are made in a folder, also where another host goes on."""
+
+  def run(tokenizer, cache=""):
+    part = tokenizers_test.shrunk("vae", steps=4, batch=8, warmup=1, path=tokenizer)
+    source = config.Data(image_size=16, num_train=24, num_val=8, cache=cache)
+    return config.Run(data=source, tokenizer=part)
+
+  def contents(folder):
+    found = files(folder).find(folder)
+    return {n.rpartition("/")[2]: files(folder).cat_file(n) for n in found}
+
+  here, there = str(tmp_path / "t"), "gs://bucket/made/t"
+  train_tokenizer.train(run(here))
+  asked = iter([False, True])
+  with pytest.raises(Preempted, match="after step 2 of 4"):
+    train_tokenizer.train(run(there), lambda: next(asked))
+  assert "training.safetensors" in contents(there)
+  bucket["every"] = 5
+  try:
+    train_tokenizer.train(run(there))
+  finally:
+    bucket["every"] = 0
+  one, other = (tmp_path / "t/weights.safetensors").read_bytes(), contents(there)
+  assert other["weights.safetensors"] == one and "training.safetensors" not in other
+  rows = other["metrics.jsonl"].decode().splitlines()
+  assert [json.loads(x)["step"] for x in rows] == [1, 2, 3, 4, 4]
+  before = files(there).info(f"{there}/weights.safetensors")
+  train_tokenizer.train(run(there))  # It is done.
+  assert files(there).info(f"{there}/weights.safetensors")["mtime"] == before["mtime"]
+
+  local, cache = str(tmp_path / "c"), "gs://bucket/made/c"
+  prepare.prepare(run(here, local), batch=8, log=lambda line: None)
+  said = []
+  prepare.prepare(run(there, cache), batch=8, log=said.append)
+  assert said[-1].startswith(f"{cache} is complete: 24 train, 8 val")
+  found = contents(cache)
+  told = json.loads(found.pop("metadata.json"))
+  assert told.pop("tokenizer") == there
+  want = {p.name: p.read_bytes() for p in (tmp_path / "c").iterdir()}
+  metadata = json.loads(want.pop("metadata.json"))
+  assert metadata.pop("tokenizer") == here
+  assert told == metadata and found == want
+  other = dataclasses.replace(run(there, cache), seed=1)
+  other = config.replaced(other, {"data.num_train": 16})
+  with pytest.raises(config.ConfigError, match=f"^{cache} holds tokens of another"):
+    prepare.prepare(other, batch=8)
+
+
+PROCESS = """
+import sys
+from fluid.parallel import distributed
+from tests import prepare_test
+
+port, number, cache = sys.argv[1:]
+distributed.join(f"localhost:{port}", 2, int(number))
+prepare_test.write(cache)
+"""
+
+
+def test_two_processes_fill_a_cache_in_a_bucket(bucket, tmp_path):
+  """Each on its host, as it were: process 0 fetches what the other has written."""
+  cache, port = "gs://bucket/made/two", str(free_port())
+  command = [sys.executable, "-c", PROCESS, port]
+  processes = [
+    subprocess.Popen([*command, str(i), cache], cwd=ROOT, stdout=subprocess.DEVNULL)
+    for i in range(2)
+  ]
+  assert [p.wait(400) for p in processes] == [0, 0]
+  prepare_test.write(tmp_path / "one")
+  found = {
+    n.rpartition("/")[2]: files(cache).cat_file(n) for n in files(cache).find(cache)
+  }
+  assert found == prepare_test.content(tmp_path / "one") and len(found) > 5
+
+
+machine = engines_test.machine
+# A stage of a sweep, in a bucket.
+STAGE = """
+import json, sys
+from fluid import files
+
+folder, mode = sys.argv[1:3]
+if mode == "fail":
+  print("error: no luck")
+  sys.exit(3)
+line = json.dumps({"step": 4, "train/loss": 0.5})
+files.write_text(f"{folder}/metrics.jsonl", line + chr(10))
+done = {"step": 4, "splits": {"train": {}, "val": {}}}
+name = "metadata.json" if "/data/" in folder else "done.json"
+files.write_json(f"{folder}/{name}", done)
+"""
+
+
+@pytest.mark.parametrize("engine", ["gke", "tpu_vm"])
+def test_a_sweep_lies_in_a_bucket(
+  bucket, machine, engine, tmp_path, monkeypatch, capfd
+):
+  (tmp_path / "fake.py").write_text(STAGE)
+  monkeypatch.setenv("PYTHONPATH", str(ROOT))
+  url = f"gs://bucket/sweeps/{engine}"
+  machine.workdir = place(url, "--workdir")
+  fails = engine == "gke"  # What machines say of their end has no stand-in here.
+  machine.modes |= {"run/dr1": "fail"} if fails else {}
+  first = "failed" if fails else "finished"
+  want = {"run/dr1": first, "run/dr2": "finished", "run/cr1": "finished"}
+  ended = lambda s: all(s.get(k) == v for k, v in want.items())
+  result, _ = machine.until(engine, ended, 400)
+  assert result == int(fails)
+  monkeypatch.setattr(order.Order, "specs", engines_test._with(machine.build))
+  capfd.readouterr()
+  assert status.main(["--workdir", url, "--json"]) == int(fails)
+  rows = {r["stage"]: r for r in json.loads(capfd.readouterr().out)}
+  assert rows["run/dr2"]["loss"] == 0.5 and rows["run/dr1"]["state"] == first
+  told = json.loads(remote.read_bytes(f"{url}/jobs/dr2/job.json"))
+  assert f"{url}/runs/dr2" in told["argv"] and told["times"] == 1
+  if fails:
+    machine.modes.clear()
+    retry.main(["--failed", "--workdir", url], build=machine.build)
+    machine.until(engine, lambda s: set(s.values()) == {"finished"}, 400)
+  assert not pathlib.Path("gs:").exists()
 
 
 def test_a_damaged_step_is_named_and_replaced(bucket, capsys):

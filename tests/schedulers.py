@@ -82,7 +82,7 @@ def _write(state, job, /, **changes):
 
 
 def _new(folder, /, **what) -> str:
-  job = str(len(list(folder.glob("*.json"))) + 1)
+  job = str(1 + max([0, *(int(f.stem) for f in folder.iterdir() if f.stem.isdigit())]))
   _write(folder, job, **what)
   subprocess.Popen(
     [sys.executable, __file__, "keeper", str(folder), job],
@@ -97,8 +97,10 @@ def keeper(state, job: str) -> None:
   while waits := [
     j for j in me.get("after", ()) if jobs(state)[j]["state"] != "COMPLETED"
   ]:
+    if jobs(state)[job]["state"] == "CANCELLED":
+      return None
     if any(jobs(state)[j]["state"] in ("FAILED", "CANCELLED") for j in waits):
-      return _write(state, job, state="CANCELLED")
+      return _write(state, job, state="CANCELLED", why="DependencyNeverSatisfied")
     time.sleep(0.05)
   restarts = 0
   while True:
@@ -153,8 +155,9 @@ def sbatch(state, *args):
 
 def squeue(state, *args):
   for job, found in jobs(state).items():
-    if found["state"] in ("PENDING", "RUNNING"):
-      print(f"{found['name']}|{job}|{found['state']}|None")
+    why = found.get("why", "Dependency" if found.get("after") else "None")
+    if found["state"] in ("PENDING", "RUNNING") or "all" in args:
+      print(f"{found['name']}|{job}|{found['state']}|{why}")
 
 
 def scontrol(state, verb, *args):
@@ -249,10 +252,11 @@ def gcloud(state, *args):
     file = next(a for a in args if a.startswith("--metadata-from-file"))
     text = pathlib.Path(file.rpartition("=")[2]).read_text()
     command = re.search(r"^exec (.*)$", text, re.M)[0]
-    _new(
-      state, name=key, state="PENDING", again=[75], log=str(state / f"{key}.log"),
-      command=command,
-    )  # fmt: skip
+    # Where the machine leaves what was printed; in a bucket that has no stand-in.
+    found = re.search(r">> (\S+)", text)
+    log = found[1] if found else str(state / f"{key}.log")
+    pathlib.Path(log).parent.mkdir(exist_ok=True)
+    _new(state, name=key, state="PENDING", again=[75], log=log, command=command)
   elif verb == "list":
     alive = [j for j in jobs(state).values() if j["state"] in ("PENDING", "RUNNING")]
     said = {"PENDING": "WAITING_FOR_RESOURCES", "RUNNING": "ACTIVE"}
@@ -262,7 +266,18 @@ def gcloud(state, *args):
     for job in _named(state, key):
       _cancel(state, job)
   else:
-    print((state / f"{key}.log").read_text())
+    running = [j for j in jobs(state).values() if j["state"] == "RUNNING"]
+    (job,) = [j for j in running if j["name"] == key] or sys.exit("ERROR: no machine")
+    print(pathlib.Path(job["log"]).read_text())
+
+
+def _hiccup() -> None:
+  """Does not answer as often as the file FAKE_HICCUPS says."""
+  file = pathlib.Path(os.environ.get("FAKE_HICCUPS", "/nowhere"))
+  left = int(file.read_text()) if file.exists() else 0
+  if left:
+    file.write_text(str(left - 1))
+    sys.exit("error: Unable to contact slurm controller (connect failure)")
 
 
 if __name__ == "__main__":
@@ -270,4 +285,6 @@ if __name__ == "__main__":
   if name == "keeper":
     keeper(pathlib.Path(rest[0]), rest[1])
   else:
+    if name == "squeue" or {"get", "queue", "list"} & set(rest):
+      _hiccup()
     globals()[name](pathlib.Path(os.environ["FAKE_STATE"]) / _family(name), *rest)

@@ -15,11 +15,12 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
+from configs import fluid as paper
 from configs import sizes
-from fluid import config
+from fluid import config, flops
 from fluid.config import ConfigError, identity
 from fluid.evals.loss import LossConfig
-from launch import cost, engines, recommended, sweep
+from launch import cost, engines, recommended, stop, sweep
 from launch.plan import command, plan
 from launch.progress import Screen, progress
 from tests.schedulers import FAKE
@@ -360,6 +361,11 @@ def test_two_sweeps_do_not_share_a_workdir(study, tmp_path):
     ("'dr2'", "'dr1'", "two runs named 'dr1'"),
     ("overrides", "override", "unknown key 'override'"),
     ("toy.py", "absent.py", "no such file"),
+    (
+      "='dr1'",
+      "='dr1', tune=('cfg', 3)",
+      "'tune' of 'dr1' is .* two strings",
+    ),
     ("def sweep", "def sweeps", "no function sweep"),
   ],
 )
@@ -408,8 +414,68 @@ def test_what_a_sweep_takes_is_said_before(capsys):
   ]
   assert found == pytest.approx(want, rel=5e-3)
   assert "1.1B continuous-random on v5p:4x4x4, by compiler's model" in " ".join(one)
-  assert sweep.main([*argv, "--price", "1", "--topology", "v6e"]) == 0
-  assert "$1 a chip-hour, by --price" in capsys.readouterr().out
+  assert "v5p $4.20 a chip-hour, on demand, by Google's list of 2025" in out
+  # Tokenizers and caches: at the chips' peak, and what nobody can know.
+  (vae,) = [x for x in lines if x[0].startswith("tokenizer/vae")]
+  (cache,) = [x for x in lines if x[0].startswith("data/folder-vae")]
+  tokenizer = config.from_config_dict(paper.get_config("tokens=continuous")).tokenizer
+  images = tokenizer.steps * tokenizer.batch
+  hours = flops.training(tokenizer, 256) * images / 459e12 / 4 / 3600
+  assert float(vae[3].replace(",", "")) == pytest.approx(hours, abs=0.06)
+  assert cache[3:7] == ["?"] * 4 and "how many there are is not said" in " ".join(cache)
+  few = ["--override", "data.num_train=999000", "--override", "data.num_val=1000"]
+  assert sweep.main([*argv, "--price", "0", *few]) == 0
+  out = capsys.readouterr().out
+  lines = [x.split() for x in out[out.index("run  ") :].splitlines()]
+  assert "dollars: $0 a chip-hour, by --price" in out and "?" not in lines[1]
+  (cache,) = [x for x in lines if x[0].startswith("data/folder-vae")]
+  # A million records of mean and std, 256 x 16 x 2 bytes, and 128 x 4096 x 2 of T5.
+  assert float(cache[6].replace(",", "")) == pytest.approx(1065, abs=1)
+
+
+STOPPABLE = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+folder = pathlib.Path(sys.argv[1])
+folder.mkdir(parents=True)
+(folder / 'starts').write_text('1')
+time.sleep(600)
+"""
+
+
+def test_any_stage_on_this_machine_can_be_stopped(study, tmp_path, capsys):
+  """By name, though only runs lock their folders; the others go on."""
+  (tmp_path / "fake.py").write_text(FAKE)
+  (tmp_path / "stoppable.py").write_text(STOPPABLE)
+  script = textwrap.dedent(f"""
+    import sys
+    from pathlib import Path
+    from launch import engines, order, sweep
+    w = Path({str(tmp_path / "w")!r}); w.mkdir()
+    held, asked = sweep.lock(w), order.Order({str(study)!r})
+    asked.save(w)
+    def build(s):
+      name = 'stoppable' if s.id.startswith('tokenizer/vq') else 'fake'
+      return [sys.executable, f'{tmp_path}/{{name}}.py', str(s.folder), 'ok']
+    engine = engines.make('local', jobs=1, lock=held)
+    sys.exit(sweep.Sweep(asked.stages(w), w, engine, build=build).run())
+  """)
+  process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+  try:
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob("w/tokenizers/vq*/starts")):
+      assert time.monotonic() < end and process.poll() is None
+      time.sleep(0.05)
+    argv = ["--workdir", str(tmp_path / "w")]
+    assert stop.main(["dr1", *argv]) == 0
+    assert "run/dr1: does not run here" in capsys.readouterr().out
+    assert stop.main(["tokenizer/vq*", *argv]) == 0
+    assert "saves and ends" in capsys.readouterr().out
+    assert process.wait(timeout=60) == 75
+  finally:
+    process.kill()
+  found = statuses(tmp_path)
+  assert found["tokenizer/vq"] == "interrupted" and found["run/cr1"] == "finished"
 
 
 SWEEPS = sorted(p.name for p in (ROOT / "configs/sweeps").glob("[a-z]*.py"))

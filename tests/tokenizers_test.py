@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import os
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from configs import toy
 from fluid import config as config_lib
 from fluid import files, tokenizers
 from fluid.errors import REQUEUE, exit_code
@@ -17,6 +21,7 @@ from fluid.parallel.preemption import Preempted
 from fluid.tokenizers import autoencoder, base, store, train, vq
 from fluid.tokenizers.vae import VAEConfig
 from fluid.tokenizers.vq import VQConfig
+from tests.conftest import ROOT
 
 SMALL = {"width": 16, "multipliers": (1,), "stem": 4}
 TRAINING = {"steps": 150, "batch": 16, "lr": 5e-3, "warmup": 10}
@@ -396,6 +401,65 @@ def test_a_training_that_is_stopped_comes_to_the_same_weights(kind, tmp_path, ca
     train.train(run("other"), lambda: True)
   train.train(run("other", seed=1))
   assert "goes on" not in capsys.readouterr().out
+
+
+PROCESS = """
+import sys
+from absl import flags
+from fluid.parallel import distributed, preemption
+from fluid.tokenizers import train
+
+distributed.define_flags()
+flags.FLAGS(sys.argv)
+asked = iter([False, True])
+preemption.Preemption.reached = lambda self: next(asked, False)
+try:
+  train.main([])
+  sys.exit("it was to stop")
+except preemption.Preempted:
+  distributed.join_by_flags = lambda: None
+train.main([])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(tmp_path):
+  """They stop after the second step, and go on."""
+  changes = {
+    "tokenizer.width": 8, "tokenizer.multipliers": (1,), "tokenizer.stem": 4,
+    "tokenizer.steps": 4, "tokenizer.batch": 8, "tokenizer.warmup": 1,
+    "data.num_train": 24, "data.num_val": 8,
+  }  # fmt: skip
+  run = config_lib.from_config_dict(toy.get_config("tokens=continuous"))
+  one = config_lib.replaced(run, changes | {"tokenizer.path": str(tmp_path / "one")})
+  train.train(one)
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    port = s.getsockname()[1]
+  argv = [sys.executable, "-c", PROCESS, "--config=configs/toy.py:tokens=continuous"]
+  argv += [f"--config.{k}={v}" for k, v in changes.items()]
+  argv += [f"--config.tokenizer.path={tmp_path / 'two'}", "--processes=2"]
+  argv += [f"--coordinator=localhost:{port}"]
+  env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+  two = [
+    subprocess.Popen([*argv, f"--process={i}"], env=env, cwd=ROOT, **pipes)
+    for i in range(2)
+  ]
+  said = [p.communicate(timeout=600)[0] for p in two]
+  assert [p.returncode for p in two] == [0, 0], said
+  assert "goes on after step 2 of 4" in said[0] and "tokenizer" not in said[1]
+  found = []
+  for name in ("one", "two"):
+    lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(x) for x in lines]
+    found.append(
+      [{k: v for k, v in r.items() if k not in ("time", "seconds")} for r in rows]
+    )
+  assert [r["step"] for r in found[0]] == [1, 2, 3, 4, 4]
+  for a, b in zip(*found, strict=True):
+    assert a == pytest.approx(b, rel=1e-5)
+  assert not (tmp_path / "two" / store.TRAINING).exists()
 
 
 @pytest.mark.parametrize("kind", tokenizers.TOKENIZERS)

@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 
+from fluid import files
 from fluid.config import part, upgrade
 from fluid.config.sections import Run
 from fluid.errors import ConfigError
@@ -32,9 +33,8 @@ def from_file(path: str | pathlib.Path) -> Run:
   Raises:
     OSError: it cannot be read; ConfigError: what it says cannot be used.
   """
-  path = pathlib.Path(path)
   try:
-    tree = _section(json.loads(path.read_text()), "config")
+    tree = _section(json.loads(files.read_text(path)), "config")
     return from_config_dict(upgrade.run(tree))
   except ValueError as e:  # Of json, and ConfigError.
     raise ConfigError(f"{path} is damaged ({e}); restore or remove it") from e

@@ -25,6 +25,7 @@ from fluid.data.packing import pack as pack  # For whoever reads or writes recor
 from fluid.data.packing import unpack as unpack
 
 METADATA = "metadata.json"
+SHARD = ".array_record"  # How names of shards end.
 # Kinds of damage. The first three fluid.prepare finds, the others show in a record.
 BAD = tuple("image caption tokenizer corrupt shape nonfinite range text".split())
 # Why fluid.prepare leaves out what it could use (config section 'data.filter'), and a
@@ -43,7 +44,7 @@ class RecordError(ConfigError):
 
 
 def shard_path(cache: str | os.PathLike, split: str, index: int) -> pathlib.Path:
-  return pathlib.Path(cache) / f"{split}-{index:05d}.array_record"
+  return pathlib.Path(cache) / f"{split}-{index:05d}{SHARD}"
 
 
 def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> None:

@@ -32,14 +32,15 @@ def near(run: Run) -> Run:
   return config.replaced(
     run,
     {
-      "data.cache": _near(run.data.cache),
-      "data.mixture": tuple(map(_near, run.data.mixture)),
-      "tokenizer.path": _near(run.tokenizer.path),
+      "data.cache": here(run.data.cache),
+      "data.mixture": tuple(map(here, run.data.mixture)),
+      "tokenizer.path": here(run.tokenizer.path),
     },
   )
 
 
-def _near(path: str) -> str:
+def here(path: str) -> str:
+  """The copy of a folder that lies in a bucket, see `near`; others are their own."""
   if not remote.is_url(path):
     return path
   bucket, root = remote.opened(path)

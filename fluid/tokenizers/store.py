@@ -1,6 +1,5 @@
 """A tokenizer's folder: config.json and weights.safetensors, each written whole."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -111,12 +110,6 @@ def read_training(path: str, like: Any, made_from: str) -> Any:
   if [x.shape for x in found] != [x.shape for x in leaves]:
     return None
   return jax.tree.unflatten(tree, [jnp.asarray(x) for x in found])
-
-
-def end_training(path: str) -> None:
-  """Removes what `save_training` wrote."""
-  with contextlib.suppress(FileNotFoundError):
-    os.remove(os.path.join(path, TRAINING))
 
 
 def _damaged(path: str, name: str) -> str:

@@ -1,18 +1,22 @@
-"""Trains config.tokenizer on the images of config.data.source, on one device.
+"""Trains config.tokenizer on the images of config.data.source, on all devices.
 
   python -m fluid.tokenizers.train --config=configs/toy.py:tokens=continuous
 
 writes config.json, weights.safetensors, metrics.jsonl, recon.png and at last done.json
 to config.tokenizer.path; a folder that is done is left as it is. SIGTERM saves what
 training carries (as does every fifth minute) and ends with 75; the same command goes on
-from there and comes to the same weights. The losses are those of reconstruction
-only: without a perceptual or adversarial term, textures finer than the latent come out
-smooth.
+from there and comes to the same weights. Several processes (--coordinator, --processes,
+--process, as of fluid.train) share each batch, which has to divide by their devices;
+one process takes as many of its devices as divide it. The losses are those of
+reconstruction only: without a perceptual or adversarial term, textures finer than the
+latent come out smooth.
 
 B batch, H W image.
 """
 
+import io
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -23,13 +27,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from fluid import config as config_lib
-from fluid import data, files, rng, tokenizers
+from fluid import data, files, remote, rng, tokenizers
 from fluid.config.identity import differences, digest, identity, of_tokenizer
 from fluid.console import cli
 from fluid.console.progress import clock
+from fluid.parallel import distributed, sharding
 from fluid.parallel.preemption import Preempted, Preemption
 from fluid.tokenizers import store, vq
 
@@ -73,14 +80,16 @@ class Images:
     """[N, H, W, 3] in [-1, 1]."""
     return to_float(np.stack([self[i] for i in range(min(count, len(self)))]))
 
-  def batches(self, batch: int, seed: int, start: int = 0):
+  def batches(self, batch: int, seed: int, start: int = 0, rows: Any = slice(None)):
     """Endless shuffled uint8 batches [B, H, W, 3], read ahead by threads.
 
     Args:
       start: batches to leave out.
+      rows: of each batch, where others read the rest.
     """
-    order = grain.MapDataset.source(self).shuffle(seed).repeat().batch(batch)
+    order = grain.MapDataset.range(len(self)).shuffle(seed).repeat().batch(batch)
     order = order[start:] if start else order
+    order = order.map(lambda which: np.stack([self[int(i)] for i in which[rows]]))
     return iter(order.to_iter_dataset(grain.ReadOptions(num_threads=2)))
 
 
@@ -95,7 +104,45 @@ def psnr(images: np.ndarray, recon: np.ndarray) -> float:
   return float((10 * np.log10(4 / np.maximum(mse, 1e-10))).mean())
 
 
-def make_step(tokenizer: tokenizers.Tokenizer, tx: optax.GradientTransformation):
+def mesh_of(batch: int) -> jax.sharding.Mesh | None:
+  """Devices that share a batch, of all processes; None where it is one.
+
+  Raises:
+    ConfigError: there are several processes, and their devices do not divide it.
+  """
+  devices = jax.devices()
+  if jax.process_count() == 1:
+    devices = devices[: math.gcd(batch, len(devices))]
+  if batch % len(devices):
+    raise config_lib.ConfigError(
+      f"config key 'tokenizer.batch' ({batch}) must be a multiple of {len(devices)}, "
+      "the devices of all processes"
+    )
+  if len(devices) == 1:
+    return None
+  names = ("slice", "data", "fsdp", "model")
+  grid = np.array(devices).reshape(1, -1, 1, 1)
+  # The compiler splits convolutions; types that speak of shards would ask us to.
+  return jax.sharding.Mesh(grid, names, axis_types=(AxisType.Auto,) * 4)
+
+
+def _copies(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+  """Arrays of this process, equal on all -> the same on every device."""
+  where = jax.NamedSharding(mesh, P())
+
+  def spread(x):
+    host = np.asarray(x)
+    # A copy for each device: what is donated must not be shared.
+    return jax.make_array_from_callback(host.shape, where, lambda i: np.array(host[i]))
+
+  return jax.tree.map(spread, tree)
+
+
+def make_step(
+  tokenizer: tokenizers.Tokenizer,
+  tx: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh | None = None,
+):
   """-> step(carry, images uint8, key) -> (carry, metrics), jitted; see `fit`."""
   decay = tokenizer.config.ema
 
@@ -111,7 +158,8 @@ def make_step(tokenizer: tokenizers.Tokenizer, tx: optax.GradientTransformation)
     ema = jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, params)
     return (params, ema, opt_state, state, count + 1), metrics | {"loss": loss}
 
-  return jax.jit(step, donate_argnums=0)
+  where = jax.NamedSharding(mesh, P()) if mesh else None
+  return jax.jit(step, donate_argnums=0, out_shardings=where)
 
 
 def fit(
@@ -122,6 +170,7 @@ def fit(
   report=None,
   restore=lambda carry: None,
   after=lambda step, carry: None,
+  mesh: jax.sharding.Mesh | None = None,
 ):
   """Trains; -> (tokenizer without weights, params, training state).
 
@@ -131,6 +180,7 @@ def fit(
       may not be ready yet.
     restore: what training carries at the start -> what it goes on from, or None.
     after: called with what it carries after each step.
+    mesh: devices that share each batch; batches are of this process's rows.
   """
   tokenizer = config.make(image_size)
   # The other generator compiles many times faster where every layer draws its weights.
@@ -141,7 +191,7 @@ def fit(
   tx = optax.chain(
     optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=1e-4)
   )
-  step = make_step(tokenizer, tx)
+  step = make_step(tokenizer, tx, mesh)
   params = variables["params"]
   state = tokenizer.training_state(variables)
   ema = jax.tree.map(jnp.copy, params)  # Donated beside params: not the same buffers.
@@ -151,19 +201,28 @@ def fit(
   carry = carry if found is None else found
   start = int(carry[-1])
   batches = batches(start) if callable(batches) else batches
+  if mesh:
+    carry = _copies(carry, mesh)
   for i in range(start + 1, config.steps + 1):
-    carry, metrics = step(carry, next(batches), key)
+    images = next(batches)
+    if mesh:
+      images = sharding.shard_batch({"image": images}, mesh, config.batch)["image"]
+    carry, metrics = step(carry, images, key)
     if report:
       report(i, metrics)
     after(i, carry)
-  return tokenizer, carry[1], carry[3]
+  _, ema, _, state, _ = carry
+  if mesh:  # As of one device: what is done with it now is this process's own.
+    ema, state = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), (ema, state))
+  return tokenizer, ema, state
 
 
 class Progress:
-  """metrics.jsonl, and a line on the terminal with what is left."""
+  """metrics.jsonl, and a line on the terminal with what is left; of process 0."""
 
   def __init__(self, path: str, steps: int, every: int):
-    self.file = open(path, "a+", encoding="utf-8")
+    first = jax.process_index() == 0
+    self.file = open(path, "a+", encoding="utf-8") if first else io.StringIO()
     self.steps, self.every, self.start, self.first = steps, every, time.time(), 0
 
   def begin(self, step: int) -> None:
@@ -187,10 +246,9 @@ class Progress:
     rate = (step - self.first) / (time.time() - self.start)
     noise = 10 * np.log10(4 / max(values["mse"], 1e-10))
     extra = f"perplexity {values['perplexity']:.0f} " if "perplexity" in values else ""
-    print(
+    distributed.say(
       f"tokenizer {step}/{self.steps} loss {values['loss']:.4f} psnr {noise:.2f} "
-      f"{extra}{rate:.1f} steps/s ETA {clock((self.steps - step) / rate)}",
-      flush=True,
+      f"{extra}{rate:.1f} steps/s ETA {clock((self.steps - step) / rate)}"
     )
 
   def write(self, step: int, values: dict[str, Any]) -> None:
@@ -232,21 +290,34 @@ def train(
 ) -> tokenizers.Tokenizer:
   """Trains and writes config.tokenizer.path, or loads it where that is done.
 
+  A folder in a bucket is written on this host, and uploaded where training is saved.
+
   Args:
-    stop: whether to save and leave, asked after each step.
+    stop: whether to save and leave, asked after each step; all processes get one
+      answer.
 
   Raises:
     Preempted: it left; the same call goes on.
   """
-  config, path = run.tokenizer, run.tokenizer.path
-  if not path:
+  if not run.tokenizer.path:
     raise config_lib.ConfigError(
       "config key 'tokenizer.path' is empty: name the folder to write"
     )
-  if os.path.exists(os.path.join(path, "done.json")):
-    return _existing(run)
+  with remote.Mirror(run.tokenizer.path) as mirror:
+    return _train(run, mirror, stop)
+
+
+def _train(
+  run: config_lib.Run, mirror: remote.Mirror, stop: Callable[[], bool]
+) -> tokenizers.Tokenizer:
+  config, path = run.tokenizer, str(mirror.path)
+  done = os.path.join(path, "done.json")
+  if distributed.of_first("done" if os.path.exists(done) else ""):
+    return _existing(run, path)
   config.make(run.data.image_size)  # Refuses a bad config before the work.
   os.makedirs(path, exist_ok=True)
+  mesh = mesh_of(config.batch)
+  rows = sharding.local_rows(config.batch, mesh) if mesh else slice(None)
   images = Images(data.make_source(run.data, "train"), run.data.num_train)
   start = time.time()
   progress = Progress(
@@ -258,16 +329,28 @@ def train(
   def restore(carry):
     found = store.read_training(path, carry, made_from)
     step = 0 if found is None else int(found[-1])
+    there = distributed.of_first(str(step))
+    if not distributed.everyone(there == str(step)):
+      raise config_lib.ConfigError(
+        f"{path} is not the same folder for all processes: {store.TRAINING} in it is "
+        f"of step {there} for process 0, and of another one for others"
+      )
     if step:
-      print(f"tokenizer goes on after step {step} of {config.steps}", flush=True)
+      distributed.say(f"tokenizer goes on after step {step} of {config.steps}")
     progress.begin(step)
     return found
+
+  def save(carry):
+    store.save_training(path, carry, made_from)
+    mirror.push()
 
   def after(step, carry):
     nonlocal saved
     leaves = stop() and step < config.steps
-    if leaves or time.monotonic() - saved > SAVE_SECONDS:
-      store.save_training(path, carry, made_from)
+    if leaves:  # None leaves before it is saved: one that is gone ends the others.
+      distributed.first(lambda: save(carry))
+    elif jax.process_index() == 0 and time.monotonic() - saved > SAVE_SECONDS:
+      save(carry)
       saved = time.monotonic()
     if leaves:
       raise Preempted(
@@ -278,29 +361,39 @@ def train(
   tokenizer, params, state = fit(
     config,
     run.data.image_size,
-    lambda start: images.batches(config.batch, run.seed, start),
+    lambda start: images.batches(config.batch, run.seed, start, rows),
     run.seed,
     progress,
     restore,
     after,
+    mesh,
   )
-  sample = images.first(SAMPLE)
-  variables = tokenizer.finish(params, state, sample, min(config.batch, len(sample)))
-  tokenizer = config.make(run.data.image_size, variables)
-  held_out = Images(data.make_source(run.data, "val"), run.data.num_val).first(SAMPLE)
-  metrics, recon = evaluate(tokenizer, held_out)
-  metrics["seconds"] = time.time() - start
-  progress.write(config.steps, metrics)
-  save_pairs(os.path.join(path, "recon.png"), held_out[:12], recon[:12])
-  store.save(path, tokenizer, metrics)
-  files.write_json(os.path.join(path, "done.json"), {"step": config.steps} | metrics)
-  store.end_training(path)
-  print(_summary(path, metrics), flush=True)
-  return tokenizer
+
+  def finish():
+    nonlocal tokenizer
+    sample = images.first(SAMPLE)
+    variables = tokenizer.finish(params, state, sample, min(config.batch, len(sample)))
+    tokenizer = config.make(run.data.image_size, variables)
+    source = data.make_source(run.data, "val")
+    held_out = Images(source, run.data.num_val).first(SAMPLE)
+    metrics, recon = evaluate(tokenizer, held_out)
+    metrics["seconds"] = time.time() - start
+    progress.write(config.steps, metrics)
+    save_pairs(os.path.join(path, "recon.png"), held_out[:12], recon[:12])
+    store.save(path, tokenizer, metrics)
+    files.write_json(done, {"step": config.steps} | metrics)
+    mirror.push()
+    mirror.remove(store.TRAINING)
+    print(_summary(run.tokenizer.path, metrics), flush=True)
+
+  distributed.first(finish)
+  if jax.process_index() == 0:
+    return tokenizer
+  mirror.pull(lambda name: True)
+  return tokenizers.load(path)
 
 
-def _existing(run: config_lib.Run) -> tokenizers.Tokenizer:
-  path = run.tokenizer.path
+def _existing(run: config_lib.Run, path: str) -> tokenizers.Tokenizer:
   tokenizer = tokenizers.load(path)
   there = identity(tokenizer.config, "tokenizer.")
   there["data.image_size"] = tokenizer.image_size
@@ -311,7 +404,7 @@ def _existing(run: config_lib.Run) -> tokenizers.Tokenizer:
       f"{path} holds a tokenizer with {name} = {there.get(name)}, not "
       f"{wanted.get(name)}: choose another tokenizer.path or remove the folder"
     )
-  print(f"{path} is done already", flush=True)
+  distributed.say(f"{run.tokenizer.path} is done already")
   return tokenizer
 
 
@@ -325,9 +418,11 @@ CONFIG = cli.config_flag()
 
 def main(argv):
   del argv
+  distributed.join_by_flags()
   with Preemption() as preemption:
-    train(cli.read(CONFIG), preemption.reached)
+    train(cli.read(CONFIG, buckets=True), preemption.reached)
 
 
 if __name__ == "__main__":
+  distributed.define_flags()
   cli.run(main)

@@ -6,15 +6,22 @@ launcher knows nothing else, so a scheduler is one new file here and one entry b
 """
 
 import abc
+import atexit
 import dataclasses
 import importlib
+import json
+import shutil
 import subprocess
-from collections.abc import Mapping
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from fluid import files
 from fluid.errors import ConfigError
+from fluid.remote import Url, is_url
 from launch.spec import Code, Rendered, RunSpec
 
 ENGINES = {
@@ -25,6 +32,17 @@ ENGINES = {
   "skypilot": "launch.engines.skypilot",
 }
 ALIVE = ("queued", "running", "restarting", "held")
+T = TypeVar("T")
+ASKED = 3  # times that a scheduler is asked which does not answer, and
+PAUSE = 5.0  # seconds between them.
+
+
+class Refused(ConfigError):
+  """A scheduler's command that failed."""
+
+
+class Unanswered(Refused):
+  """A question that it did not answer: nothing was changed, it may be asked again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +106,41 @@ def seconds(grace: str) -> str:
   return grace
 
 
+def patiently(
+  act: Callable[[], T],
+  asked: int = 0,
+  pause: float | None = None,
+  of: type[ConfigError] | tuple[type[ConfigError], ...] = Unanswered,
+) -> T:
+  """act(), and again while a scheduler fails, which is said once.
+
+  Args:
+    asked: times in a row that it may fail (default: ASKED).
+    pause: seconds between them (default: PAUSE).
+    of: failures that may pass.
+
+  Raises:
+    ConfigError: the last failure.
+  """
+  asked, pause = asked or ASKED, PAUSE if pause is None else pause
+  for failures in range(1, asked):
+    try:
+      return act()
+    except of as e:
+      if failures == 1:
+        again = f"asked again every {pause:g} s, {asked} times in all"
+        print(f"warning: {e}; {again}", file=sys.stderr, flush=True)
+    time.sleep(pause)
+  return act()
+
+
 @dataclasses.dataclass(frozen=True)
 class Found:
   """What an engine says of a job that it knows.
 
   Attributes:
-    state: one of ALIVE, or 'failed' or 'ended' where it keeps jobs that are over.
+    state: one of ALIVE, or where it keeps jobs that are over 'failed', 'ended',
+      'cancelled' (by somebody) or 'lost' (taken away).
     job: the engine's id.
     note: why.
   """
@@ -111,6 +158,11 @@ class Remote(abc.ABC):
     chains: whether a job can wait for others; else stages are submitted as they become
       ready.
     losses: times that a job may vanish before it counts as failed.
+    gone: what a job is that was submitted and that it does not know: 'cancelled' where
+      it forgets none but those that somebody deletes, else 'lost'.
+    buckets: whether the work folder may lie in one.
+    where: options that say which of its jobs it sees.
+    keeps: whether it has what a job printed that is over.
     remedy: what to do where its command is not found.
     known: what its command says of a name that is there already.
     options: what `--set` said.
@@ -119,12 +171,16 @@ class Remote(abc.ABC):
   name: str
   chains = False
   losses = 5
+  gone = "lost"
+  buckets = True
+  where: tuple[str, ...] = ()
+  keeps = True
   remedy: str
   known = ""
   options: dict[str, str]
 
   @abc.abstractmethod
-  def code(self, workdir: Path) -> Code:
+  def code(self, workdir: Path | Url) -> Code:
     """What jobs run, as it is now; writes nothing."""
 
   @abc.abstractmethod
@@ -153,14 +209,33 @@ class Remote(abc.ABC):
   def logs(self, key: str, log: str, *, follow: bool) -> list[str]:
     """The command that prints what a job printed."""
 
-  def call(self, argv, *, known: str = "") -> str:
+  def ask(self, argv) -> str:
+    """What a command prints that changes nothing.
+
+    Raises:
+      ConfigError: it is not installed.
+      Unanswered: it failed.
+    """
+    return self.call(argv, error=Unanswered)
+
+  def ask_json(self, argv, empty: str = "") -> Any:
+    """What such a command prints as JSON; `empty` is what printing nothing means."""
+    said = self.ask(argv)
+    try:
+      return json.loads(said or empty)
+    except ValueError:
+      raise Unanswered(f"{argv[0]} answers '{said.strip()[:80]}', no JSON") from None
+
+  def call(self, argv, *, known: str = "", error: type[Refused] = Refused) -> str:
     """Runs a command of the engine; -> what it printed.
 
     Args:
       known: text in an error that is none.
+      error: what is raised where it fails.
 
     Raises:
-      ConfigError: it is not installed, or it refuses; one line.
+      ConfigError: it is not installed.
+      Refused: it failed; one line.
     """
     try:
       done = subprocess.run(argv, capture_output=True, text=True)
@@ -171,7 +246,7 @@ class Remote(abc.ABC):
       ) from None
     if done.returncode and not (known and known in done.stderr):
       said = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
-      raise ConfigError(f"{argv[0]} refuses: {said[-1].strip()[-300:]}")
+      raise error(f"{argv[0]} refuses: {said[-1].strip()[-300:]}")
     return done.stdout
 
 
@@ -190,6 +265,12 @@ def command(spec: RunSpec, *, grace: str = "", join: bool = True) -> list[str]:
 
 def written(rendered: Rendered) -> tuple[str, ...]:
   """Writes the files; -> the command that submits them."""
+  submit = rendered.submit
   for path, text in rendered.files.items():
     files.write_text(path, text)
-  return rendered.submit
+    if is_url(path):  # Commands read files of this machine alone.
+      near = Path(tempfile.mkdtemp(prefix="fluid-")) / path.rpartition("/")[2]
+      atexit.register(shutil.rmtree, near.parent, ignore_errors=True)
+      near.write_text(text)
+      submit = tuple(arg.replace(path, str(near)) for arg in submit)
+  return submit

@@ -4,7 +4,6 @@ A JobSet restarts as a whole, as slices do: whatever ends a pod but an exit code
 restart mends. Field names: kubernetes-sigs/jobset, jobset.x-k8s.io/v1alpha2.
 """
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from fluid.errors import ConfigError
+from fluid.remote import Url, is_url
 from launch import code, engines
 from launch.spec import FATAL, RESTARTS, Code, Rendered, RunSpec, slug
 
@@ -36,17 +36,19 @@ class Engine(engines.Remote):
   name = "gke"
   remedy = "cloud.google.com/kubernetes-engine/docs says how, then log in to a cluster"
   known = "AlreadyExists"
+  gone = "cancelled"  # A JobSet stays until it is deleted.
+  where = ("namespace",)
 
   def __init__(self, options: Mapping[str, str] | None = None):
     self.options = engines.checked(self.name, options, OPTIONS)
-    if "claim" not in self.options:
+
+  def code(self, workdir: Path | Url) -> Code:
+    if not is_url(workdir) and "claim" not in self.options:
       raise ConfigError(
         "--on gke needs a work folder that outlives the pods, and that this machine "
-        "sees too: --set claim=NAME of a PersistentVolumeClaim (Filestore, GCS FUSE)"
+        "sees too: --workdir gs://BUCKET/FOLDER, or --set claim=NAME of a "
+        "PersistentVolumeClaim (Filestore, GCS FUSE)"
       )
-
-  def code(self, workdir: Path) -> Code:
-    del workdir
     image = self.options.get("image")
     if not image:
       raise ConfigError(
@@ -105,10 +107,11 @@ class Engine(engines.Remote):
       **({"priorityClassName": get("priority")} if get("priority") else {}),
       "containers": [container],
     }
-    mount = get("mount") or "/" + spec.workdir.strip("/").split("/")[0]
-    container["volumeMounts"] = [{"name": "work", "mountPath": mount}]
-    claim = {"claimName": get("claim")}
-    pod["volumes"] = [{"name": "work", "persistentVolumeClaim": claim}]
+    if get("claim"):
+      mount = get("mount") or "/" + spec.workdir.strip("/").split("/")[0]
+      container["volumeMounts"] = [{"name": "work", "mountPath": mount}]
+      claim = {"claimName": get("claim")}
+      pod["volumes"] = [{"name": "work", "persistentVolumeClaim": claim}]
     label = {"fluid/sweep": slug(spec.sweep, 63)}
     wrong = {"containerName": "fluid", "operator": "In", "values": list(FATAL)}
     job = {
@@ -169,7 +172,7 @@ class Engine(engines.Remote):
     )
 
   def states(self, keys: list[str]) -> dict[str, engines.Found]:
-    said = json.loads(self.call(self._kubectl("get", "jobsets", "-o", "json")))
+    said = self.ask_json(self._kubectl("get", "jobsets", "-o", "json"))
     found = {}
     for item in said["items"]:
       key, status = item["metadata"]["name"], item.get("status", {})

@@ -4,7 +4,6 @@
 No multislice. Machines clone the code from its repository.
 """
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from fluid.errors import REQUEUE, ConfigError
+from fluid.remote import Url
 from launch import code, engines
 from launch.spec import Code, Rendered, RunSpec
 
@@ -25,7 +25,7 @@ OPTIONS = {
 _STATES = {
   "PENDING": "queued", "SUBMITTED": "queued", "STARTING": "queued",
   "RUNNING": "running", "RECOVERING": "restarting", "CANCELLING": "running",
-  "SUCCEEDED": "ended",
+  "SUCCEEDED": "ended", "CANCELLED": "cancelled",
 }  # fmt: skip
 
 
@@ -38,7 +38,7 @@ class Engine(engines.Remote):
   def __init__(self, options: Mapping[str, str] | None = None):
     self.options = engines.checked(self.name, options, OPTIONS)
 
-  def code(self, workdir: Path) -> Code:
+  def code(self, workdir: Path | Url) -> Code:
     del workdir
     return code.cloned(self.options.get("repository", ""))
 
@@ -108,22 +108,20 @@ class Engine(engines.Remote):
     return super().submit(spec, after)
 
   def states(self, keys: list[str]) -> dict[str, engines.Found]:
-    said = self.call(["sky", "jobs", "queue", "-o", "json"])
-    jobs = json.loads(said)
+    jobs = self.ask_json(["sky", "jobs", "queue", "-o", "json"])
     found: dict[str, engines.Found] = {}
     for job in sorted(jobs, key=lambda j: j["job_id"]):  # The last of a name counts.
       key, state = job["job_name"], job["status"].rpartition(".")[2]
-      if key in keys and state != "CANCELLED":
+      if key in keys:
         note = job.get("failure_reason") or ""
         found[key] = engines.Found(
           _STATES.get(state, "failed"), str(job["job_id"]), note
         )
-      elif key in keys:
-        found.pop(key, None)
     return found
 
   def stop(self, key: str, job: str) -> None:
-    if self.states([key]):
+    found = self.states([key]).get(key)
+    if found and found.state in engines.ALIVE:
       self.call(["sky", "jobs", "cancel", "-n", key, "-y"])
 
   def logs(self, key: str, log: str, *, follow: bool) -> list[str]:

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fluid.errors import REQUEUE, ConfigError
+from fluid.remote import Url
 from launch import code, engines
 from launch.spec import RESTARTS, Code, Rendered, RunSpec
 
-# state and reason of squeue -> what they mean here
-_HELD = re.compile(r"held", re.I)
+_QUERY = ("squeue", "-h", "--me", "-t", "all", "-o", "%j|%i|%T|%r")
+_HELD = re.compile(r"held", re.I)  # In the reason for which a job waits.
 _GONE = ("CANCELLED", "COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED",
          "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")  # fmt: skip
 
@@ -34,6 +35,7 @@ class Engine(engines.Remote):
 
   name = "slurm"
   chains = True
+  buckets = False
   remedy = "submit from a login node of the cluster"
 
   def __init__(self, options: Mapping[str, str] | None = None):
@@ -47,8 +49,8 @@ class Engine(engines.Remote):
         raise ConfigError(f"--set {name}: sbatch has no such option")
     self._options = options
 
-  def code(self, workdir: Path) -> Code:
-    return code.copied(workdir)
+  def code(self, workdir: Path | Url) -> Code:
+    return code.copied(Path(workdir))
 
   def render(self, spec: RunSpec) -> Rendered:
     h = spec.hardware
@@ -87,7 +89,7 @@ class Engine(engines.Remote):
     return Rendered(
       files={file: script},
       submit=("sbatch", "--parsable", "--kill-on-invalid-dep=yes", file),
-      query=("squeue", "-h", "--me", "-o", "%j|%i|%T|%r"),
+      query=_QUERY,
       cancel=("scancel", "--me", f"--name={spec.key}"),
       logs=("tail", "-n", "+1", spec.log),
     )
@@ -102,13 +104,19 @@ class Engine(engines.Remote):
     return said.strip().splitlines()[-1].split(";")[0]
 
   def states(self, keys: list[str]) -> dict[str, engines.Found]:
-    said = self.call(["squeue", "-h", "--me", "-o", "%j|%i|%T|%r"])
-    found = {}
-    for line in said.splitlines():
-      key, job, state, why = (line.strip().split("|") + [""] * 3)[:4]
-      if key not in keys or state in _GONE:
+    found: dict[str, engines.Found] = {}
+    lines = self.ask(_QUERY).splitlines()
+    rows = [(x.strip().split("|") + [""] * 3)[:4] for x in lines]
+    # What is over is known for minutes; of one name the last counts, if none lives.
+    rows.sort(key=lambda row: (row[2] not in _GONE, len(row[1]), row[1]))
+    for key, job, state, why in rows:
+      if key not in keys:
         continue
-      if state != "PENDING":
+      if state in _GONE:
+        # Slurm itself cancels what waits for a job that fails.
+        by_hand = state == "CANCELLED" and why != "DependencyNeverSatisfied"
+        found[key] = engines.Found("cancelled" if by_hand else "lost", job, state)
+      elif state != "PENDING":
         found[key] = engines.Found("running", job)
       elif _HELD.search(why):
         found[key] = engines.Found("held", job, f"{why}: scontrol release {job}")

@@ -5,12 +5,12 @@ Engine. What a spot resource loses is deleted and created anew by the next
 `launch.sweep`, so use --watch. On each machine systemd restarts the training.
 """
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from fluid.errors import ConfigError
+from fluid.remote import Url, is_url
 from launch import code, engines
 from launch.spec import FATAL, RESTARTS, Code, Rendered, RunSpec
 
@@ -28,7 +28,7 @@ _STATES = {
   "FAILED": "lost",
   "SUSPENDING": "lost",
   "SUSPENDED": "lost",
-  "DELETING": "lost",
+  "DELETING": "cancelled",
 }
 
 
@@ -39,13 +39,16 @@ class Engine(engines.Remote):
   remedy = "cloud.google.com/sdk/docs/install says how, then gcloud auth login"
   known = "ALREADY_EXISTS"
   losses = RESTARTS  # A spot resource that is taken away does not come back by itself.
+  gone = "cancelled"  # It stays, suspended, until it is deleted.
+  where = ("zone", "project")
+  keeps = False
 
   def __init__(self, options: Mapping[str, str] | None = None):
     self.options = engines.checked(self.name, options, OPTIONS)
     if "zone" not in self.options:
       raise ConfigError("--on tpu_vm needs --set zone=ZONE")
 
-  def code(self, workdir: Path) -> Code:
+  def code(self, workdir: Path | Url) -> Code:
     del workdir
     return code.cloned(self.options.get("repository", ""))
 
@@ -82,6 +85,14 @@ class Engine(engines.Remote):
     delete = shlex.join(
       self._gcloud("delete", spec.key, "--force", "--quiet", "--async")
     )
+    folder, end, log = map(shlex.quote, (spec.folder, spec.exit, spec.log))
+    if is_url(spec.workdir):  # An object is replaced whole.
+      ready, send = ":", "gcloud storage cp -"
+      keep = f"{{ gcloud storage cat {log} 2>/dev/null; cat; }} | {send} {log}"
+      say = f"{send} {end}"
+    else:
+      ready = f'mkdir -p {folder} "$(dirname {log})"'
+      keep, say = f"cat >> {log}", f"cat > {end}"
     return _STARTUP.format(
       env="\n".join(f"export {k}={shlex.quote(v)}" for k, v in spec.env.items()),
       repository=shlex.quote(spec.code.repository),
@@ -90,43 +101,39 @@ class Engine(engines.Remote):
       command=shlex.join(engines.command(spec, grace="28")),
       fatal=" ".join(map(str, FATAL)),
       cases="|".join(map(str, (0, *FATAL))),
-      folder=shlex.quote(spec.folder),
-      exit=shlex.quote(spec.exit),
-      log=shlex.quote(spec.log),
+      ready=ready,
+      keep=keep,
+      say=say,
       delete=delete,
     )
 
   def submit(self, spec: RunSpec, after: tuple[str, ...]) -> str:
     code.committed(spec.code)
     # What was suspended never runs again, and goes on counting against the quota.
-    if spec.key in self._listed():
-      state = self._listed()[spec.key]
-      if _STATES.get(state) != "lost":
+    if found := self.states([spec.key]).get(spec.key):
+      if found.state in engines.ALIVE:
         return spec.key
       self.call(self._gcloud("delete", spec.key, "--force", "--quiet"))
     return super().submit(spec, after)
 
   def states(self, keys: list[str]) -> dict[str, engines.Found]:
+    query = self._gcloud("list", "--format=json(name.basename(),state)")
     found = {}
-    for key, state in self._listed().items():
-      here = _STATES.get(state, "queued")
-      if key in keys and here != "lost":
-        found[key] = engines.Found(here, key, state)
+    for item in self.ask_json(query, "[]"):
+      key, state = item["name"].rpartition("/")[2], item["state"]["state"]
+      if key in keys:
+        found[key] = engines.Found(_STATES.get(state, "queued"), key, state)
     return found
 
   def stop(self, key: str, job: str) -> None:
-    if key in self._listed():
+    found = self.states([key]).get(key)
+    if found and found.state != "cancelled":
       self.call(self._gcloud("delete", key, "--force", "--quiet", "--async"))
 
   def logs(self, key: str, log: str, *, follow: bool) -> list[str]:
     tail = f"journalctl -u fluid -o cat --no-pager{' -f' if follow else ''}"
     ssh = self._gcloud("ssh", key, "--node=0", "--worker=0", f"--command=sudo {tail}")
     return list(ssh)
-
-  def _listed(self) -> dict[str, str]:
-    query = self._gcloud("list", "--format=json(name.basename(),state)")
-    items = json.loads(self.call(query) or "[]")
-    return {i["name"].rpartition("/")[2]: i["state"]["state"] for i in items}
 
   def _gcloud(self, verb: str, *args: str) -> tuple[str, ...]:
     where = [f"--zone={self.options['zone']}"]
@@ -136,8 +143,8 @@ class Engine(engines.Remote):
 
 
 # Runs as root at every boot, and what it starts itself would hear SIGTERM too late.
-# after.sh runs when the training ends: for good, the first machine of a slice
-# deletes all of them.
+# after.sh runs whenever the training ends: the first machine of a slice keeps what was
+# printed, as a spot machine is about to vanish, and for good it deletes all of them.
 _STARTUP = """#!/bin/bash
 mkdir -p /opt/fluid && cd /opt/fluid
 cat > run.sh <<'RUN'
@@ -148,16 +155,17 @@ cd /opt/fluid
 [ -d code ] || git clone {repository} code
 cd code && git checkout --quiet {commit}
 {setup}
-mkdir -p {folder} "$(dirname {log})"
+{ready}
 exec {command}
 RUN
 cat > after.sh <<'AFTER'
 #!/bin/bash
 of=http://metadata.google.internal/computeMetadata/v1/instance/attributes
 [ "$(curl -s -H Metadata-Flavor:Google $of/agent-worker-number)" = 0 ] || exit 0
+journalctl -o cat --no-pager "_SYSTEMD_INVOCATION_ID=$INVOCATION_ID" |
+  {keep}
 case "$EXIT_STATUS" in {cases})
-  journalctl -u fluid -o cat --no-pager >> {log}
-  printf '{{"code": %d, "state": "RUNNING"}}\\n' "$EXIT_STATUS" > {exit}
+  printf '{{"code": %d, "state": "RUNNING"}}\\n' "$EXIT_STATUS" | {say}
   {delete} ;;
 esac
 AFTER
