@@ -188,7 +188,7 @@ def machine(study, tmp_path, monkeypatch):
 
     def starts(self):
       return {
-        p.parent.name: int(p.read_text()) for p in self.workdir.glob("*/*/starts")
+        p.parent.name: int(p.read_text() or 0) for p in self.workdir.glob("*/*/starts")
       }
 
   yield Machine()
