@@ -223,7 +223,7 @@ def _cache(run: Run, tokenizer: str) -> str:
   return f"{run.data.source.kind}-{run.tokenizer.kind}-{digest(made_from, 8)}"
 
 
-def _prepared(workdir: Path, run: Run, tokenizer: str) -> str:
+def _prepared(workdir: Any, run: Run, tokenizer: str) -> str:
   """Name of the one cache there that says it is of this data and this tokenizer.
 
   No run has to have used it. '' for none, or where several say so.
@@ -231,16 +231,18 @@ def _prepared(workdir: Path, run: Run, tokenizer: str) -> str:
   Args:
     tokenizer: its folder.
   """
-  weights = _json(Path(tokenizer), "config.json").get("weights_sha256")
+  folder = files.place(tokenizer, "config key 'tokenizer.path'")
+  weights = _json(folder, "config.json").get("weights_sha256")
   wanted = of_cache(run, files=False) | {"tokenizer.weights": weights}
   found = []
-  for file in sorted((workdir / "data").glob("*/metadata.json")):
+  for name in sorted(files.names(workdir / "data")):
+    said = _json(workdir / "data" / name, "metadata.json")
     try:
-      there = stored(_json(file.parent, file.name).get("config", {}))
+      there = stored(said.get("config", {}))
     except ConfigError:
       continue
     if wanted.items() <= there.items():
-      found.append(file.parent.name)
+      found.append(name)
   return found[0] if len(found) == 1 else ""
 
 
@@ -352,7 +354,7 @@ def _check_fit(what: str, axes: dict[str, int], run: Run, h: Hardware) -> None:
 def _json(folder: Any, name: str) -> dict:
   try:
     return json.loads(files.read_text(folder / name))
-  except (FileNotFoundError, json.JSONDecodeError):
+  except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
     return {}
 
 
