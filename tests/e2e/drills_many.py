@@ -121,6 +121,16 @@ def _near(name, x, y):
   return x == y or isinstance(x, float) and abs(x - y) <= tolerance * abs(y)
 
 
+def _goes_on(lab, workdir, note):
+  """Starts a run again, to its end; -> what became of it, after `note`."""
+  before = last_step(workdir)
+  after = lab.train(workdir)
+  after.end()
+  worst = close(lab.reference, workdir)
+  note = f"{note}, loss within {worst:.0e}"
+  return {"lost": before - began(after), "note": note, "survived": True}
+
+
 def lose_one(lab, count):
   """Kill -9 of one process of two: the other says so and stops within a minute."""
   for number in range(count):
@@ -135,12 +145,7 @@ def lose_one(lab, count):
     seconds = time.monotonic() - start
     if "another process of this run is gone" not in processes[0].last():
       raise Failure(f"no clear last line: {processes[0].last()}")
-    before = last_step(workdir)
-    after = lab.train(workdir)
-    after.end()
-    worst = close(lab.reference, workdir)
-    note = f"stopped after {seconds:.0f} s, loss within {worst:.0e}"
-    yield {"lost": before - began(after), "note": note, "survived": True}
+    yield _goes_on(lab, workdir, f"stopped after {seconds:.0f} s")
 
 
 BROKEN = """
@@ -172,12 +177,7 @@ def broken(act, status, said):
         p.end(status)
       if not re.search(f"^error: .*process 1 on .*{said}", processes[0].last()):
         raise Failure(f"no clear last line: {processes[0].last()}")
-      before = last_step(workdir)
-      after = lab.train(workdir)
-      after.end()
-      worst = close(lab.reference, workdir)
-      note = f"named in the last line, loss within {worst:.0e}"
-      yield {"lost": before - began(after), "note": note, "survived": True}
+      yield _goes_on(lab, workdir, "named in the last line")
 
   return drill
 
