@@ -6,15 +6,17 @@ Half of it, all of it and twice of it for a fifth of the study's steps:
     --on local --jobs 2
 """
 
+import itertools
+
 from configs import toy
 
 FACTORS = (0.5, 1.0, 2.0)
 
 
 def sweep():
-  for factor in FACTORS:
+  for size, factor in itertools.product(("s", "l"), FACTORS):
     rates = {"optim.lr": 2e-3 * factor, "optim.muon": 5e-3 * factor}
     short = {"steps": 2000, "eval_every": 500, "checkpoint_every": 1000}
     yield from toy.cells(
-      ("s", "l"), rates | short, suffix=f"-x{factor:g}", file="configs/toy_loss.py"
+      (size,), rates | short, suffix=f"-x{factor:g}", file="configs/toy_loss.py"
     )
