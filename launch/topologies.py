@@ -44,10 +44,10 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
   "rar_xxl": ("v5e:4x4", {"accum": 4}),
   "var_d30": ("v5e:4x4", {"accum": 2}),
 }
-# Tokenizer -> a published model that reads it ('': none here, the kind is set).
+# Tokenizer -> a published model that reads it, or the paper's tokens of its kind.
 TOKENIZERS = {
-  "sd_vae": "", "kl16": "mar_b", "llamagen_vq": "llamagen_b", "taming_vq": "",
-  "maskgit_vq": "maskgit", "var_vq": "var_d16",
+  "sd_vae": "continuous", "kl16": "mar_b", "llamagen_vq": "llamagen_b",
+  "taming_vq": "discrete", "maskgit_vq": "maskgit", "var_vq": "var_d16",
 }  # fmt: skip
 # Images, or prompts, that a sampler or what runs beside it takes at once.
 BESIDE = 128
@@ -113,9 +113,11 @@ def published() -> Iterator[Row]:
   for model, (topology, training) in PUBLISHED.items():
     for mode, given in (("train", tuple(training.items())), ("sample", beside)):
       yield Row((model, mode), recipe + model, topology, overrides=given, mode=mode)
-  for kind, model in TOKENIZERS.items():
-    given = beside if model else (("tokenizer.kind", kind), *beside)
-    config = recipe + model if model else "configs/fluid.py"
+  for kind, reader in TOKENIZERS.items():
+    given, config = beside, recipe + reader
+    if reader in ("continuous", "discrete"):
+      given = (("tokenizer.kind", kind), *beside)
+      config = f"configs/fluid.py:tokens={reader}"
     for mode in ("encode", "decode"):
       yield Row((kind, mode), config, "v5e:4x4", overrides=given, mode=mode)
   xxl = (("text.width", 4096), *beside)
