@@ -1,5 +1,6 @@
 """A trained model in a notebook: `fluid.load(workdir).sample(prompts) -> images`."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -41,7 +42,13 @@ class Loaded:
   mesh: jax.sharding.Mesh | None = None
 
   def sample(
-    self, prompts: str | Sequence[str], *, key=None, track=progress.silent, **options
+    self,
+    prompts: str | Sequence[str],
+    *,
+    key=None,
+    first: int = 0,
+    track=progress.silent,
+    **options,
   ) -> np.ndarray:
     """Draws one image a prompt.
 
@@ -50,7 +57,9 @@ class Loaded:
       key: typed PRNG key or seed (None: seed 0); the i-th image depends on it, i and
         the i-th prompt alone.
       track: (batches, name, how many) -> the same batches, see progress.track.
-      **options: fields of fluid.config.Sample, e.g. guidance=2.0, temperature=0.9.
+      first: number of the first of these, where they are part of more.
+      **options: fields of fluid.config.Sample, e.g. guidance=2.0, temperature=0.9; the
+        batch is by default no larger than it has to be.
 
     Returns:
       uint8 [N, H, W, 3].
@@ -64,10 +73,10 @@ class Loaded:
     sampler = sampling.Sampler(
       self.net, self.tokenizer, self.vocabulary, self.config.sample, track=track
     )
-    if self.mesh is None:
-      return sampler(self.params, prompts, key=key, **options)
-    with jax.set_mesh(self.mesh):
-      return sampler(self.params, prompts, key=key, **options)
+    few = sampling.few(len(prompts), self.config.sample.batch)
+    options = {"batch": few} | options
+    with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
+      return sampler(self.params, prompts, key=key, first=first, **options)
 
 
 def load(

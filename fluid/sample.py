@@ -3,8 +3,9 @@
   python -m fluid.sample --workdir DIR --prompt "a red circle left of a blue square" \\
     --n 4 --out DIR2
 
-writes DIR2/00000_00.png and so on (prompt, image), grid.png (a row a prompt) and
-samples.json.
+writes DIR2/00000_00.png and so on (prompt, image), batch by batch, grid.png (a row for
+each of the first prompts) and samples.json. On several devices the model is laid out as
+in training.
 """
 
 import functools
@@ -12,13 +13,16 @@ import pathlib
 import typing
 
 import jax
+import numpy as np
 from absl import flags
 from PIL import Image
 
-from fluid import api, config, files, models, shipped
+from fluid import api, config, files, models, sampling, shipped
 from fluid.console import cli
 from fluid.evals.images import grid
 from fluid.parallel import distributed, sharding
+
+GRID = 64  # Prompts in the grid.
 
 
 def options() -> dict[str, type]:
@@ -47,23 +51,33 @@ def sample(
   """
   out = pathlib.Path(out)
   repeated = [p for p in prompts for _ in range(n)]
-  images = loaded.sample(repeated, key=seed, track=distributed.track, **options)
-  if jax.process_index():
-    return out / "grid.png"
-  out.mkdir(parents=True, exist_ok=True)
   names = [f"{i:05d}_{k:02d}.png" for i in range(len(prompts)) for k in range(n)]
-  for name, image in zip(names, images):
-    Image.fromarray(image).save(out / name)
-  Image.fromarray(grid(images, columns=n)).save(out / "grid.png")
-  settings = loaded.config.sample.replace(**options).flat()
-  described = {
-    "images": [{"file": f, "prompt": p} for f, p in zip(names, repeated)],
-    "step": loaded.step,
-    "weights": loaded.weights,
-    "seed": seed,
-    "sample": settings,
-  }
-  files.write_json(out / "samples.json", described)
+  settings = loaded.config.sample.replace(**options)
+  batch = options.pop("batch", sampling.few(len(repeated), settings.batch))
+  writes = jax.process_index() == 0
+  shown: list[np.ndarray] = []
+  if writes:
+    out.mkdir(parents=True, exist_ok=True)
+  starts = range(0, len(repeated), batch)
+  for first in distributed.track(starts, "sampling", len(starts)):
+    these = slice(first, first + batch)
+    images = loaded.sample(
+      repeated[these], key=seed, first=first, batch=batch, **options
+    )
+    if writes:  # What is drawn is there, should the rest not come.
+      for name, image in zip(names[these], images):
+        Image.fromarray(image).save(out / name)
+    shown += list(images[: max(0, GRID * n - len(shown))])
+  if writes:
+    Image.fromarray(grid(np.stack(shown), columns=n)).save(out / "grid.png")
+    described = {
+      "images": [{"file": f, "prompt": p} for f, p in zip(names, repeated)],
+      "step": loaded.step,
+      "weights": loaded.weights,
+      "seed": seed,
+      "sample": settings.flat(),
+    }
+    files.write_json(out / "samples.json", described)
   return out / "grid.png"
 
 
@@ -71,6 +85,14 @@ def read_prompts(path: str) -> list[str]:
   """One prompt a line; empty lines are left out."""
   lines = pathlib.Path(path).read_text().splitlines()
   return [line.strip() for line in lines if line.strip()]
+
+
+def _mesh(trained: config.Mesh) -> jax.sharding.Mesh:
+  """That of the training, or, where it was of more or fewer devices, of all here."""
+  try:
+    return sharding.make_mesh(trained)
+  except config.ConfigError:
+    return sharding.make_mesh(config.Mesh(data=1, fsdp=-1))
 
 
 def main(argv) -> None:
@@ -88,8 +110,8 @@ def main(argv) -> None:
   out = cli.require(OUT)
   files.on_disk(out, "--out")
   workdir, mesh = shipped.find(cli.require(WORKDIR)), None
-  if jax.process_count() > 1:  # Laid out as in training.
-    mesh = sharding.make_mesh(api.read_config(workdir).mesh)
+  if jax.device_count() > 1:
+    mesh = _mesh(api.read_config(workdir).mesh)
   loaded = api.load(workdir, args.weights, args.step, mesh=mesh)
   given = {name: args[name].value for name in options()}
   given = {k: v for k, v in given.items() if v is not None}

@@ -12,17 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluid import config, text
+from fluid import config, text, trees
 from fluid.console import progress
 from fluid.models import Cond, Net
-from fluid.parallel.sharding import batch_spec, to_host
+from fluid.parallel import sharding
+from fluid.parallel.sharding import to_host
 
 
 @dataclasses.dataclass
 class Decoder:
   """A net with parameters and condition inside: what an order's sampler calls.
 
-  With guidance every trunk call has 2B rows: the prompts, then the null condition.
+  With guidance every trunk call has 2B rows: each prompt, and then the null condition.
   `dials` are numbers of the options that a program takes as it runs: one program is
   compiled for all of their values.
   """
@@ -36,10 +37,11 @@ class Decoder:
 
   @classmethod
   def create(cls, net, params, text, text_mask, keys, options, dials=None):
+    text, text_mask, keys = sharding.by_rows((text, text_mask, keys))
     drop = jnp.zeros(text.shape[0], bool)
     if options.guidance != 1:
-      text, text_mask = (jnp.concatenate([a, a]) for a in (text, text_mask))
-      drop = jnp.concatenate([drop, ~drop])
+      text, text_mask = _twice(text), _twice(text_mask)
+      drop = jnp.arange(len(text)) % 2 == 1
     cond = net.condition(params, text, text_mask, drop)
     return cls(net, params, options, keys, cond, dials or turned(options)[1])
 
@@ -60,19 +62,17 @@ class Decoder:
   def run(self, tokens, plan, kept, *, guided=True, at=None):
     cond = self.cond
     if guided and self.options.guidance != 1:
-      twice = lambda a: jnp.concatenate([a, a]) if a is not None else None
-      tokens, at = twice(tokens), twice(at)
-      rows = len(self.keys)  # Others have one row for all.
-      plan = plan.each(lambda a: twice(a) if len(a) == rows else a)
-    elif self.options.guidance != 1:  # The first half: the prompts.
-      rows = len(tokens)
-      kept = jax.tree.map(lambda a: a[:, :rows], kept)
-      cond = jax.tree.map(lambda a: a[:rows], cond)
+      tokens, at = _twice(tokens), None if at is None else _twice(at)
+      n = len(self.keys)  # Others have one row for all.
+      plan = plan.each(lambda a: _twice(a) if len(a) == n else a)
+    elif self.options.guidance != 1:
+      kept = jax.tree.map(lambda a: _pairs(a, 1)[0], kept)
+      cond = jax.tree.map(lambda a: _pairs(a)[0], cond)
     return self.net.run(self.params, tokens, plan, cond, kept, at)
 
   def draw(self, z, positions, stage, *, known, decoded):
     options, w = self.options, 1.0
-    z, z_uncond = jnp.split(z, 2) if len(z) > len(self.keys) else (z, None)
+    z, z_uncond = _pairs(z) if len(z) > len(self.keys) else (z, None)
     if not stage.guided:
       z_uncond = None
     else:
@@ -94,6 +94,17 @@ class Decoder:
   def _keys(self, positions):
     """A token's randomness belongs to its example and position, not to the schedule."""
     return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(self.keys, positions)
+
+
+def _twice(a):
+  """[B, ...] -> [2B, ...]; the rows of an example are neighbours, on one device."""
+  return jnp.repeat(a, 2, 0)
+
+
+def _pairs(a, axis: int = 0):
+  """[2B, ...] -> the first and the second rows of all examples, [B, ...] each."""
+  pairs = a.reshape(*a.shape[:axis], -1, 2, *a.shape[axis + 1 :])
+  return tuple(jax.lax.index_in_dim(pairs, i, axis + 1, False) for i in range(2))
 
 
 def turned(cfg: config.Sample) -> tuple[config.Sample, dict[str, float]]:
@@ -127,6 +138,9 @@ def generate(
   Returns:
     Tokens [B, L] int32 or [B, L, C] float32.
   """
+  # Matrices are cast once: at each token the cast would read all of them in float32.
+  cast = lambda name, w: w.astype(net.model.dtype) if net.matrix(name) else w
+  params = trees.map_names(cast, params)
   decoder = Decoder.create(net, params, text, text_mask, keys, cfg, dials)
   return net.order.sample(decoder, cfg)
 
@@ -135,8 +149,10 @@ def generate(
 def _generate(params, text, text_mask, keys, dials, *, net, cfg):
   run = lambda *args: generate(net, *args[:-1], cfg, args[-1])
   mesh = jax.sharding.get_abstract_mesh()
-  if not mesh.empty:  # The compiler lays out sampling; only its result is pinned.
-    run = jax.sharding.auto_axes(run, axes=mesh.axis_names, out_sharding=batch_spec())
+  if not mesh.empty:  # The compiler lays out weights; rows are pinned (by_rows).
+    run = jax.sharding.auto_axes(
+      run, axes=mesh.axis_names, out_sharding=sharding.batch_spec()
+    )
   return run(params, text, text_mask, keys, dials)
 
 
@@ -172,18 +188,18 @@ class Sampler:
     cfg = self.cfg.replace(**overrides)
     self.net.model.check_sample(cfg, "sample.")
     ids, mask = self.vocabulary.encode(list(prompts), self.net.text.length)
-    n, b = len(ids), cfg.batch
+    n, b = len(ids), rows(cfg.batch)
     fill = lambda a: np.concatenate([a, np.repeat(a[-1:], -n % b, 0)])
     ids, mask, number = fill(ids), fill(mask), first + np.arange(n + -n % b)
     program, dials = turned(cfg)
     out = []
     starts = range(0, n, b)
     for i in self.track(starts, "sampling", len(starts)):
-      rows = slice(i, i + b)
-      keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(number[rows])
-      given = text.inputs(self.vocabulary, ids[rows], mask[rows])
+      these = slice(i, i + b)
+      keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(number[these])
+      given = text.inputs(self.vocabulary, ids[these], mask[these])
       drawn = _generate(
-        params, given, mask[rows], keys, dials, net=self.net, cfg=program
+        params, given, mask[these], keys, dials, net=self.net, cfg=program
       )
       out.append(to_host(drawn))
     return np.concatenate(out)[:n]
@@ -206,14 +222,24 @@ class Sampler:
     if not prompts:
       raise config.ConfigError("no prompts given")
     tokens = self.tokens(params, prompts, key=key, first=first, **overrides)
-    b = overrides.get("batch", self.cfg.batch)
-    images = []
+    b, images = rows(overrides.get("batch", self.cfg.batch)), []
     starts = range(0, len(tokens), b)
     for i in self.track(starts, "decoding", len(starts)):
       chunk = tokens[i : i + b]
       padded = np.concatenate([chunk, np.repeat(chunk[-1:], b - len(chunk), 0)])
-      images.append(np.asarray(self.tokenizer.decode(padded))[: len(chunk)])
-    return to_uint8(np.concatenate(images))
+      images.append(to_uint8(self.tokenizer.decode(padded))[: len(chunk)])
+    return np.concatenate(images)
+
+
+def rows(batch: int) -> int:
+  """A batch, filled up to what the mesh divides."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return batch + -batch % (1 if mesh.empty else sharding.batch_parts(mesh))
+
+
+def few(n: int, batch: int) -> int:
+  """Rows of a call for n images, of `batch` at most; few numbers have a program."""
+  return min(batch, 1 << (n - 1).bit_length())
 
 
 def to_uint8(images) -> np.ndarray:

@@ -47,9 +47,9 @@ def test_loss_on_a_mesh_equals_one_device(cell, shape):
     # Bounded: what a random denoiser makes of rounding grows from token to token.
     cfg = options(net, guidance=2.0, steps=4, diffusion_steps=3, clip=3.0)
     program, dials = sampling.turned(cfg)
-    drawn = sampling._generate(
-      params, batch["text"], batch["text_mask"], keys_of(), dials, net=net, cfg=program
-    )
+    args = params, batch["text"], batch["text_mask"], keys_of(), dials
+    divided = sampling._generate.lower(*args, net=net, cfg=program).compile()
+    drawn = divided(*args)
   np.testing.assert_allclose(want, got, rtol=1e-5)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(
@@ -59,8 +59,21 @@ def test_loss_on_a_mesh_equals_one_device(cell, shape):
     got_grad,
   )
   params, batch = jax.tree.map(np.asarray, (params, batch))
-  alone = generate(net, params, batch["text"], batch["text_mask"], keys_of(), cfg)
-  np.testing.assert_allclose(drawn, alone, rtol=1e-3, atol=1e-4)
+  args = params, batch["text"], batch["text_mask"], keys_of()
+  alone = generate.lower(net, *args, cfg).compile()
+  np.testing.assert_allclose(drawn, alone(*args), rtol=1e-3, atol=1e-4)
+  # No device does what another one does, but for a few small things.
+  parts = sharding.batch_parts(mesh)
+  work = [c.cost_analysis()["flops"] for c in (divided, alone)]
+  print(
+    "RATIO",
+    cell,
+    shape,
+    work[0] * parts / work[1],
+    divided.memory_analysis().temp_size_in_bytes
+    * parts
+    / alone.memory_analysis().temp_size_in_bytes,
+  )
 
 
 MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)]

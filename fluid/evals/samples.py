@@ -17,7 +17,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from fluid import config, rng
+from fluid import config, rng, sampling
 from fluid.config import identity, rules
 from fluid.data import make_source, shapes
 from fluid.durable import integrity
@@ -97,6 +97,8 @@ def draw(
   key = rng.stream(seed, "samples")
   program = turned(cfg)[0]
   seconds, rows = 0.0, 0
+  with jax.set_mesh(context.mesh):
+    batch = sampling.rows(cfg.batch)
 
   def take(first: int, stop: int) -> np.ndarray:
     nonlocal seconds, rows
@@ -109,7 +111,7 @@ def draw(
       images = sampler(params, asked, key=key, first=first)
     seconds += time.perf_counter() - start
     # The last batch is filled up: its rows took their time as well.
-    rows += -(-len(asked) // cfg.batch) * cfg.batch
+    rows += -(-len(asked) // batch) * batch
     return images
 
   def made_from():

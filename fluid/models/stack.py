@@ -119,7 +119,8 @@ class Stack(nn.Module):
       width = self.width // self.heads
       shape = (self.depth, like.shape[0], self.heads, length, width)
       kept["past"] = tuple(jnp.zeros(shape, like.dtype) for _ in range(2))
-    return kept
+    # The compiler would have all rows on every device: weights stay where they are.
+    return sharding.by_rows(kept, axis=1)
 
   def __call__(
     self, x, given: Given = _NOTHING, *, causal=False, kept=None, first=0, at=None

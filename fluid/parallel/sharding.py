@@ -84,6 +84,12 @@ def explicit() -> bool:
   return not mesh.empty and mesh.are_all_axes_explicit
 
 
+def left_to_compiler() -> bool:
+  """Whether the compiler lays out what it is not told of: on a mesh, while sampling."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and mesh.are_all_axes_auto
+
+
 def names(*logical: str | None) -> P:
   """Logical names -> PartitionSpec."""
   return P(*(RULES.get(n) if n else None for n in logical))
@@ -119,8 +125,24 @@ def product(equation, x, w, b=None, *, x_axes, w_axes, dtype=None) -> jax.Array:
   x_axes, w_axes = tuple(x_axes), tuple(w_axes)
   if explicit():  # Nothing to do, except for weights that lie whole on every device.
     w = jax.reshard(w, names(*w_axes))
+  few = left_to_compiler() and _few(equation, x, w)
+  if few:
+    x = _told(x, None)
+  elif left_to_compiler() and x_axes[0] == "batch":
+    x = by_rows(x)
   y = _product(equation, x_axes, w_axes, dtype or x.dtype, x, w, b)
-  return checkpoint_name(y, PRODUCT)
+  return checkpoint_name(_told(y, None) if few else y, PRODUCT)
+
+
+def _few(equation, x, w) -> bool:
+  """Whether sending rows to the weights is less than sending weights to the rows.
+
+  So it is where tokens are decoded one by one. Left alone, the compiler would gather
+  gigabytes of weights for each of them, or do all rows of a long pass everywhere.
+  """
+  inputs, out = equation.split("->")
+  sizes = dict(zip(inputs.replace(",", ""), x.shape + w.shape))
+  return x.size + math.prod(sizes[k] for k in out) < w.size
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
@@ -218,12 +240,23 @@ def batch_spec() -> P:
 
 
 def by_rows(tree, axis: int = 0):
-  """Arrays [B, ...] (B on `axis`) sharded on batch, where shardings are explicit.
+  """Arrays [B, ...] (B on `axis`) sharded on batch, where there is a mesh.
 
   For new arrays, and for those of one row: an axis of size one loses its sharding.
+  While sampling the compiler is told of the batch, and decides on the other axes.
   """
-  where = P(*[None] * axis, RULES["batch"])
-  return jax.reshard(tree, where) if explicit() else tree
+  if explicit():
+    return jax.reshard(tree, P(*[None] * axis, RULES["batch"]))
+  if not left_to_compiler():
+    return tree
+  return jax.tree.map(lambda a: _told(a, RULES["batch"], axis), tree)
+
+
+def _told(a, where, axis: int = 0):
+  """The compiler is told of one axis: to be sharded over these, or (None) whole."""
+  free = [P.UNCONSTRAINED] * a.ndim
+  free[axis] = where
+  return jax.lax.with_sharding_constraint(a, P(*free))
 
 
 def check_batch(batch: int, mesh: jax.sharding.Mesh, accum: int = 1) -> None:

@@ -252,7 +252,7 @@ class DiffusionHead(nn.Module):
     """
     draw = draw or DiffusionDraw()
     diffusion = Diffusion(self.cfg.steps).respace(draw.diffusion_steps, draw.solver)
-    both = z if z_uncond is None else jnp.stack([z, z_uncond])
+    both = z if z_uncond is None else jnp.stack([z, z_uncond], 1)
     cond = self.net.condition(both)
     times = self.net.time(jnp.asarray(diffusion.tables["timestep"]), z.dtype)
     shape = (self.spec.channels,)
@@ -261,6 +261,7 @@ class DiffusionHead(nn.Module):
 
     def network(x, i):
       y = cond + times[i]
+      x = x if z_uncond is None else x[:, None]
       return guide(
         self.net.denoise(jnp.broadcast_to(x, (*y.shape[:-1], *shape)), y),
         z_uncond is not None,
@@ -279,8 +280,8 @@ class DiffusionHead(nn.Module):
 
 
 def guide(output, guided: bool, guidance):
-  """Output [(2,) ..., 2C], conditional first -> [..., 2C] with guided eps."""
+  """Output [B, (2,) ..., 2C], conditional first -> [B, ..., 2C] with guided eps."""
   if not guided:
     return output
-  (c, variance), (u, _) = (jnp.split(o, 2, -1) for o in output)
+  (c, variance), (u, _) = (jnp.split(output[:, i], 2, -1) for i in range(2))
   return jnp.concatenate([u + guidance * (c - u), variance], -1)
