@@ -1,6 +1,7 @@
 """What a user can put right: errors that end as one line."""
 
 import errno
+from collections.abc import Iterator
 
 NO_PROGRESS = (
   5  # An exit status: started again and again, and no checkpoint came of it.
@@ -30,13 +31,17 @@ def exit_code(error: BaseException) -> int:
   """
   if code := getattr(error, "exit_code", 0):
     return code
+  passes = (isinstance(e, OSError) and e.errno in _PASSES for e in causes(error))
+  return REQUEUE if any(passes) else 2
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+  """An error, what it was made of, and so on."""
   cause: BaseException | None = error
   while cause is not None:
-    if isinstance(cause, OSError) and cause.errno in _PASSES:
-      return REQUEUE
+    yield cause
     hidden = cause.__suppress_context__
     cause = cause.__cause__ or (None if hidden else cause.__context__)
-  return 2
 
 
 def one_line(error: BaseException) -> str:

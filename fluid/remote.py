@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from fluid.errors import REQUEUE, ConfigError, exit_code, one_line
+from fluid.errors import REQUEUE, ConfigError, causes, exit_code, one_line
 
 # Orbax's paths go through gcsfs like all else, also where tensorflow is installed.
 os.environ.setdefault("EPATH_USE_TF", "false")
@@ -31,6 +31,10 @@ _LEFT = (
   "cache", "checkpoints", "checkpoints-damaged", "profile", "samples", "tensorboard",
 )  # fmt: skip
 _KEPT = "eval/images/"  # Gigabytes that an evaluation goes on from: of this host alone.
+_REFUSALS = (
+  ValueError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError,
+  NotADirectoryError,
+)  # fmt: skip
 
 
 class BucketError(ConfigError):
@@ -43,9 +47,26 @@ class BucketError(ConfigError):
       "the bucket is there and that this account may read and write it "
       "(gcloud auth application-default login)"
     )
-    code = getattr(error, "code", None)  # Of HTTP, where there was an answer.
-    passes = isinstance(code, int) and (code >= 500 or code in (408, 429))
-    self.exit_code = REQUEUE if passes else exit_code(error)
+    self.exit_code = exit_code(error) if _refuses(error) else REQUEUE
+
+
+def _refuses(error: Exception) -> bool:
+  """Whether a bucket, or this host's disk, says something that it would say again.
+
+  All else is the network, whose errors have no common base.
+  """
+  from google.auth.exceptions import GoogleAuthError, TransportError
+
+  chain = list(causes(error))
+  # gcsfs makes an answer, 401, of a token that it could not ask for.
+  if any(isinstance(e, TransportError) or getattr(e, "retryable", 0) for e in chain):
+    return False
+  code = getattr(error, "code", None)  # Of HTTP, where there was an answer.
+  if isinstance(code, int):
+    return 400 <= code < 500 and code not in (408, 429)
+  # A plain OSError is of the disk, or what gcsfs makes of 403.
+  no = type(error) is OSError or isinstance(error, _REFUSALS)
+  return no or any(isinstance(e, GoogleAuthError) for e in chain)
 
 
 class Url(str):
