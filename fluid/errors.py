@@ -1,6 +1,7 @@
 """What a user can put right: errors that end as one line."""
 
 import errno
+import os
 from collections.abc import Iterator
 
 NO_PROGRESS = (
@@ -33,6 +34,24 @@ def exit_code(error: BaseException) -> int:
     return code
   passes = (isinstance(e, OSError) and e.errno in _PASSES for e in causes(error))
   return REQUEUE if any(passes) else 2
+
+
+def raise_passing(error: Exception, name: str | os.PathLike) -> None:
+  """Raises what says nothing of a file: no memory, or a file system that is away.
+
+  Whoever takes errors for damage asks first: the same command may go on later.
+
+  Args:
+    error: of reading a file.
+    name: of the file.
+
+  Raises:
+    OSError: naming it, with exit_code REQUEUE.
+  """
+  memory = isinstance(error, MemoryError)
+  code = errno.ENOMEM if memory else getattr(error, "errno", None)
+  if code in _PASSES:
+    raise OSError(code, os.strerror(code), str(name)) from error
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -19,7 +19,7 @@ import pytest
 
 from fluid import config, data, prepare, text
 from fluid.console import progress
-from fluid.data import make_source, packing, pipeline, records
+from fluid.data import images, make_source, packing, pipeline, records
 from fluid.data.shapes import ShapesConfig
 from fluid.errors import REQUEUE, exit_code
 from fluid.parallel.preemption import Preempted
@@ -153,6 +153,38 @@ def test_told_to_stop_it_keeps_whole_shards_and_goes_on(whole, tmp_path):
     "train-00000.array_record"
   ]
   write(tmp_path)
+  assert content(tmp_path) == content(whole[0])
+
+
+class Away:
+  """A source of whose examples one lies where the disk is away for now."""
+
+  def __init__(self, source):
+    self.source = source
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getitem__(self, index):
+    if index == 200:
+      images.read("/proc/self/mem")
+    return self.source[index]
+
+  def caption(self, index):
+    return self.source.caption(index)
+
+
+def test_a_disk_that_is_away_ends_the_work_and_spoils_nothing(
+  whole, tmp_path, monkeypatch
+):
+  real = prepare.make_source
+  with monkeypatch.context() as patch:
+    patch.setattr(prepare, "make_source", lambda *a: Away(real(*a)))
+    with pytest.raises(OSError, match="Input/output error") as e:
+      write(tmp_path, max_bad=1.0)
+  assert exit_code(e.value) == REQUEUE
+  assert len(list(tmp_path.glob("*.array_record"))) == 1
+  write(tmp_path, max_bad=1.0)
   assert content(tmp_path) == content(whole[0])
 
 
