@@ -193,7 +193,7 @@ def test_a_run_killed_in_a_bucket_becomes_what_it_would_have_been(
   assert rows[0]["val/loss"].item() == rows[1]["val/loss"].item() == found["val/loss"]
 
 
-def test_a_tokenizer_and_a_cache_are_made_in_a_bucket(bucket, tmp_path):
+def test_a_tokenizer_and_a_cache_are_made_in_a_bucket(bucket, tmp_path, monkeypatch):
   """The bytes that are made in a folder, also where another host goes on."""
 
   def run(tokenizer, cache=""):
@@ -236,6 +236,23 @@ def test_a_tokenizer_and_a_cache_are_made_in_a_bucket(bucket, tmp_path):
   metadata = json.loads(want.pop("metadata.json"))
   assert metadata.pop("tokenizer") == here
   assert told == metadata and found == want
+
+  # On another host: shards are not fetched, and one that is torn is written again.
+  whole, fetched, download = contents(cache), [], remote.download
+  told = json.loads(whole["metadata.json"]) | {"splits": {}}
+  files(cache).pipe_file(f"{cache}/metadata.json", json.dumps(told).encode())
+  files(cache).pipe_file(f"{cache}/val-00000.array_record", b"torn")
+
+  def watched(url, names, folder):
+    fetched.extend(names := list(names))
+    download(url, names, folder)
+
+  monkeypatch.setattr(remote, "download", watched)
+  before = files(cache).info(f"{cache}/train-00000.array_record")["mtime"]
+  prepare.prepare(run(there, cache), batch=8, log=said.append)
+  assert contents(cache) == whole
+  assert files(cache).info(f"{cache}/train-00000.array_record")["mtime"] == before
+  assert not [name for name in fetched if name.endswith(".array_record")]
   other = dataclasses.replace(run(there, cache), seed=1)
   other = config.replaced(other, {"data.num_train": 16})
   with pytest.raises(config.ConfigError, match=f"^{cache} holds tokens of another"):
