@@ -1,6 +1,8 @@
 """What a user can put right: errors that end as one line."""
 
 import errno
+import os
+from collections.abc import Iterator
 
 NO_PROGRESS = (
   5  # An exit status: started again and again, and no checkpoint came of it.
@@ -30,13 +32,35 @@ def exit_code(error: BaseException) -> int:
   """
   if code := getattr(error, "exit_code", 0):
     return code
+  passes = (isinstance(e, OSError) and e.errno in _PASSES for e in causes(error))
+  return REQUEUE if any(passes) else 2
+
+
+def raise_passing(error: Exception, name: str | os.PathLike) -> None:
+  """Raises what says nothing of a file: no memory, or a file system that is away.
+
+  Whoever takes errors for damage asks first: the same command may go on later.
+
+  Args:
+    error: of reading a file.
+    name: of the file.
+
+  Raises:
+    OSError: naming it, with exit_code REQUEUE.
+  """
+  memory = isinstance(error, MemoryError)
+  code = errno.ENOMEM if memory else getattr(error, "errno", None)
+  if code in _PASSES:
+    raise OSError(code, os.strerror(code), str(name)) from error
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+  """An error, what it was made of, and so on."""
   cause: BaseException | None = error
   while cause is not None:
-    if isinstance(cause, OSError) and cause.errno in _PASSES:
-      return REQUEUE
+    yield cause
     hidden = cause.__suppress_context__
     cause = cause.__cause__ or (None if hidden else cause.__context__)
-  return 2
 
 
 def one_line(error: BaseException) -> str:

@@ -5,9 +5,11 @@ What is written goes to a scratch file beside it, to disk, and takes the name at
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import pathlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,6 +36,20 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     with contextlib.suppress(OSError):
       scratch.unlink()
     raise
+
+
+def remove_scratch(folder: pathlib.Path) -> None:
+  """Removes what writers left that were killed: scratch nobody wrote to for an hour."""
+  for scratch in folder.glob(".*.tmp"):
+    with contextlib.suppress(FileNotFoundError):
+      if time.time() - scratch.stat().st_mtime > 3600:
+        scratch.unlink()
+
+
+def sha256(path: str | os.PathLike) -> str:
+  """Of a file's content, in hexadecimal."""
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:

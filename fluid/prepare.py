@@ -16,7 +16,6 @@ or data.dedupe leaves out, of which there may be any number: it is never drawn.
 import collections
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,7 +24,7 @@ import jax
 import numpy as np
 
 from fluid import config as config_lib
-from fluid import remote, text, tokenizers
+from fluid import files, remote, text, tokenizers
 from fluid.config import identity
 from fluid.console import cli
 from fluid.console.progress import Progress
@@ -36,8 +35,8 @@ from fluid.data import (
   examples,
   kept_captions,
   make_source,
-  packing,
   records,
+  summary,
 )
 from fluid.durable import paths
 from fluid.parallel import distributed
@@ -88,7 +87,8 @@ def prepare(
     raise config_lib.ConfigError(
       "config key 'data.cache' is empty: name the folder to write cached tokens to"
     )
-  with remote.Mirror(run.data.cache) as mirror:
+  small = lambda name: not name.endswith(records.SHARD)
+  with remote.Mirror(run.data.cache, small) as mirror:
     return _prepare(run, mirror, tokenizer, splits, batch, log, before)
 
 
@@ -110,12 +110,12 @@ def _prepare(
 
     distributed.first(act)
     if jax.process_index():
-      mirror.pull(lambda name: not name.endswith(records.SHARD))
+      mirror.pull(lambda name: not name.endswith((records.SHARD, summary.ENDING)))
 
   digest = ""
   if tokenizer is None:
     tokenizer = tokenizers.load(run.tokenizer.path)
-    digest = _digest(pathlib.Path(run.tokenizer.path) / "weights.safetensors")
+    digest = files.sha256(pathlib.Path(run.tokenizer.path) / "weights.safetensors")
   if tokenizer.image_size != run.data.image_size:
     raise config_lib.ConfigError(
       f"config key 'data.image_size' is {run.data.image_size}, but the tokenizer "
@@ -124,8 +124,8 @@ def _prepare(
   # Before the folder is touched: a config that no source accepts must leave no trace.
   sources = {split: make_source(run.data, split) for split in SPLITS}
   made_from = _identity(run, tokenizer.spec, digest, batch)
-  lead(functools.partial(_mend, cache, made_from))
-  metadata = _begin(cache, made_from)  # Nothing is left to mend: this reads.
+  lead(functools.partial(_mend, mirror, made_from))
+  metadata = _begin(mirror, made_from)  # Nothing is left to mend: this reads.
   if set(splits) <= set(metadata["splits"]):
     log(f"{told.data.cache} is complete: {_summary(metadata)}")
     return metadata
@@ -146,7 +146,7 @@ def _prepare(
     if split not in metadata["splits"]:
       source = sources[split]
       shards = _write_split(
-        run, split, source, tokenizer, vocabulary, batch, log, before, mirror.push
+        run, split, source, tokenizer, vocabulary, batch, log, before, mirror
       )
       distributed.everyone(True)  # All shards are there.
       lead(functools.partial(_finish, run, metadata, split, shards, mirror))
@@ -166,12 +166,14 @@ def _identity(run, spec, digest: str, batch: int) -> dict[str, Any]:
   return identity.of_cache(run) | flat
 
 
-def _mend(cache: pathlib.Path, made_from: dict[str, Any]) -> None:
-  _begin(cache, made_from)
+def _mend(mirror: remote.Mirror, made_from: dict[str, Any]) -> None:
+  _begin(mirror, made_from)
+  files.remove_scratch(mirror.path)
 
 
-def _begin(cache: pathlib.Path, made_from: dict[str, Any]) -> dict[str, Any]:
+def _begin(mirror: remote.Mirror, made_from: dict[str, Any]) -> dict[str, Any]:
   """Metadata to go on from; a cache of something else is refused."""
+  cache = mirror.path
   if not (cache / records.METADATA).is_file():
     cache.mkdir(parents=True, exist_ok=True)
     metadata = {"config": made_from, "splits": {}}
@@ -188,11 +190,12 @@ def _begin(cache: pathlib.Path, made_from: dict[str, Any]) -> dict[str, Any]:
       "'data.cache'"
     )
   for split, content in list(metadata["splits"].items()):
-    paths = [(cache / s["name"], s["bytes"]) for s in content["shards"]]
-    if not all(p.is_file() and p.stat().st_size == size for p, size in paths):
-      for path, size in paths:
-        if path.is_file() and path.stat().st_size != size:
-          path.unlink()  # Truncated; a missing shard is what gets written again.
+    shards = content["shards"]
+    lost = [s["name"] for s in shards if mirror.size(s["name"]) != s["bytes"]]
+    for name in lost:
+      if mirror.size(name) is not None:  # Truncated; what is missing is written again.
+        mirror.remove(name)
+    if lost:
       del metadata["splits"][split]
   return metadata
 
@@ -205,9 +208,9 @@ def _finish(
   mirror: remote.Mirror,
 ) -> None:
   """Writes what metadata.json says of a split whose shards are all there."""
-  missing = {path.name for path in paths if not path.is_file()}
-  mirror.pull(lambda name: name in missing)  # Those that other hosts have written.
-  metadata["splits"][split] = content = _describe(run.data, split, paths)
+  # Where other hosts have written shards, what they say of them is in the bucket.
+  mirror.fetch([summary.place(p).name for p in paths if not summary.read(p)])
+  metadata["splits"][split] = content = summary.describe(run.data, split, paths)
   _check_share(run, split, sum(content["skipped"].values()), content["count"], "")
   lost = sum(n for k in ("skipped", "filtered") for n in content.get(k, {}).values())
   if "filtered" in content and lost == content["count"]:
@@ -232,9 +235,12 @@ def _fit(run: config_lib.Run, source: Source, log) -> None:
 
 
 def _write_split(
-  run, split, source, tokenizer, vocabulary, batch, log, before, written
+  run, split, source, tokenizer, vocabulary, batch, log, before, mirror
 ) -> list[pathlib.Path]:
-  """Writes this process's shards of a split that are missing; returns all paths."""
+  """Writes this process's shards of a split that are missing; returns all paths.
+
+  And beside each what it holds, of those too that were there without.
+  """
   total = count(run.data, split, source)
   _check_score(run.data.filter.score, split, source, total)
   data = run.data
@@ -255,22 +261,33 @@ def _write_split(
     stop = min(start + size, total)
     path = records.shard_path(run.data.cache, split, start // size)
     paths.append(path)
-    others = start // size % jax.process_count() != jax.process_index()
-    if others or path.is_file():
+    if start // size % jax.process_count() != jax.process_index():
       progress.skip(stop - start)
       continue
+    there, told = mirror.size(path.name), summary.read(path)
+    if told and told["bytes"] == there:
+      progress.skip(stop - start)
+      continue
+    seen: list[summary.Row] = []
 
-    def rows(start=start, stop=stop):
+    def rows(start=start, stop=stop, seen=seen):
       workers = run.data.workers
       for found in examples.read(source, run.text, start, stop, batch, workers, data):
         before()
-        yield from pack(
-          examples.encode(found, tokenizer, vocabulary, run.text.length, batch)
-        )
+        content = examples.encode(found, tokenizer, vocabulary, run.text.length, batch)
+        yield from pack(content)
+        seen.extend(map(summary.row, content))
         progress.add(len(found))
 
-    records.write_shard(path, rows())
-    written()
+    if told or there is None:
+      records.write_shard(path, rows())
+    else:  # Written before there were summaries, or by one that ended just then.
+      before()
+      mirror.fetch([path.name])
+      seen += map(summary.row, map(records.unpack, records.read_shard(path)))
+      progress.add(len(seen))
+    summary.write(path, seen)
+    mirror.push()
   return paths
 
 
@@ -308,68 +325,6 @@ def _check_score(score: str, split: str, source: Source, total: int) -> None:
     )
 
 
-def _describe(
-  data: config_lib.Data, split: str, paths: list[pathlib.Path]
-) -> dict[str, Any]:
-  """What metadata.json says of a split; reading every record verifies the files."""
-  shards, cut, most, usable, mirrored = [], 0, 1, 0, 0
-  skipped: collections.Counter[str] = collections.Counter()
-  filtered: collections.Counter[str] = collections.Counter()
-  unused, hashes = [np.zeros(0, bool)], [np.zeros(0, np.uint64)]
-  for path in paths:
-    kinds, own = [], []
-    for example in map(records.unpack, records.read_shard(path)):
-      kinds.append(example.get("bad"))
-      own.append(example.get("hash", 0))
-      if "bad" not in example:
-        said = packing.texts(example)
-        cut += sum("cut" in text for text in said)
-        most = max(most, len(said))
-        usable += 1
-        mirrored += "mirror" in example
-    skipped.update(k for k in kinds if k in records.BAD)
-    filtered.update(k for k in kinds if k in records.FILTERED)
-    unused.append(np.array([k in records.FILTERED for k in kinds]))
-    hashes.append(np.array(own, np.uint64))
-    shards.append(
-      {
-        "name": path.name,
-        "records": len(kinds),
-        "bytes": path.stat().st_size,
-        "sha256": _digest(path),
-      }
-    )
-  left_out = np.concatenate(unused)
-  if (again := _repeated(np.concatenate(hashes))).any():
-    filtered[records.DUPLICATE] = int(again.sum())
-    left_out |= again
-  ends = np.cumsum([s["records"] for s in shards])
-  for shard, rows in zip(shards, np.split(left_out, ends[:-1])):
-    if rows.any():
-      shard["unused"] = records.bitmap(rows)
-  out: dict[str, Any] = {
-    "count": len(left_out),
-    "cut_captions": cut,
-    "skipped": dict(skipped),
-    "shards": shards,
-  }
-  if filtered:
-    out["filtered"] = dict(filtered)
-  if most > 1:
-    out["captions"] = most
-  if data.flips and split == "train":
-    out |= {"mirrored": mirrored, "unmirrored": usable - mirrored}
-  return out
-
-
-def _repeated(hashes: np.ndarray) -> np.ndarray:
-  """Which of hashes [N] uint64 were there before; 0 is none."""
-  _, first = np.unique(hashes, return_index=True)
-  out = hashes != 0
-  out[first] = False
-  return out
-
-
 def _summary(metadata: dict[str, Any]) -> str:
   splits = metadata["splits"]
   line = ", ".join(f"{s['count']} {name}" for name, s in splits.items())
@@ -392,11 +347,6 @@ def _named(*counts: dict[str, int]) -> str:
   for some in counts:
     total.update(some)
   return ", ".join(f"{n} {kind}" for kind, n in sorted(total.items()))
-
-
-def _digest(path: pathlib.Path) -> str:
-  with open(path, "rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def main(argv: list[str]) -> None:

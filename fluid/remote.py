@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from fluid.errors import REQUEUE, ConfigError, exit_code, one_line
+from fluid.errors import REQUEUE, ConfigError, causes, exit_code, one_line
 
 # Orbax's paths go through gcsfs like all else, also where tensorflow is installed.
 os.environ.setdefault("EPATH_USE_TF", "false")
@@ -31,6 +31,10 @@ _LEFT = (
   "cache", "checkpoints", "checkpoints-damaged", "profile", "samples", "tensorboard",
 )  # fmt: skip
 _KEPT = "eval/images/"  # Gigabytes that an evaluation goes on from: of this host alone.
+_REFUSALS = (
+  ValueError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError,
+  NotADirectoryError,
+)  # fmt: skip
 
 
 class BucketError(ConfigError):
@@ -43,9 +47,26 @@ class BucketError(ConfigError):
       "the bucket is there and that this account may read and write it "
       "(gcloud auth application-default login)"
     )
-    code = getattr(error, "code", None)  # Of HTTP, where there was an answer.
-    passes = isinstance(code, int) and (code >= 500 or code in (408, 429))
-    self.exit_code = REQUEUE if passes else exit_code(error)
+    self.exit_code = exit_code(error) if _refuses(error) else REQUEUE
+
+
+def _refuses(error: Exception) -> bool:
+  """Whether a bucket, or this host's disk, says something that it would say again.
+
+  All else is the network, whose errors have no common base.
+  """
+  from google.auth.exceptions import GoogleAuthError, TransportError
+
+  chain = list(causes(error))
+  # gcsfs makes an answer, 401, of a token that it could not ask for.
+  if any(isinstance(e, TransportError) or getattr(e, "retryable", 0) for e in chain):
+    return False
+  code = getattr(error, "code", None)  # Of HTTP, where there was an answer.
+  if isinstance(code, int):
+    return 400 <= code < 500 and code not in (408, 429)
+  # A plain OSError is of the disk, or what gcsfs makes of 403.
+  no = type(error) is OSError or isinstance(error, _REFUSALS)
+  return no or any(isinstance(e, GoogleAuthError) for e in chain)
 
 
 class Url(str):
@@ -171,11 +192,16 @@ def local(folder: Any, *, deep: bool = False) -> pathlib.Path:
   if not is_url(folder):
     return pathlib.Path(folder)
   bucket, root = opened(folder)
-  target = pathlib.Path(tempfile.mkdtemp(prefix="fluid-"))
-  atexit.register(shutil.rmtree, target, ignore_errors=True)
+  target = _scratch()
   with asking(folder):
     names = list(_names(bucket, root, target, deep))
   download(folder, names, target)
+  return target
+
+
+def _scratch() -> pathlib.Path:
+  target = pathlib.Path(tempfile.mkdtemp(prefix="fluid-"))
+  atexit.register(shutil.rmtree, target, ignore_errors=True)
   return target
 
 
@@ -199,15 +225,23 @@ def _names(bucket, root: str, target: pathlib.Path, deep: bool) -> Iterator[str]
 class Mirror:
   """A work folder as files of this host; of one in a bucket, a copy.
 
+  Args:
+    wanted: by name, what is copied at once (None: all but what `local` leaves out).
+
   Attributes:
     url: of the bucket's folder; '' of a local one, which is its own mirror.
     path: where the files are.
   """
 
-  def __init__(self, folder: Any):
+  def __init__(self, folder: Any, wanted: Callable[[str], bool] | None = None):
     self.url = str(folder).rstrip("/") if is_url(folder) else ""
-    self.path = local(folder, deep=True)
-    self._pushed = self._stamps()
+    self._there: dict[str, int] = {}  # Bytes by name, as the bucket was listed last.
+    if self.url and wanted:
+      self.path, self._pushed = _scratch(), {}
+      self.pull(wanted)
+    else:
+      self.path = local(folder, deep=True)
+      self._pushed = self._stamps()
 
   def push(self) -> None:
     """Uploads the files that have changed, each whole.
@@ -231,17 +265,32 @@ class Mirror:
     if not self.url:
       return
     bucket, root = opened(self.url)
-    with asking(self.url):
+    found: dict[str, Any] = {}
+    with asking(self.url), contextlib.suppress(FileNotFoundError):
       bucket.invalidate_cache(root)
-      found = [name.removeprefix(root).strip("/") for name in bucket.find(root)]
-    download(self.url, filter(wanted, found), self.path)
+      found = bucket.find(root, detail=True)
+    self._there = {n.removeprefix(root).strip("/"): e["size"] for n, e in found.items()}
+    self.fetch(filter(wanted, self._there))
+
+  def fetch(self, names: Iterable[str]) -> None:
+    """Fetches files by their names; of a local folder they are there."""
+    if not (self.url and (names := list(names))):
+      return
+    download(self.url, names, self.path)
     now = self._stamps()
-    self._pushed |= {name: now[name] for name in found if name in now and wanted(name)}
+    self._pushed |= {name: now[name] for name in names if name in now}
+
+  def size(self, name: str) -> int | None:
+    """Bytes of a file, here or where it was not fetched from; None: there is none."""
+    with contextlib.suppress(FileNotFoundError):
+      return (self.path / name).stat().st_size
+    return self._there.get(name)
 
   def remove(self, name: str) -> None:
     """Removes a file that may be there."""
     (self.path / name).unlink(missing_ok=True)
     self._pushed.pop(name, None)
+    self._there.pop(name, None)
     if self.url:
       remove(f"{self.url}/{name}")
 

@@ -1,6 +1,7 @@
 """Files are replaced whole, whatever happens on the way."""
 
 import json
+import os
 
 import pytest
 
@@ -28,6 +29,17 @@ def test_a_failure_in_the_middle_leaves_what_was_there(tmp_path, error, written)
       assert scratch.parent == tmp_path
     raise error
   assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+  with files.replacing(tmp_path / "a") as now, files.replacing(tmp_path / "b") as left:
+    now.write_text("a")
+    left.write_text("b")
+    os.utime(left, (0, 0))
+    files.remove_scratch(tmp_path)
+    assert now.exists() and not left.exists()
+    left.write_text("b")
+  assert {p.name for p in tmp_path.iterdir()} == {"a", "b"}
 
 
 def test_what_cannot_take_the_name_leaves_no_scratch(tmp_path):

@@ -2,11 +2,14 @@
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -103,12 +106,46 @@ def test_a_folder_has_one_owner_until_that_dies(tmp_path):
   )
   assert owner.stdout.readline() == b"held\n"
   try:
-    with pytest.raises(config.ConfigError, match=f"in use by process {owner.pid} on"):
-      lock.lock(tmp_path)
+    for wait in (0, 600):  # One that is seen to live is not waited for.
+      with pytest.raises(
+        config.ConfigError, match=f"in use by process {owner.pid} on"
+      ) as e:
+        lock.lock(tmp_path, wait=wait)
+      assert errors.exit_code(e.value) == 2
+    assert lock.owner(tmp_path) == owner.pid
   finally:
     owner.kill()
     owner.wait()
   os.close(lock.lock(tmp_path))
+
+
+@pytest.mark.parametrize(
+  "left",
+  [
+    "7 on elsewhere",  # As it was written before.
+    "7 on elsewhere\nboot pid:[1]",
+    # A container with this host's name, in which the number is another process.
+    f"{os.getpid()} on {socket.gethostname()}\nboot pid:[1]",
+  ],
+)
+def test_the_lock_of_a_lost_machine_is_waited_for(tmp_path, left, monkeypatch, capsys):
+  """NFS keeps it for a while: flocks of two descriptors exclude each other as well."""
+  run, who = tiny.run(), left.partition("\n")[0]
+  held = os.open(tmp_path / ".lock", os.O_RDWR | os.O_CREAT)
+  fcntl.flock(held, fcntl.LOCK_EX)
+  os.write(held, f"{left}\n".encode())
+  assert lock.owner(tmp_path) is None
+  monkeypatch.setattr(workdir, "LOST", 0.1)
+  with workdir.Workdir(tmp_path) as folder:
+    with pytest.raises(lock.AwayError, match=f"in use by process {who}.*remove"):
+      folder.claim(run)
+  assert lock.AwayError.exit_code == errors.REQUEUE
+  assert f"for {tmp_path}, which process {who}" in capsys.readouterr().err
+  monkeypatch.setattr(workdir, "LOST", 60)
+  threading.Timer(0.2, os.close, [held]).start()
+  with workdir.Workdir(tmp_path) as folder:
+    folder.claim(run)
+    assert lock.owner(tmp_path) == os.getpid()
 
 
 @pytest.mark.parametrize(

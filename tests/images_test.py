@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from fluid.data import images
+from fluid.errors import REQUEUE, exit_code
 
 
 def _bytes(image, kind="PNG", **options):
@@ -105,6 +106,20 @@ def test_what_is_refused(monkeypatch, tmp_path):
     images.read(good)
   with pytest.raises(FileNotFoundError):
     images.read(pathlib.Path(tmp_path / "none.png"))
+
+
+def test_what_the_machine_lacks_is_no_damage(monkeypatch):
+  with pytest.raises(OSError, match="Input/output error: '/proc/self/mem'") as e:
+    images.read("/proc/self/mem")  # Linux reads nothing at its first byte.
+  assert not isinstance(e.value, images.ImageError)
+
+  def full(image):
+    raise MemoryError
+
+  monkeypatch.setattr(images, "_rgb", full)
+  with pytest.raises(OSError, match="Cannot allocate memory") as e:
+    images.read(_bytes(Image.new("L", (4, 4))))
+  assert exit_code(e.value) == REQUEUE
 
 
 @pytest.mark.parametrize("how", images.FITS)

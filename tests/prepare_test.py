@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 
 from fluid import config, data, prepare, text
 from fluid.console import progress
-from fluid.data import make_source, packing, pipeline, records
+from fluid.data import images, make_source, packing, pipeline, records, summary
 from fluid.data.shapes import ShapesConfig
 from fluid.errors import REQUEUE, exit_code
 from fluid.parallel.preemption import Preempted
@@ -153,6 +154,38 @@ def test_told_to_stop_it_keeps_whole_shards_and_goes_on(whole, tmp_path):
     "train-00000.array_record"
   ]
   write(tmp_path)
+  assert content(tmp_path) == content(whole[0])
+
+
+class Away:
+  """A source of whose examples one lies where the disk is away for now."""
+
+  def __init__(self, source):
+    self.source = source
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getitem__(self, index):
+    if index == 200:
+      images.read("/proc/self/mem")
+    return self.source[index]
+
+  def caption(self, index):
+    return self.source.caption(index)
+
+
+def test_a_disk_that_is_away_ends_the_work_and_spoils_nothing(
+  whole, tmp_path, monkeypatch
+):
+  real = prepare.make_source
+  with monkeypatch.context() as patch:
+    patch.setattr(prepare, "make_source", lambda *a: Away(real(*a)))
+    with pytest.raises(OSError, match="Input/output error") as e:
+      write(tmp_path, max_bad=1.0)
+  assert exit_code(e.value) == REQUEUE
+  assert len(list(tmp_path.glob("*.array_record"))) == 1
+  write(tmp_path, max_bad=1.0)
   assert content(tmp_path) == content(whole[0])
 
 
@@ -441,6 +474,38 @@ def test_with_all_options_a_restart_gives_the_same_bytes(rich, tmp_path, fail_at
     write_rich(tmp_path / "c", Tokenizer(fail_at=fail_at))
   write_rich(tmp_path / "c")
   assert content(tmp_path / "c") == content(rich[0])
+
+
+def test_no_record_is_read_again(whole, tmp_path, monkeypatch):
+  def read(path):
+    raise AssertionError(f"{path} is read")
+
+  monkeypatch.setattr(records, "read_shard", read)
+  with pytest.raises(KeyboardInterrupt):
+    write(tmp_path, Tokenizer(fail_at=40))
+  write(tmp_path)
+  assert content(tmp_path) == content(whole[0])
+  nothing = {"count": 0, "cut_captions": 0, "skipped": {}, "shards": []}
+  assert summary.describe(config.Data(), "val", []) == nothing
+
+
+@pytest.mark.parametrize("left", ["", "train-00000", "train-00001"])
+def test_a_cache_of_before_is_gone_on_with(rich, tmp_path, left, monkeypatch):
+  """Without summaries, or with some: those that are missing are made of the shards."""
+  cache = tmp_path / "cache"
+  shutil.copytree(rich[0], cache)
+  for file in cache.glob("*.summary.json"):
+    if not left or not file.name.startswith(left):
+      file.unlink()
+  before = content(cache)
+  write_rich(cache, Tokenizer(fail_at=0))  # It is complete.
+  assert content(cache) == before
+  metadata = json.loads(before["metadata.json"])
+  records.write_metadata(cache, metadata | {"splits": {}})
+  monkeypatch.setattr(progress, "SECONDS", 0)
+  _, lines = write_rich(cache, Tokenizer(fail_at=0))
+  assert content(cache) == content(rich[0])
+  assert any(x.startswith("prepare train: ") and "ETA" in x for x in lines)
 
 
 def test_worker_processes_change_no_byte(tmp_path):

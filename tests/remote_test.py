@@ -5,6 +5,7 @@ Skipped where gcsfs or gcp-storage-emulator is not installed.
 
 import contextlib
 import dataclasses
+import errno
 import http.server
 import json
 import os
@@ -21,6 +22,7 @@ import urllib.parse
 import jax
 import numpy as np
 import pytest
+from fsspec.exceptions import FSTimeoutError
 from fsspec.registry import _registry as known
 
 import analysis
@@ -43,6 +45,9 @@ from tests import (
 from tests.conftest import ROOT
 
 gcsfs = pytest.importorskip("gcsfs")
+aiohttp = pytest.importorskip("aiohttp")
+auth = pytest.importorskip("google.auth.exceptions")
+validate_response = pytest.importorskip("gcsfs.retry").validate_response
 emulator = pytest.importorskip("gcp_storage_emulator.server")
 exceptions = pytest.importorskip("gcp_storage_emulator.exceptions")
 pytestmark = pytest.mark.slow
@@ -188,7 +193,7 @@ def test_a_run_killed_in_a_bucket_becomes_what_it_would_have_been(
   assert rows[0]["val/loss"].item() == rows[1]["val/loss"].item() == found["val/loss"]
 
 
-def test_a_tokenizer_and_a_cache_are_made_in_a_bucket(bucket, tmp_path):
+def test_a_tokenizer_and_a_cache_are_made_in_a_bucket(bucket, tmp_path, monkeypatch):
   """The bytes that are made in a folder, also where another host goes on."""
 
   def run(tokenizer, cache=""):
@@ -231,6 +236,23 @@ def test_a_tokenizer_and_a_cache_are_made_in_a_bucket(bucket, tmp_path):
   metadata = json.loads(want.pop("metadata.json"))
   assert metadata.pop("tokenizer") == here
   assert told == metadata and found == want
+
+  # On another host: shards are not fetched, and one that is torn is written again.
+  whole, fetched, download = contents(cache), [], remote.download
+  told = json.loads(whole["metadata.json"]) | {"splits": {}}
+  files(cache).pipe_file(f"{cache}/metadata.json", json.dumps(told).encode())
+  files(cache).pipe_file(f"{cache}/val-00000.array_record", b"torn")
+
+  def watched(url, names, folder):
+    fetched.extend(names := list(names))
+    download(url, names, folder)
+
+  monkeypatch.setattr(remote, "download", watched)
+  before = files(cache).info(f"{cache}/train-00000.array_record")["mtime"]
+  prepare.prepare(run(there, cache), batch=8, log=said.append)
+  assert contents(cache) == whole
+  assert files(cache).info(f"{cache}/train-00000.array_record")["mtime"] == before
+  assert not [name for name in fetched if name.endswith(".array_record")]
   other = dataclasses.replace(run(there, cache), seed=1)
   other = config.replaced(other, {"data.num_train": 16})
   with pytest.raises(config.ConfigError, match=f"^{cache} holds tokens of another"):
@@ -359,6 +381,81 @@ def test_what_cannot_be_reached_is_one_line(bucket, monkeypatch):
   with pytest.raises(remote.BucketError, match="gs://bucket/run cannot be") as e:
     remote.local("gs://bucket/run")
   assert exit_code(e.value) == REQUEUE
+
+
+def answer(status, text="no"):
+  """What gcsfs makes of an answer of the server."""
+  return lambda: validate_response(status, json.dumps({"error": {"message": text}}), "")
+
+
+def asked_for_a_token(error, cause=None):
+  """What gcsfs makes of a token that it cannot have."""
+
+  def refresh(request):
+    raise error from cause
+
+  def act():
+    known = gcsfs.credentials.GoogleCredentials("p", "read_only", "anon")
+    known.credentials = types.SimpleNamespace(valid=False, refresh=refresh)
+    known.maybe_refresh()
+
+  return act
+
+
+def raises(error):
+  def act():
+    raise error
+
+  return act
+
+
+def disconnected():
+  """A server that hangs up."""
+  with socket.create_server(("localhost", 0)) as server:
+    url = f"http://localhost:{server.getsockname()[1]}"
+
+    def hang_up():
+      with contextlib.suppress(OSError):
+        while True:
+          server.accept()[0].close()
+
+    threading.Thread(target=hang_up, daemon=True).start()
+    # The plain one: what gcsfs makes of folders asks Google's own address, and waits.
+    away = gcsfs.core.GCSFileSystem(
+      endpoint_url=url, token="anon", skip_instance_cache=True
+    )
+    try:
+      away.ls("bucket/run")
+    finally:
+      server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+  "act, code",
+  [
+    *((answer(status), REQUEUE) for status in (408, 429, 500, 502, 503)),
+    *((answer(status), 2) for status in (401, 403, 409, 412)),
+    (answer(400, "invalid name"), 2),
+    (disconnected, REQUEUE),
+    (raises(TimeoutError()), REQUEUE),
+    (raises(FSTimeoutError()), REQUEUE),
+    (raises(aiohttp.ClientPayloadError("cut")), REQUEUE),
+    (raises(socket.gaierror(socket.EAI_AGAIN, "no name yet")), REQUEUE),
+    (raises(auth.TransportError("no route")), REQUEUE),
+    (asked_for_a_token(auth.RefreshError("x"), auth.TransportError("gone")), REQUEUE),
+    (asked_for_a_token(auth.RefreshError("503", retryable=True)), REQUEUE),
+    (asked_for_a_token(auth.RefreshError("invalid_grant")), 2),
+    (raises(auth.DefaultCredentialsError("none")), 2),
+    (raises(OSError(errno.ENOSPC, "full")), REQUEUE),  # This host's disk.
+    (raises(OSError(errno.EROFS, "read-only")), 2),
+  ],
+)
+def test_a_network_that_is_away_is_no_refusal(act, code, monkeypatch):
+  # Else it waits for half a minute before it gives up.
+  monkeypatch.setattr(gcsfs.retry, "random", types.SimpleNamespace(random=lambda: -99))
+  with pytest.raises(remote.BucketError) as e, remote.asking("gs://bucket/run"):
+    act()
+  assert exit_code(e.value) == code, repr(e.value.__cause__)
 
 
 def test_what_was_compiled_is_kept_in_the_bucket(bucket, uncached):

@@ -4,12 +4,14 @@ One small set is written in all three formats; what comes back is compared with 
 written. Then each format's own layouts, and what is damaged or missing.
 """
 
+import contextlib
 import gzip
 import io
 import json
 import os
 import pathlib
 import pickle
+import resource
 import subprocess
 import sys
 import tarfile
@@ -34,6 +36,7 @@ from fluid.data import (
   webdataset,
 )
 from fluid.data.folder import VAL_IDS
+from fluid.errors import REQUEUE, exit_code
 from fluid.evals.loss import LossConfig
 from fluid.text.classes import ClassesConfig
 from fluid.text.learned import LearnedConfig
@@ -183,6 +186,33 @@ def test_what_was_written_is_read(kind, configs):
   assert len(set(ids)) == 16 and max(ids) < 2**31 and min(ids) == 0
   with pytest.raises(config.ConfigError, match="no split 'test'; it has train and val"):
     source_of(kind, "test", **configs[kind])
+
+
+@contextlib.contextmanager
+def no_files():
+  """No file can be opened, as where too many are."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("kind", ("webdataset", "parquet", "folder"))
+def test_what_passes_is_no_bad_example(kind, configs, tmp_path):
+  """It ends the work with 75; and nothing of it is kept."""
+  row = {"file_name": "0.png", "text": "a"}
+  (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+  (tmp_path / "0.png").write_bytes(png(0))
+  fields = configs.get(kind) or {"path": str(tmp_path)}
+  split = "train" if kind == "folder" else "val"
+  want = source_of(kind, split, **fields)[0]  # And what it imports is there.
+  source = source_of(kind, split, **fields)
+  with no_files(), pytest.raises(OSError, match="Too many open files: '/") as e:
+    source[0]
+  assert exit_code(e.value) == REQUEUE
+  assert_equal(source[0], want)
 
 
 class _All:

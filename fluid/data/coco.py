@@ -8,7 +8,6 @@ et al., arXiv:1504.00325.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fluid import config
+from fluid import config, files
 from fluid.config import ConfigError
 from fluid.data import BadExample, listed, stored
 
@@ -120,8 +119,7 @@ def _digest(path: str) -> str:
 def _hashed(path: str, *stamp: int) -> str:
   """Kept while the file is as it was, since many ask."""
   del stamp
-  with open(path, "rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
+  return files.sha256(path)
 
 
 def _read(path: pathlib.Path, key: str) -> tuple[dict[int, str], dict[int, list[str]]]:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from fluid.errors import raise_passing
+
 # Extensions of what is taken for an image in a folder, in lower case.
 ENDINGS = frozenset(
   (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -35,6 +37,7 @@ def read(source: str | pathlib.Path | bytes) -> np.ndarray:
 
   Raises:
     FileNotFoundError: there is no such file.
+    OSError: there is no memory, or the file system is away: nothing of the image.
     ImageError: truncated, no image, too large, or of floats, whose range nobody says.
   """
   file = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -47,6 +50,7 @@ def read(source: str | pathlib.Path | bytes) -> np.ndarray:
   except (FileNotFoundError, ImageError):
     raise
   except Exception as e:  # Pillow's decoders raise whatever a broken file provokes.
+    raise_passing(e, "an image" if isinstance(source, bytes) else source)
     raise ImageError(str(e) or type(e).__name__) from e
 
 

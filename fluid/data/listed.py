@@ -82,7 +82,7 @@ def read_square(
     return images.fitted(path, size, crop)
   except FileNotFoundError as e:
     raise BadExample(f"image {path} is missing: add it, or remove {remove}") from e
-  except (images.ImageError, OSError) as e:
+  except images.ImageError as e:
     raise BadExample(
       f"image {path} cannot be read ({e}): repair it, or remove {remove}"
     ) from e

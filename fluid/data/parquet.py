@@ -20,6 +20,7 @@ from fluid import config
 from fluid.config import ConfigError
 from fluid.data import BadExample, listed, stored
 from fluid.data.listed import VAL_EVERY, VAL_IDS
+from fluid.errors import raise_passing
 
 _GROUPS = 2  # Kept: one with images, and the texts of one.
 
@@ -147,7 +148,8 @@ class Parquet(stored.Stored):
     try:
       with pq.ParquetFile(self.paths[file], page_checksum_verification=True) as f:
         return f.read_row_group(number, columns=[c for c in columns if c])
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, MemoryError) as e:
+      raise_passing(e, self.paths[file])
       return config.one_line(e)
 
   def __getstate__(self):

@@ -158,7 +158,7 @@ def _image(row: Row, size: int, crop: str) -> dict[str, Any]:
     return images.fitted(row.image, size, crop)
   except FileNotFoundError as e:
     raise BadExample(f"image {row.image!r} of {row.where} is missing") from e
-  except (images.ImageError, OSError) as e:
+  except images.ImageError as e:
     raise BadExample(f"the image of {row.where} cannot be read ({e})") from e
 
 

@@ -20,6 +20,7 @@ from fluid import config
 from fluid.config import ConfigError
 from fluid.data import BadExample, listed, stored
 from fluid.data.listed import VAL_IDS
+from fluid.errors import raise_passing
 
 _FORMAT = "array_record"
 
@@ -83,6 +84,7 @@ class Tfds(stored.Stored):
     try:
       found = self._parsed(records[place], image)
     except Exception as e:  # The readers raise whatever a broken file provokes.
+      raise_passing(e, where)
       raise BadExample(f"{where} is damaged ({config.one_line(e)})") from e
     content, said, label = (found.get(name) for name in self._features)
     return stored.Row(

@@ -30,6 +30,7 @@ from fluid.config import ConfigError
 from fluid.console.progress import Progress
 from fluid.data import BadExample, images, listed, stored
 from fluid.data.listed import VAL_EVERY, VAL_IDS
+from fluid.errors import raise_passing
 
 _VERSION = 1  # Of the files of an index.
 # KEY.ENDING; hidden files have no key. Files such as __key__ are the library's own.
@@ -107,7 +108,8 @@ class WebDataset(stored.Stored):
     path = self.paths[tar]
     try:
       key, found = _read(path, start, end, image)
-    except (tarfile.TarError, OSError, ValueError) as e:
+    except (tarfile.TarError, OSError, MemoryError, ValueError) as e:
+      raise_passing(e, path)
       raise BadExample(f"the sample at byte {start} of {path} is damaged ({e})") from e
     where = f"sample '{key}' of {path}"
     if "image" not in found:

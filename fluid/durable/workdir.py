@@ -40,6 +40,9 @@ class NoProgressError(WorkdirError):
 
 
 OWNER = "owner.json"
+LOST = (
+  120.0  # Seconds given to the lock of a machine that is lost: NFS keeps it for 90.
+)
 TEND = 60.0  # Seconds between two uploads of what was logged.
 
 
@@ -80,11 +83,12 @@ class Workdir:
 
     Raises:
       ConfigError: another process or another config has it.
+      AwayError: one of another machine has it, or had it and is lost.
       OSError: it cannot be written.
     """
     check(self.path, run)
     self.path.mkdir(parents=True, exist_ok=True)
-    self._lock = lock(self.path)
+    self._lock = lock(self.path, wait=LOST)
     if self._url:
       who = {"host": socket.gethostname(), "process": os.getpid()}
       files.write_json(f"{self._url}/{OWNER}", who | {"start": uuid.uuid4().hex})
