@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -199,6 +200,20 @@ def test_sources_are_parts_sums_and_layers_and_used_once():
     fill(rows, {"first": shape(2, 2), "some": shape(2, 2)})
   with pytest.raises(ConfigError, match="from table.0:9. .it has 5 rows"):
     fill((("first", "table[0:9]"),), {"first": shape(9, 2)})
+
+
+def test_what_is_read_is_held_once():
+  """However the file's arrays have to be turned."""
+  count, size = 16, 2**20
+  shape = jax.ShapeDtypeStruct((256, 1024), np.float32)
+  lazy = Weights({f"{i}.weight": lambda: np.ones((1024, 256)) for i in range(count)})
+  one = names.Spelling(((r"(\d+/kernel)", r"\1"),))
+  tracemalloc.start()
+  try:
+    names.fill({f"{i}/kernel": shape for i in range(count)}, lazy, [one], config=None)
+    assert tracemalloc.get_traced_memory()[1] < (count + 4) * size
+  finally:
+    tracemalloc.stop()
 
 
 def test_command_line(tmp_path, capsys):

@@ -3,15 +3,18 @@
 import json
 import os
 import shutil
+import tracemalloc
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import fluid
 from fluid import api, config, evaluate, export, models
-from fluid.durable import card, parameters
+from fluid.durable import card, exported, parameters
 from fluid.evals import features
+from fluid.parallel import distributed
 from tests.evals_test import FakeFeatures, workdir  # noqa: F401
 
 
@@ -69,6 +72,78 @@ def test_what_it_has_not_is_one_line(given, tmp_path):
   file.write_bytes(file.read_bytes()[:-4])
   with pytest.raises(config.ConfigError, match="safetensors cannot be read .its SHA"):
     fluid.load(tmp_path / "cut")
+
+
+def write(folder, params):
+  """A folder with these weights of step 3, and nothing else."""
+  digest = exported.write(folder, params, weights="ema", step=3)
+  (folder / "model.json").write_text(json.dumps({"weights_sha256": digest}))
+  return folder / exported.FILE
+
+
+def test_the_file_is_what_safetensors_writes(tmp_path):
+  """Byte for byte but for the order of its two notes; also of views, and of scalars."""
+  rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+  tree = {"b": {"w": rows.T, "s": np.float32(3)}, "a": jax.device_put(rows[1:])}
+  tree["c"] = rows[:, :3].astype(np.float16)
+  flat = {"b/w": rows.T.copy(), "b/s": np.array(3, np.float32), "a": rows[1:].copy()}
+  flat["c"] = tree["c"]
+  want = safetensors.numpy.save(flat, {"weights": "ema", "step": "3"})
+  notes = [b'"weights":"ema"', b'"step":"3"']
+  want = want.replace(b",".join(notes[::-1]), b",".join(notes))
+  assert write(tmp_path, tree).read_bytes() == want
+  found, step = parameters.restore(tmp_path)
+  assert step == 3 and found["c"].dtype == np.float16
+  jax.tree.map(np.testing.assert_array_equal, found, tree)
+
+
+def test_writing_and_reading_hold_the_arrays_once(tmp_path):
+  count, size = 16, 2**20
+  tree = {f"w{i}": np.full((512, 512), i, np.float32) for i in range(count)}
+  tracemalloc.start()
+  try:
+    write(tmp_path, tree)
+    assert tracemalloc.get_traced_memory()[1] < 2 * size
+    tracemalloc.reset_peak()
+    parameters.restore(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < (count + 3) * size
+  finally:
+    tracemalloc.stop()
+
+
+def test_a_process_reads_its_parts_and_one_checks_the_file(tmp_path, monkeypatch):
+  rows = np.arange(64, dtype=np.float32).reshape(4, 16)
+  file = write(tmp_path, {"w": rows, "b": rows[0]})
+  place = lambda *spec: jax.NamedSharding(jax.make_mesh((8,), ("x",)), jax.P(*spec))
+  like = {
+    k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    for k, x, s in (("w", rows, place(None, "x")), ("b", rows[0], place()))
+  }
+  sizes, get = [], exported.Stored.__getitem__
+
+  def spy(self, index):
+    sizes.append(get(self, index).size)
+    return get(self, index)
+
+  monkeypatch.setattr(exported.Stored, "__getitem__", spy)
+  found, _ = parameters.restore(tmp_path, like=like)
+  np.testing.assert_array_equal(found["w"], rows)
+  np.testing.assert_array_equal(found["b"], rows[0])
+  assert found["w"].sharding == like["w"].sharding
+  assert sorted(sizes) == [8] * 8 + [16]
+
+  said = "2 it is damaged"
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  monkeypatch.setattr(distributed, "of_first", lambda text: text or said)
+  with pytest.raises(config.ConfigError, match="^it is damaged"):
+    exported.read(tmp_path, "ema", None, together=True)
+  said = ""
+  assert exported.read(tmp_path, "ema", None, together=True)[0]["w"].shape == (4, 16)
+  for content, why in ((file.read_bytes()[:-4], "incomplete"), (b"", "header")):
+    file.write_bytes(content)  # Of which this process has a copy of its own.
+    with pytest.raises(config.ConfigError, match=f"cannot be read .*{why}") as e:
+      exported.read(tmp_path, "ema", None, together=True)
+    assert "\n" not in str(e.value)
 
 
 def test_the_card_has_the_last_evaluation_up_to_its_step(tmp_path):

@@ -103,6 +103,10 @@ def test_the_protocol_of_imagenet(tmp_path, networks, monkeypatch):
   assert {r["features"] for r in judged} == {"Fake, adm"}
   assert "--quick" in found["deviations"]
   assert "reference" not in found["deviations"]
+  again = evaluate.evaluate(workdir, protocol="imagenet50k-rfid", quick=True)
+  assert again["reconstruction/fid"] > 1e-3
+  seen = int(again["reconstruction/images"])
+  assert f"{seen} images (protocol: 50000)" in again["deviations"]
   adm.unlink()
   with pytest.raises(config.ConfigError, match="no .*VIRTUAL_imagenet256_labeled.npz"):
     evaluate.evaluate(workdir, protocol="imagenet50k", quick=True)

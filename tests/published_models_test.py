@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from fluid.convert import containers, family, models
+from configs.reproduce import imagenet
+from fluid import trees
+from fluid.convert import containers, family, models, names
 from fluid.errors import ConfigError
 from fluid.models.orders import random as random_order
 from fluid.models.orders.permuted import following
 from fluid.models.orders.raster import Raster
+from fluid.models.published import RUNS
 from tests.published import CASES, close, convert
 
 
@@ -89,6 +92,43 @@ def test_var_teacher_forced(converted, name):
   keys = jax.random.split(jax.random.key(0), len(tokens))
   plan = m.net.order.plan(keys, None, m.net.tokens)
   close(m.logits(m.outputs(tokens, plan, m.cases["labels"])), m.cases["logits"])
+
+
+# Of an authors' name and the axes of its array: does it decay? As their optimizers ask.
+DECAYS = {
+  "mar": lambda name, axes: (
+    axes > 1 and not name.endswith(".bias") and "diffloss" not in name
+  ),
+  # The null caption is a buffer.
+  "llamagen": lambda name, axes: axes > 1 and "uncond_embedding" not in name,
+  "rar": lambda name, axes: (
+    axes > 1 and not re.search("ln|bias|mask_token|embedding|norm|gamma", name)
+  ),
+  "var": lambda name, axes: (
+    axes > 1 and not re.search("bias$|pos_1LC|pos_start|lvl_embed|ada_gss|scale_", name)
+  ),
+}
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n.split("_")[0] in DECAYS])
+def test_what_decays_is_what_decays_there(converted, fixtures, name):
+  m = converted(name)
+  entry, of = models.FAMILIES[CASES[name].kind], DECAYS[name.split("_")[0]]
+  file = containers.read(fixtures / name / CASES[name].file)
+  (spelling,) = entry.spellings
+  file, decays = spelling.section(file), trees.paths(m.net.decays(m.params))
+  for ours, decayed in decays.items():
+    source = spelling.source(ours, m.run).replace("*", "0")
+    theirs = [t.partition("[")[0] for t in names.tensors(source, ())]
+    assert {of(t, file[t].ndim) for t in theirs} == {decayed}, (ours, theirs)
+  assert 0 < sum(decays.values()) < len(decays)
+
+
+def test_recipes_draw_mirror_images_where_their_authors_do():
+  flips = {n: imagenet.get_config(f"model={n}").data.flips for n in RUNS}
+  mirrored = {n.partition("_")[0] for n, flipped in flips.items() if flipped}
+  assert mirrored == {"mar", "llamagen", "rar"} and not flips["llamagen_t2i"]
+  assert flips["llamagen_3b"] and not flips["var_d36_512"]
 
 
 def test_what_does_not_fit_is_one_line(fixtures, tmp_path):

@@ -1,5 +1,6 @@
 """Cells of published tables: commands name what is there, the page has them."""
 
+import dataclasses
 import pathlib
 import shlex
 
@@ -31,7 +32,21 @@ def test_commands_of_a_cell_fit_together(cell):
   assert first[:3] == ["python", "-m", "fluid.evaluate"]
 
 
-def test_the_page_has_every_figure_and_every_family():
+@pytest.mark.parametrize("cell", tables.TOKENIZERS, ids=lambda c: c.weights)
+def test_a_tokenizer_is_judged_beside_a_model_that_fits_its_tokens(cell):
+  """What is converted has the parameters of the model's own tokens."""
+  kind, _ = cell.tokenizer
+  own = MODELS[cell.model].config
+  run = dataclasses.replace(own, tokenizer=TOKENIZERS[kind].config)
+  assert convert.abstract(run, {}) == convert.abstract(own, {})
+  assert TOKENIZERS[kind].options["image_size"] == run.data.image_size
+  (part,) = PROTOCOLS[cell.protocol].evals.values()
+  assert part.metrics == ("fid",) and part.kind == "reconstruction"
+  page = PAGE.read_text()
+  assert all(command in page for command in [*cell.convert(), cell.evaluate()])
+
+
+def test_the_page_is_that_of_the_tables_and_has_every_family():
   lines = PAGE.read_text().splitlines()
   known = tables.markdown(hours=lambda cell: 0.0).splitlines()
   plain = lambda line: line.rsplit("|", 3)[0] if line.count("|") == 7 else line

@@ -46,6 +46,8 @@ RECIPES = {
     ),
   ),
 }
+# Trained on mirror images, too, where the condition is a class.
+MIRRORED = ("mar", "llamagen", "rar")
 
 
 def _steps(epochs: int, batch: int) -> int:
@@ -55,10 +57,14 @@ def _steps(epochs: int, batch: int) -> int:
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Arguments: model (a name of fluid.models.published.RUNS)."""
   name = arguments.parse(arg, model=tuple(RUNS)).model
-  epochs, warmup, batch, optim = RECIPES[name.split("_")[0]]
+  family = name.split("_")[0]
+  epochs, warmup, batch, optim = RECIPES[family]
   optim = dataclasses.replace(optim, warmup=max(1, _steps(warmup, batch)))
+  run = RUNS[name]()
+  flips = family in MIRRORED and run.model.condition.kind == "class"
   run = dataclasses.replace(
-    RUNS[name](),
+    run,
+    data=dataclasses.replace(run.data, flips=flips),
     optim=optim,
     batch=batch,
     steps=_steps(epochs, batch),

@@ -33,7 +33,7 @@ _IN_FOLDER = (
   ("*.bin", "*.pt", "*.pth", "*.ckpt"),
   ("*.msgpack",),
 )
-_SAFETENSORS = {
+SAFETENSORS = {
   "F64": np.dtype("<f8"),
   "F32": np.dtype("<f4"),
   "F16": np.dtype("<f2"),
@@ -133,7 +133,7 @@ def _safetensors(path: pathlib.Path) -> Weights:
       header = json.loads(f.read(length))
       header.pop("__metadata__", None)
       entries = {
-        k: (_SAFETENSORS[v["dtype"]], tuple(v["shape"]), *v["data_offsets"])
+        k: (SAFETENSORS[v["dtype"]], tuple(v["shape"]), *v["data_offsets"])
         for k, v in header.items()
       }
     except (ValueError, KeyError, TypeError, AttributeError) as e:

@@ -210,7 +210,8 @@ class _Plan:
         continue
       if array.shape != tuple(like.shape):
         odd.append(f"{name} is {tuple(like.shape)}, in the file {array.shape}")
-      out[name] = array
+      # Now: in the end, what they were made of would still be held for all of them.
+      out[name] = np.ascontiguousarray(array, like.dtype)
     used = [n for names in self.asked.values() for n in names]
     self._fault("missing", missing)
     self._fault("of other shapes", odd)

@@ -15,9 +15,11 @@ def restore(
   """As checkpoint.restore_params, also of what fluid.export wrote."""
   if not exported.there(workdir):
     return checkpoint.restore_params(workdir, which, step, like=like, part=part)
-  found, step = exported.read(workdir, which, step)
+  places = [x.sharding for x in jax.tree.leaves(like)]
+  together = not all(place.is_fully_addressable for place in places)
+  found, step = exported.read(workdir, which, step, together=together)
   if like is None:
-    return jax.tree.map(jax.device_put, found), step
+    return jax.tree.map(lambda x: jax.device_put(x[()]), found), step
   checkpoint.check_shapes(found, like, workdir)
   flat = trees.paths(found)
   place = lambda name, leaf: jax.make_array_from_callback(

@@ -10,7 +10,7 @@ from typing import Any
 
 from fluid import config
 from fluid.evals.base import Evaluation
-from fluid.evals.distribution import DistributionConfig
+from fluid.evals.distribution import DistributionConfig, ReconstructionConfig
 from fluid.evals.samples import GenEvalConfig
 
 _NONE: dict[str, Any] = {}
@@ -81,6 +81,15 @@ PROTOCOLS: dict[str, Protocol] = {
     _FEW,
     256,
   ),
+  "imagenet50k-rfid": Protocol(
+    "the tokenizer: 50,000 validation images against themselves, decoded again (rFID)",
+    {
+      "reconstruction": ReconstructionConfig(
+        examples=50_000, metrics=("fid",), protocol="adm"
+      )
+    },
+    {"reconstruction": {"examples": 128}},
+  ),
   "coco30k-fid": Protocol(
     "30,000 captions of the validation split, drawn by seed, against their images",
     {
@@ -144,11 +153,10 @@ def _scaled(run, entry: Protocol, evals) -> dict[str, Evaluation]:
 
 def short(records: Sequence[dict], name: str) -> list[str]:
   """What was measured of other numbers of images than a protocol's; empty: nothing."""
-  part = PROTOCOLS[name].evals.get("distribution")
-  if not isinstance(part, DistributionConfig) or part.prompts not in (
-    "classes",
-    "pinned",
-  ):
+  (part, *_) = PROTOCOLS[name].evals.values()
+  if not isinstance(part, DistributionConfig | ReconstructionConfig):
+    return []
+  if getattr(part, "prompts", "pinned") not in ("classes", "pinned"):
     return []
   found = {r["images"] for r in records if "images" in r} - {part.examples}
   return [f"{n} images (protocol: {part.examples})" for n in sorted(found)]

@@ -258,7 +258,8 @@ class Net:
     hits = [r[1:] for r in rows if re.fullmatch(r[0], name)]
     if len(hits) != 1:
       raise ValueError(f"parameter '{name}' fits {len(hits)} rows of PARAMETERS, not 1")
-    return hits[0]
+    decays, component = hits[0]
+    return decays or bool(re.fullmatch(m.trunk.DECAYS, name)), component
 
   def matrix(self, name: str) -> tuple | None:
     """Axes of inputs and outputs of a matrix in a block; None for other parameters."""

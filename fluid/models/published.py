@@ -57,7 +57,7 @@ VAR = (16, 20, 24, 30)  # Depths.
 
 
 def _run(model: config.Model, tokenizer, image_size: int, text=None, **sample):
-  imagenet = dict(crop="adm", num_classes=1000)  # As their training cuts images.
+  imagenet = dict(crop="adm", num_classes=1000)  # As ADM cuts images.
   kind, options = ("folder", {"crop": "adm"}) if text else ("imagenet", imagenet)
   source = config.resolve("source", kind)(**options)
   data = config.Data(source=source, image_size=image_size)

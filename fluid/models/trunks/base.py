@@ -23,6 +23,7 @@ class Trunk(config.Part):
     width: D, of what it takes from and gives to head and condition.
     heads: of attention.
     PARAMETERS: (pattern of a name, whether weights decay, component) of its own.
+    DECAYS: pattern of names of other parts' parameters that decay beside this trunk.
     MATRICES: (pattern, axes of the inputs, axes of the outputs) of those that are
       matrices, one for each index of their other axes: what Muon works on.
     follows: patterns of orders whose plans it can follow.
@@ -30,6 +31,7 @@ class Trunk(config.Part):
   """
 
   PARAMETERS: ClassVar[tuple] = ()
+  DECAYS: ClassVar[str] = ""
   MATRICES: ClassVar[tuple] = ()
   follows: ClassVar[tuple[str, ...]] = ("next", "masked")
   reads: ClassVar[str] = "tokens"

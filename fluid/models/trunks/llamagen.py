@@ -35,6 +35,7 @@ class LlamaGenConfig(Blocks):
   kind = "llamagen"
   follows = ("next",)
   PARAMETERS = parameters("trunk")
+  DECAYS = r"(label|head/table)/w"
   MATRICES = matrices("trunk")
 
   multiple: int = 256

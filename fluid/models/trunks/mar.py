@@ -39,8 +39,10 @@ class MARConfig(Dropping):
     *parameters("encoder", "decoder"),
     (r"join/w", True, "core"),
     (r"join/b", False, "core"),
-    (r"(fill|pos|pos_decoder|pos_out)/w|norm_in/(bias|scale)", False, "embeddings"),
+    (r"(fill|pos|pos_decoder|pos_out)/w", True, "embeddings"),
+    (r"norm_in/(bias|scale)", False, "embeddings"),
   )
+  DECAYS = r"label/w"
   MATRICES = matrices("encoder", "decoder")
 
   decoder_layers: int = 12

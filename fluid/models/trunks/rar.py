@@ -31,9 +31,9 @@ class RARConfig(Dropping):
   reads = "vector"
   PARAMETERS = (
     *parameters("trunk"),
-    (r"final/modulation/w", True, "core"),
-    (r"final/modulation/b", False, "core"),
-    (r"(start_token|pos|pos_target|time)/w", False, "embeddings"),
+    (r"final/modulation/(w|b)", False, "core"),
+    (r"(start_token|pos|pos_target)/w", True, "embeddings"),
+    (r"time/w", False, "embeddings"),
   )
   MATRICES = matrices("trunk")
 

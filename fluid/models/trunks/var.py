@@ -37,6 +37,7 @@ class VARConfig(Blocks):
     (r"(final/modulation|shared)/b", False, "core"),
     (r"(fill|pos|level)/w", False, "embeddings"),
   )
+  DECAYS = r"label/w"
   MATRICES = matrices("trunk")
 
   unit_attention: bool = True
