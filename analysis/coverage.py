@@ -9,9 +9,18 @@ from analysis.curves.coverage import (
   isoflop_grid,
   main,
   simulate,
+  simulate_cells,
 )
 
-__all__ = ["CHINCHILLA", "PLANTS", "Plant", "chinchilla", "isoflop_grid", "simulate"]
+__all__ = [
+  "CHINCHILLA",
+  "PLANTS",
+  "Plant",
+  "chinchilla",
+  "isoflop_grid",
+  "simulate",
+  "simulate_cells",
+]
 
 if __name__ == "__main__":
   run(main)

@@ -183,7 +183,7 @@ def _with(result: Fit, problem: Problem, theta, reached: float) -> Fit:
   result = dataclasses.replace(result, theta=theta, reached=reached, spread=spread)
   _, slope = problem.curve(theta[None], problem.x)
   matrix = np.zeros((len(theta), len(theta)))
-  inside = intervals.covariance(slope[0][problem.free], spread**2)
+  inside = intervals.covariance(slope[0][problem.free])
   matrix[np.ix_(problem.free, problem.free)] = inside
   target = problem.target
   off = np.sum(result.weights * result.residuals**2)
@@ -191,7 +191,7 @@ def _with(result: Fit, problem: Problem, theta, reached: float) -> Fit:
   total = np.sum(result.weights * (target - mean) ** 2)
   return dataclasses.replace(
     result,
-    covariance=matrix,
+    unit=matrix,
     params=parameters(result),
     r2=float(1 - off / total) if total else np.nan,
     aicc=_aicc(problem, rss, theta),
@@ -278,5 +278,8 @@ def _hold_out(result: Fit, problem: Problem, above: float | None) -> HeldOut | N
   weights = np.bincount(group.ravel(), result.weights[~rest])
   actual = np.bincount(group.ravel(), (result.weights * result.y)[~rest]) / weights
   predicted = part.predict(*points)
-  lo, hi = part.band(*points, new_run=True, weights=weights)
-  return HeldOut(float(above), points, actual, predicted, lo, hi)
+  noise = part.noise(points, weights)
+  return HeldOut(
+    float(above), points, actual, predicted, noise, part.spread, part.freedom,
+    part.curve.log,
+  )  # fmt: skip
