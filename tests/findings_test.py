@@ -18,7 +18,7 @@ from analysis.report.findings import (
   findings,
   markdown,
 )
-from analysis.report.findings.judge import Estimate, combine, verdict
+from analysis.report.findings.judge import Estimate, combine, mean, verdict
 from analysis.report.findings.pairs import tag_intervals
 from analysis.report.study import ORDER_LOSS, Study
 from tests import synthetic
@@ -111,10 +111,10 @@ def test_one_win_in_two_is_no_finding(runs):
 def test_overlap_is_open_and_says_how_many_images_would_decide():
   table = planted(0.01, sizes=1, half=0.02)
   finding = findings(Study(table))["geneval_order"]
-  # Differences of 0.01 +- 0.02 sqrt(2), their mean of two +- 0.02: 4 times the images.
+  # Differences of 0.01 +- 0.02 sqrt(2), and so their mean: 8 times the images.
   assert finding.verdict == OPEN
-  assert "+0.01 [-0.01, +0.03]; random is better in 0" in finding.evidence[0]
-  assert "4.0 times the images (1,600 a run instead of 400, 1.6 hours" in finding.needs[0]  # fmt: skip  # noqa: E501
+  assert "+0.01 [-0.0183, +0.0383]; random is better in 0" in finding.evidence[0]
+  assert "8.0 times the images (3,200 a run instead of 400, 3.2 hours" in finding.needs[0]  # fmt: skip  # noqa: E501
   blind = table.drop(columns=["geneval/overall_lo", "geneval/overall_hi"])
   finding = findings(Study(blind))["geneval_order"]
   assert finding.verdict == OPEN and "gives an interval" in finding.needs[0]
@@ -197,6 +197,25 @@ def test_intervals_of_sums_and_tags():
   out = tag_intervals(pd.DataFrame([row | ends])).iloc[0]
   width = out["geneval/colors_hi"] - out["geneval/colors_lo"]
   assert width == pytest.approx(2 * 1.96 * np.sqrt(0.7 * 0.3 / 400), rel=0.01)
+
+
+def test_means_over_pairs_that_share_their_prompts_cover():
+  """Eight pairs of equal cells, of which each likes some of the 96 prompts better."""
+  rng, studies = np.random.default_rng(0), 200
+  likes = rng.normal(size=(studies, 2, 1, 1, 96)) + rng.normal(
+    size=(studies, 1, 1, 1, 96)
+  )
+  level = np.linspace(-1, 1, 8)[:, None]  # of orders and sizes
+  chance = 1 / (1 + np.exp(-likes - level[:, None]))  # [studies, 2, 8, 1, 96]
+  scores = rng.binomial(4, chance[:, :, :, 0]) / 4
+  value, half = scores.mean(-1), 1.96 * scores.std(-1, ddof=1) / np.sqrt(96)
+  independent, shared = [], []
+  for v, h in zip(value, half):  # [2, 8]
+    runs = [[Estimate(x, x - e, x + e) for x, e in zip(*row)] for row in zip(v, h)]
+    pairs = [combine((1, -1), pair) for pair in zip(*runs)]
+    independent.append(combine(np.full(8, 1 / 8), pairs).sign == 0)
+    shared.append(mean(pairs).sign == 0)
+  assert np.mean(shared) >= 0.95 > np.mean(independent) + 0.05
 
 
 @pytest.mark.parametrize(

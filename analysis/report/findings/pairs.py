@@ -146,8 +146,8 @@ def several_objects(s: Study) -> Finding:
   if not several or not single:
     why = "no pairs of runs with GenEval per tag"
     return Finding(claim, test, OPEN, (why,), ("GenEval of such a pair",))
-  gain = mean(several)
-  more = combine((1, -1), [gain, mean(single)])
+  gain, alone = (combine(np.full(len(g), 1 / len(g)), g) for g in (several, single))
+  more = combine((1, -1), [gain, alone])  # the tags have prompts of their own
   tags = ", ".join(f"{t.replace('_', ' ')} {g:+.3f}" for t, g in gains.items())
   evidence = (
     f"gain for several objects {gain:+.3f}; more than for single ones {more:+.3f}",
