@@ -11,9 +11,15 @@ import pytest
 
 from analysis import coverage
 from analysis.command import fit_main, plan_main, run
+from analysis.report.report import main as report_main
+from analysis.runs.load import main as load_main
 
 ROOT = Path(__file__).parents[1]
 X = np.geomspace(1e5, 3e6, 6)
+MAINS = {
+  "fit": fit_main, "plan": plan_main, "load": load_main, "report": report_main,
+  "coverage": coverage.main,
+}  # fmt: skip
 
 
 def test_fit_prints_writes_and_says_what_is_wrong(tmp_path):
@@ -64,6 +70,42 @@ def test_a_table_without_rows_or_columns_is_named(
     run(fit_main if command == "fit" else plan_main)
   assert stopped.value.code == 2
   assert capsys.readouterr() == ("", f"error: {tmp_path / name} {missing}\n")
+
+
+BUDGETS = "analysis/results/toy_budgets"
+
+
+@pytest.mark.parametrize(
+  "command, arguments, said",
+  [
+    ("fit", "--draws=0", "argument --draws: 0 is too few; at least 1"),
+    ("fit", "--drop-largest=-2", "--drop-largest: -2 is too few; at least 0"),
+    ("fit", "--seed=-1", "--seed: -1 is too few; at least 0"),
+    ("fit", "--hold-out=nan", "--hold-out: nan is not a positive number"),
+    ("fit", "--fix=a=nan", "error: cannot fix a at nan: it has to be finite"),
+    ("fit", "--form=power_floor --fix=E=-1", "fix E at -1: it has to be positive"),
+    ("fit", "--json=/", "error: /: Is a directory"),
+    ("plan", "--budget=-1", "--budget: -1 is not a positive number"),
+    ("plan", "--budget=inf", "--budget: inf is not a positive number"),
+    ("plan", "--budget=1 --around=-5", "--around: -5 is not a positive number"),
+    ("plan", "--budget=1 --sizes=0", "--sizes: 0 is too few; at least 1"),
+    ("plan", f"--score={BUDGETS}/runs.json", "predicts no losses; write it with"),
+    ("plan", "--score=README.md", "error: README.md is no prediction: Expecting"),
+    ("coverage", "--studies=0", "--studies: 0 is too few; at least 1"),
+    ("load", "--csv=/nonexistent/a.csv", "non-existent directory: '/nonexistent'"),
+    ("report", "--out=README.md", "error: README.md/figures: Not a directory"),
+  ],
+)
+def test_what_makes_no_sense_is_one_line(command, arguments, said, monkeypatch, capsys):
+  monkeypatch.chdir(ROOT)
+  main = MAINS[command]
+  table = [] if command == "coverage" else [f"--workdir={BUDGETS}"]
+  monkeypatch.setattr(sys, "argv", [command, *table, *arguments.split()])
+  with pytest.raises(SystemExit) as stopped:
+    run(main)
+  assert stopped.value.code == 2
+  lines = capsys.readouterr().err.splitlines()
+  assert said in lines[-1] and not [x for x in lines if "Traceback" in x]
 
 
 @pytest.mark.parametrize("form", ["isoflop", "chinchilla"])

@@ -8,7 +8,6 @@ are predictions of a fourth size from three in studies of several cells, with ea
 cell's own scatter and with that of all.
 """
 
-import argparse
 import dataclasses
 from collections.abc import Callable
 
@@ -165,20 +164,3 @@ def simulate_cells(studies: int, *, seed: int = 0, cells: int = 4) -> pd.DataFra
      "half": np.median([(h.hi - h.lo) / 2 / h.predicted for h in held])}
     for name, held in found.items()
   )  # fmt: skip
-
-
-def main() -> None:
-  parser = argparse.ArgumentParser(prog="python -m analysis.coverage")
-  parser.add_argument("--studies", type=int, default=200)
-  parser.add_argument("--form", action="append", choices=list(PLANTS))
-  parser.add_argument("--csv", help="file to write")
-  args = parser.parse_args()
-  tables = []
-  for form in args.form or PLANTS:
-    tables.append(simulate(form, args.studies))
-    print(tables[-1].to_string(index=False, header=len(tables) == 1), flush=True)
-  if not args.form:
-    tables.append(simulate_cells(args.studies))
-    print(tables[-1].to_string(index=False))
-  if args.csv:
-    pd.concat(tables).to_csv(args.csv, index=False)

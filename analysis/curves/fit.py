@@ -149,6 +149,10 @@ def _fixed(curve: Form, fixed: Mapping[str, float]):
   for name, value in fixed.items():
     if name not in known:
       raise FitError(f"cannot fix '{name}'; choose from {', '.join(known)}")
+    low = value > 0 or (name == "E" and value == 0) or not known[name].exp
+    if not (low and np.isfinite(value)):
+      asked = "positive" if known[name].exp else "finite"
+      raise FitError(f"cannot fix {name} at {value:g}: it has to be {asked}")
     free[known[name].index] = False
     start[known[name].index] = known[name].inner(value)
   return free, start
