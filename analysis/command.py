@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def add_table(parser: argparse.ArgumentParser) -> None:
   add("--loss", default=None, help="column of the loss (default: val/loss)")
   add("--cell", default=None, help="rows of this cell only")
   add("--drop-largest", type=count_or_none, default=0, metavar="K",
-      help="leave out the K largest losses")  # fmt: skip
+      help="leave out the K largest losses of each cell")  # fmt: skip
   add("--starts", type=count, help="of the search for the best parameters")
   add("--draws", type=count, default=500, help="of the bootstrap")
   add("--seed", type=count_or_none, default=0)
@@ -93,8 +93,25 @@ def read_table(args: argparse.Namespace, rows: str = "run") -> pd.DataFrame:
   if args.drop_largest:
     need(table, ["val/loss"], args.csv)
     losses = pd.to_numeric(table["val/loss"], errors="coerce")
-    table = table.drop(index=losses.nlargest(args.drop_largest).index)
+    for _, rows in _by_cell(table):
+      worst = losses[rows.index].nlargest(args.drop_largest)
+      table = table.drop(index=worst.index)
   return table
+
+
+def per_token(table: pd.DataFrame) -> float:
+  """Training FLOPs per parameter and token: the median of a table, or the usual 6.
+
+  Random order reads a token under several masks, and heads and aligners have FLOPs that
+  their parameters do not tell.
+  """
+  rows = having(table, "N", "D", "compute")
+  ratio = (rows["compute"] / rows["N"] / rows["D"])[rows["D"] > 0]
+  return float(ratio.median()) if len(ratio) else 6.0
+
+
+def _by_cell(table: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+  return table.groupby("cell", sort=False) if "cell" in table else [("", table)]
 
 
 def fit_main() -> None:
@@ -115,18 +132,18 @@ def fit_main() -> None:
   form = FORMS[args.form]
   table = read_table(args, form.rows)
   need(table, [*(args.x or form.columns), args.y or form.y], args.csv)
-  hold_out = args.hold_out
-  if hold_out and args.form == "chinchilla":
-    hold_out /= 6  # the fit's own scale is N D
   options = dict(
-    fixed=_fixed(args.fix), intervals=args.intervals, hold_out=hold_out,
+    fixed=_fixed(args.fix), intervals=args.intervals,
     draws=args.draws, starts=args.starts, seed=args.seed,
   )  # fmt: skip
-  cells = table.groupby("cell", sort=False) if "cell" in table else [("", table)]
-  results = {
-    cell: fit(rows, form=args.form, x=args.x, y=args.y, **options)
-    for cell, rows in cells
-  }
+  results = {}
+  for cell, rows in _by_cell(table):
+    above = args.hold_out
+    if above and args.form == "chinchilla":
+      above /= per_token(rows)  # the fit's own scale is N D
+    results[cell] = fit(
+      rows, form=args.form, x=args.x, y=args.y, hold_out=above, **options
+    )
   if not results:
     raise FitError(f"{args.csv} has no rows with a cell")
   summary = [{"cell": c} | r.to_dict() for c, r in results.items()]
@@ -206,17 +223,15 @@ def _override(text: str) -> tuple[str, Any]:
 
 
 def _planner(args: argparse.Namespace, runs: pd.DataFrame) -> Planner | Guess:
-  both = having(runs, "N", "D", "compute")
-  ratio = (both["compute"] / both["N"] / both["D"])[both["D"] > 0]
-  per_token = float(ratio.median()) if len(ratio) else 6.0
+  flops = per_token(runs)
   if args.around:
-    return Guess(args.around, min(args.budget), per_token)
+    return Guess(args.around, min(args.budget), flops)
   form = FORMS[args.form]
   table = finished(runs) if form.rows == "run" else read_table(args, form.rows)
   need(table, [*form.columns, form.y], args.csv)
   options = dict(draws=args.draws, starts=args.starts, seed=args.seed)
   result = fit(table, form=args.form, **options)
-  planner = Planner(result, per_token)
+  planner = Planner(result, flops)
   print(result.summary)
   return planner
 

@@ -130,6 +130,36 @@ def test_fit_and_plan_read_numbers_as_people_write_them(
     assert said[0] == said[1] and "0.514" in said[0]
 
 
+def test_hold_out_and_drop_largest_are_of_each_cell(tmp_path, monkeypatch, capsys):
+  """Of cells with 26 and 6 FLOPs per parameter and token, and other units of loss."""
+  n, d = coverage.PLANTS["chinchilla"].study(np.random.default_rng(0))["x"]
+  loss = coverage.chinchilla(n, d, **coverage.CHINCHILLA)
+  cells = [
+    pd.DataFrame({"cell": cell, "N": n, "D": d, "compute": k * n * d, "val/loss": u})
+    for cell, k, u in (("masked", 26, loss / 10), ("causal", 6, loss))
+  ]
+  pd.concat(cells).to_csv(tmp_path / "t.csv", index=False)
+
+  def held(*more):
+    argv = ["fit", f"--csv={tmp_path}/t.csv", "--form=chinchilla", "--json=-"]
+    argv += ["--intervals=none", "--starts=20", "--drop-largest=3", *more]
+    monkeypatch.setattr(sys, "argv", argv)
+    run(fit_main)
+    return json.loads(capsys.readouterr().out)
+
+  limit = float(np.sort(6 * n * d)[80]) * 1.001
+  for f, k in zip(held(f"--hold-out={limit}"), (26, 6)):
+    assert f["n"] == len(n) - 3
+    assert len(f["held_out"]["actual"]) == (k * n * d > limit).sum()
+  one, two = held("--hold-out=1e30")
+  assert one["held_out"] is two["held_out"] is None
+  assert (
+    one["warnings"]
+    == two["warnings"]
+    == ["nothing is held out: no point is above the limit asked for"]
+  )
+
+
 @pytest.mark.parametrize("name", ["fit", "plan", "plots", "report", "load", "coverage"])
 def test_every_command_has_help_and_no_warning(name):
   argv = [sys.executable, "-W", "error", "-m", f"analysis.{name}", "--help"]

@@ -139,8 +139,11 @@ def fit_points(
   theta, reached = problem.best(starts or curve.count, seed)
   result = _with(result, problem, theta, reached)
   result = _with_intervals(result, problem, intervals, draws, seed)
-  result = dataclasses.replace(result, held_out=_hold_out(result, problem, hold_out))
-  return dataclasses.replace(result, warnings=result.warnings + _doubts(result))
+  held = _hold_out(result, problem, hold_out)
+  doubts = _doubts(result)
+  if hold_out and not held:
+    doubts += (_not_held_out(result, hold_out),)
+  return dataclasses.replace(result, held_out=held, warnings=result.warnings + doubts)
 
 
 def _fixed(curve: Form, fixed: Mapping[str, float]):
@@ -256,6 +259,14 @@ def _aicc(problem: Problem, rss: float, theta) -> float:
   else:
     fitted = 2 * n * np.log(2 * problem.cost(theta) / problem.delta / n)
   return float(fitted + 2 * k + 2 * k * (k + 1) / (n - k - 1))
+
+
+def _not_held_out(result: Fit, above: float) -> str:
+  over = int((np.prod(result.x, axis=0) > above).sum())
+  if not over:
+    return "nothing is held out: no point is above the limit asked for"
+  few = len(result.y) - over
+  return f"nothing is held out: {few} below the limit asked for are too few for a fit"
 
 
 def _hold_out(result: Fit, problem: Problem, above: float | None) -> HeldOut | None:
