@@ -1,5 +1,6 @@
 """analysis.report.findings on studies whose answer is planted, and their page."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -137,8 +138,16 @@ def test_crossings():
   assert all("(extrapolated)" in line for line in behind.evidence)
   at = float(behind.evidence[0].split("overtakes at ")[1].split()[0])
   assert at == pytest.approx(1e10, rel=0.3)
-  # The largest run spends 1.6e9 FLOPs in 36 s: 1e10 are about four minutes.
-  assert "training to" in behind.needs[0] and "minutes" in behind.needs[0]
+  # The largest runs, of 1.6e6 parameters, spend 1.6e9 FLOPs in 36 s. Of both cells
+  # 1e10 FLOPs on as many rows are 1e7 parameters and about four minutes.
+  said = re.findall(r"(\S+) of (\S+) parameters \((\S+) minutes\)", behind.needs[0])
+  assert [cell for cell, _, _ in said] == ["continuous-random", "continuous-raster"]
+  for _, n, minutes in said:
+    assert float(n) == pytest.approx(at / 1e3, rel=0.05)
+    assert float(minutes) == pytest.approx(0.6 * at / 1.6e9, rel=0.05)
+  longer = planted(-0.9).assign(step=lambda t: 100 * (1 + t["size"].astype(int)))
+  lines = findings(Study(longer))["geneval_crossing"].evidence
+  assert all("unequal rows, 800 to 4e+03" in line for line in lines)
   never = findings(Study(planted(-0.9, noise=1e-3)))["geneval_crossing"]
   assert never.verdict == ABSENT and "exclude one" in never.evidence[0]
   few = findings(Study(planted(0.3, sizes=2)))["geneval_crossing"]

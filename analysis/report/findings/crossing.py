@@ -1,4 +1,7 @@
-"""Whether one level of the grid overtakes the other with compute, by fitted curves.
+"""Whether one level of the grid overtakes the other with size, by fitted curves.
+
+Runs of a study differ in size and have equal rows: what their curves say of more
+compute is of larger models on as many rows, not of longer training.
 
 m points of compute.
 """
@@ -11,7 +14,7 @@ import pandas as pd
 from analysis.curves.result import Fit
 from analysis.report.findings import cost
 from analysis.report.findings.judge import Estimate, Finding, verdict
-from analysis.report.findings.pairs import ORDER, TOKENS, Factor
+from analysis.report.findings.pairs import ORDER, TOKENS, Factor, rows_of
 from analysis.report.study import ORDER_LOSS, Study, lower_metric
 from analysis.runs.rows import having
 
@@ -36,13 +39,15 @@ def _crossing(
   s: Study, factor: Factor, name: str, form: str, x: str, y: str, *, low: bool = False
 ) -> Finding:
   column, a, b, other = factor
-  claim = f"{a.capitalize()} {column} overtakes {b} in {name} as compute grows"
+  claim = (
+    f"{a.capitalize()} {column} overtakes {b} in {name} as size grows, at equal rows"
+  )
   claim = claim.replace("tokens overtakes", "tokens overtake")
   test = (
-    f"a curve ({form} in {x}) through the finished runs of each cell: {a} is ahead at "
-    "the largest compute that both reach, by the interval of the gap; it does not "
-    f"overtake where it is behind and no compute up to {HORIZON} times that could "
-    "change it"
+    f"a curve ({form} in {x}) through the finished runs of each cell, which differ in "
+    f"size and not in rows: {a} is ahead at the largest compute that both reach, by "
+    "the interval of the gap; it does not overtake where it is behind and no larger "
+    f"model on as many rows, up to {HORIZON} times the compute, could change it"
   )
   signs, evidence = [], []
   needs: list[str] = []
@@ -64,7 +69,7 @@ def _crossing(
       continue
     gaps = _gaps(one, two, -1 if low else 1)
     signs.append(gaps.sign)
-    evidence.append(f"{level}: {gaps.reading(name, a, b)}")
+    evidence.append(f"{level}: {gaps.reading(name, a, b)}{_unequal(rows)}")
     needs += gaps.needs(level, len(one.y), rows)
   evidence = evidence or [f"no finished run has {name} and compute"]
   return Finding(claim, test, verdict(signs), tuple(evidence), tuple(needs))
@@ -125,7 +130,7 @@ class _Gaps:
     return f"{text}; the gap's interval holds zero from {even[0]:.2g} to {even[-1]:.2g}"
 
   def needs(self, level: str, n: int, rows: pd.DataFrame) -> list[str]:
-    """Training to where the curves cross or might, and seeds to tell them apart."""
+    """Sizes at which the curves cross or might, and seeds to tell them apart."""
     if self.sign:
       return []
     # Behind here, and no crossing: to where the gap could have closed.
@@ -135,9 +140,17 @@ class _Gaps:
     if self.here.sign and not np.isfinite(reach) and len(might):
       reach = float(might[0])
     beyond = self.compute[self.last] < reach
-    more = [cost.training(reach, rows)] if beyond else []
+    more = [cost.larger(reach, rows)] if beyond else []
     seeds = cost.seeds(self.here, n, rows, "the gap at the largest compute")
     return [f"{level}: {line}" for line in (*more, *seeds)]
+
+
+def _unequal(runs: pd.DataFrame) -> str:
+  """A note where the curves are not of size alone."""
+  seen = rows_of(having(runs, "step", "batch"))
+  if seen.empty or seen.max() <= 1.05 * seen.min():
+    return ""
+  return f" (the runs have unequal rows, {seen.min():.3g} to {seen.max():.3g})"
 
 
 def _gaps(one: Fit, two: Fit, sense: int) -> _Gaps:

@@ -190,16 +190,17 @@ def _of(table: pd.DataFrame, column: str, *levels: str) -> pd.DataFrame:
 
 
 def _unequal(one: pd.DataFrame, two: pd.DataFrame) -> str:
-  """A note where the runs of a pair were not trained on as many rows.
-
-  A row is an image under one mask: random order may show an image under several.
-  """
+  """A note where the runs of a pair were not trained on as many rows."""
   if not {"step", "batch"} <= set(one):
     return ""
-  a, b = (_rows(t) for t in (one, two))
+  a, b = (rows_of(t).mean() for t in (one, two))
   return f" (trained on {a / b:.2g} times the rows)" if abs(a / b - 1) > 0.05 else ""
 
 
-def _rows(table: pd.DataFrame) -> float:
-  masks = table["masks"].fillna(1) if "masks" in table else 1
-  return float((table["step"] * table["batch"] * masks).mean())
+def rows_of(runs: pd.DataFrame) -> pd.Series:
+  """Rows that runs were trained on.
+
+  A row is an image under one mask: random order may show an image under several.
+  """
+  masks = runs["masks"].fillna(1) if "masks" in runs else 1
+  return (runs["step"] * runs["batch"] * masks).astype(float)
