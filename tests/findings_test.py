@@ -188,10 +188,34 @@ def test_orders_are_compared_in_one_unit(runs):
   assert (s[ORDER_LOSS] == s["val/nats"])[discrete].all()
   even = s["val/loss"] * np.where(s["order"] == "random", 1.1, 1.0)
   np.testing.assert_allclose(s[ORDER_LOSS][~discrete], even[~discrete])
+  # The standard error of val/loss is not one of this mean.
+  assert s[f"{ORDER_LOSS}_sem"].isna()[~discrete].all()
+  assert (s[f"{ORDER_LOSS}_sem"] == s["val/nats_sem"])[discrete].all()
   bare = runs.drop(columns=[c for c in runs if "nats" in c or "known" in c])
   finding = findings(Study(bare))["loss_order"]
   assert "discrete" not in " ".join(finding.evidence[1:])
   assert [n.split(":")[0] for n in finding.needs[-2:]] == ["discrete", "continuous"]
+
+
+def test_orders_of_continuous_tokens_are_compared_by_their_density(runs):
+  """Nats of a density may be negative: 4 +- 0.98 less for random order, at any size."""
+  rank = runs.groupby("cell").cumcount()
+  nats = -30 - 2 * rank - 4 * (runs["order"] == "random")
+  columns = {"val/density_nats": nats, "val/density_nats_sem": 0.5 / np.sqrt(2)}
+  table = runs.assign(**columns).where(runs["tokens"] == "continuous")
+  table = table.fillna(runs[runs["tokens"] == "discrete"])
+  order, crossing = (
+    FINDINGS[name](Study(table)) for name in ("loss_order", "loss_crossing")
+  )
+  # Of tokens that are discrete the difference is of nats as well, not a share.
+  assert "continuous xs: -34 [-34.7, -33.3] against -30 [-30.7, -29.3], -4 [-4.98, -3.02]" in order.evidence  # fmt: skip  # noqa: E501
+  assert "%" not in " ".join(order.evidence) and order.verdict == ABSENT
+  assert "random is better in 5, worse in 5, open in 0 of 10" in order.evidence[0]
+  assert "the loss of random is -4.0" in crossing.evidence[0]
+  # Where only one run has it, no two quantities are mixed.
+  one = table["val/density_nats"].where(table.index == table.index[0])
+  mixed = Study(table.assign(**{"val/density_nats": one}))
+  assert not mixed.by_density and (mixed.compared[ORDER_LOSS] > 0).all()
 
 
 def test_intervals_of_sums_and_tags():

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.curves.intervals import student
-from analysis.report.findings.judge import Estimate
+from analysis.report.findings.judge import TITLES, Estimate
 from analysis.report.study import ORDER_LOSS
 from analysis.runs.rows import by_cell, having
 
@@ -20,7 +20,7 @@ _EXAMPLES = {
   "kid": ("kid_images", "sample/seconds_per_image"),
   "geneval/overall": ("sample/images", "sample/seconds_per_image"),
   "val/loss": ("val/loss_count", ""),
-  ORDER_LOSS: ("val/loss_count", ""),
+  ORDER_LOSS: (f"{ORDER_LOSS}_count", ""),
 }
 
 
@@ -38,7 +38,8 @@ def images(e: Estimate, runs: pd.DataFrame, metric: str, what: str) -> tuple[str
   if e.sign:
     return ()
   if not np.isfinite(e.half):
-    return (f"{what}: an evaluation of {metric} that gives an interval",)
+    name = TITLES.get(metric, metric)
+    return (f"{what}: an evaluation of {name} that gives an interval",)
   times = (e.half / abs(e.value)) ** 2 if e.value else np.inf
   if times > MOST:
     limit = max(abs(e.lo), abs(e.hi))

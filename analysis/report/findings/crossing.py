@@ -7,6 +7,7 @@ m points of compute.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,31 +21,43 @@ from analysis.runs.rows import having
 
 HORIZON = 100  # times the largest compute: curves are not asked what is beyond
 POINTS = 401
+POWER, LINEAR = ("power", "compute"), ("linear", "log10 compute")
 
 
 def of_kid(s: Study) -> Finding:
   metric, name = lower_metric(s.ended)
-  return _crossing(s, TOKENS, name, "power", "compute", metric, low=True)
+  return _crossing(s, TOKENS, name, *POWER, metric, low=True)
 
 
 def of_loss(s: Study) -> Finding:
-  return _crossing(s, ORDER, "loss", "power", "compute", ORDER_LOSS, low=True)
+  # Nats of a density may be negative: no power law.
+  linear = ("continuous",) if s.by_density else ()
+  return _crossing(s, ORDER, "loss", *POWER, ORDER_LOSS, low=True, linear=linear)
 
 
 def of_geneval(s: Study) -> Finding:
-  return _crossing(s, ORDER, "GenEval", "linear", "log10 compute", "geneval/overall")
+  return _crossing(s, ORDER, "GenEval", *LINEAR, "geneval/overall")
 
 
 def _crossing(
-  s: Study, factor: Factor, name: str, form: str, x: str, y: str, *, low: bool = False
+  s: Study,
+  factor: Factor,
+  name: str,
+  form: str,
+  x: str,
+  y: str,
+  *,
+  low: bool = False,
+  linear: Sequence[str] = (),
 ) -> Finding:
   column, a, b, other = factor
   claim = (
     f"{a.capitalize()} {column} overtakes {b} in {name} as size grows, at equal rows"
   )
   claim = claim.replace("tokens overtakes", "tokens overtake")
+  curves = f"{form} in {x}" + "".join(f"; {v}: {' in '.join(LINEAR)}" for v in linear)
   test = (
-    f"a curve ({form} in {x}) through the finished runs of each cell, which differ in "
+    f"a curve ({curves}) through the finished runs of each cell, which differ in "
     f"size and not in rows: {a} is ahead at the largest compute that both reach, by "
     "the interval of the gap; it does not overtake where it is behind and no larger "
     f"model on as many rows, up to {HORIZON} times the compute, could change it"
@@ -61,7 +74,8 @@ def _crossing(
       needs.append(f"{level}: {name} of finished runs of {a} and {b}")
       continue
     cells = [r["cell"].iloc[0] for r in pair.values()]
-    one, two = (s.fit(cell, form=form, x=x, y=y) for cell in cells)
+    shape, over = LINEAR if level in linear else (form, x)
+    one, two = (s.fit(cell, form=shape, x=over, y=y) for cell in cells)
     if one.refused or two.refused:
       signs.append(0)
       evidence.append(f"{level}: no curves ({one.refused or two.refused})")
