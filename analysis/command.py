@@ -3,9 +3,10 @@
 import argparse
 import dataclasses
 import json
+import math
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,33 @@ def run(main: Callable[[], None]) -> None:
   """Runs a main(); a mistake of the user is one line and exit status 2."""
   try:
     main()
-  except (ValueError, FileNotFoundError) as error:
-    print(f"error: {error}", file=sys.stderr)
+  except (ValueError, OSError) as error:
+    told: object = error
+    if isinstance(error, OSError) and error.filename and error.strerror:
+      told = f"{error.filename}: {error.strerror}"
+    print(f"error: {told}", file=sys.stderr)
     sys.exit(2)
+
+
+def positive(text: str) -> float:
+  """A type of arguments: a finite number above zero."""
+  value = float(text)
+  if not 0 < value < math.inf:
+    raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+  return value
+
+
+def count(text: str, least: int = 1) -> int:
+  """A type of arguments: how many of something, at least one."""
+  value = int(text)
+  if value < least:
+    raise argparse.ArgumentTypeError(f"{text} is too few; at least {least}")
+  return value
+
+
+def count_or_none(text: str) -> int:
+  """As `count`, or 0."""
+  return count(text, 0)
 
 
 def add_table(parser: argparse.ArgumentParser) -> None:
@@ -40,11 +65,11 @@ def add_table(parser: argparse.ArgumentParser) -> None:
   add("--compute", default=None, help="column of training FLOPs (default: compute)")
   add("--loss", default=None, help="column of the loss (default: val/loss)")
   add("--cell", default=None, help="rows of this cell only")
-  add("--drop-largest", type=int, default=0, metavar="K",
-      help="leave out the K largest losses")  # fmt: skip
-  add("--starts", type=int, default=None, help="of the search for the best parameters")
-  add("--draws", type=int, default=500, help="of the bootstrap")
-  add("--seed", type=int, default=0)
+  add("--drop-largest", type=count_or_none, default=0, metavar="K",
+      help="leave out the K largest losses of each cell")  # fmt: skip
+  add("--starts", type=count, help="of the search for the best parameters")
+  add("--draws", type=count, default=500, help="of the bootstrap")
+  add("--seed", type=count_or_none, default=0)
 
 
 def read_table(args: argparse.Namespace, rows: str = "run") -> pd.DataFrame:
@@ -68,8 +93,25 @@ def read_table(args: argparse.Namespace, rows: str = "run") -> pd.DataFrame:
   if args.drop_largest:
     need(table, ["val/loss"], args.csv)
     losses = pd.to_numeric(table["val/loss"], errors="coerce")
-    table = table.drop(index=losses.nlargest(args.drop_largest).index)
+    for _, rows in _by_cell(table):
+      worst = losses[rows.index].nlargest(args.drop_largest)
+      table = table.drop(index=worst.index)
   return table
+
+
+def per_token(table: pd.DataFrame) -> float:
+  """Training FLOPs per parameter and token: the median of a table, or the usual 6.
+
+  Random order reads a token under several masks, and heads and aligners have FLOPs that
+  their parameters do not tell.
+  """
+  rows = having(table, "N", "D", "compute")
+  ratio = (rows["compute"] / rows["N"] / rows["D"])[rows["D"] > 0]
+  return float(ratio.median()) if len(ratio) else 6.0
+
+
+def _by_cell(table: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+  return table.groupby("cell", sort=False) if "cell" in table else [("", table)]
 
 
 def fit_main() -> None:
@@ -83,33 +125,33 @@ def fit_main() -> None:
   add("--fix", action="append", default=[], metavar="NAME=VALUE",
       help="a parameter that is known, such as low=0.04")  # fmt: skip
   add("--intervals", default="auto", choices=METHODS)
-  add("--hold-out", type=float, default=None, metavar="X",
+  add("--hold-out", type=positive, default=None, metavar="X",
       help="predict what is above this x (compute, for chinchilla)")  # fmt: skip
   add("--json", default=None, metavar="FILE", help="write the fits; - is stdout")
   args = parser.parse_args()
   form = FORMS[args.form]
   table = read_table(args, form.rows)
   need(table, [*(args.x or form.columns), args.y or form.y], args.csv)
-  hold_out = args.hold_out
-  if hold_out and args.form == "chinchilla":
-    hold_out /= 6  # the fit's own scale is N D
   options = dict(
-    fixed=_fixed(args.fix), intervals=args.intervals, hold_out=hold_out,
+    fixed=_fixed(args.fix), intervals=args.intervals,
     draws=args.draws, starts=args.starts, seed=args.seed,
   )  # fmt: skip
-  cells = table.groupby("cell", sort=False) if "cell" in table else [("", table)]
-  results = {
-    cell: fit(rows, form=args.form, x=args.x, y=args.y, **options)
-    for cell, rows in cells
-  }
+  results = {}
+  for cell, rows in _by_cell(table):
+    above = args.hold_out
+    if above and args.form == "chinchilla":
+      above /= per_token(rows)  # the fit's own scale is N D
+    results[cell] = fit(
+      rows, form=args.form, x=args.x, y=args.y, hold_out=above, **options
+    )
   if not results:
     raise FitError(f"{args.csv} has no rows with a cell")
   summary = [{"cell": c} | r.to_dict() for c, r in results.items()]
   text = json.dumps(summary if len(summary) > 1 else summary[0], indent=1)
-  if args.json and args.json != "-":
-    Path(args.json).write_text(text + "\n")
   told = [f"{c + ': ' if c else ''}{r.summary}" for c, r in results.items()]
   print(text if args.json == "-" else "\n".join(told))
+  if args.json and args.json != "-":
+    Path(args.json).write_text(text + "\n")
   if all(r.refused for r in results.values()):
     raise FitError(f"no fit: {next(iter(results.values())).refused}")
 
@@ -132,13 +174,13 @@ def plan_main() -> None:
   parser = argparse.ArgumentParser(prog="python -m analysis.plan")
   add_table(parser)
   add = parser.add_argument
-  add("--budget", type=float, action="append", help="training FLOPs; repeatable")
+  add("--budget", type=positive, action="append", help="training FLOPs; repeatable")
   add("--form", default="chinchilla", choices=PLANNED)
-  add("--around", type=float, metavar="N", help="no fit: sizes around N")
+  add("--around", type=positive, metavar="N", help="no fit: sizes around N")
   add("--sweep", metavar="FILE", help="write a sweep for launch.sweep")
   add("--config", default="configs/fluid.py", help="what the sweep's runs are made of")
-  add("--sizes", type=int, default=5, help="per budget")
-  add("--spacing", type=float, default=1.5, help="between neighbouring sizes")
+  add("--sizes", type=count, default=5, help="per budget")
+  add("--spacing", type=positive, default=1.5, help="between neighbouring sizes")
   add(
     "--override", metavar="KEY=VALUE", action="append", default=[],
     help="config key of all runs of the sweep, such as batch=32; repeatable",
@@ -181,24 +223,27 @@ def _override(text: str) -> tuple[str, Any]:
 
 
 def _planner(args: argparse.Namespace, runs: pd.DataFrame) -> Planner | Guess:
-  both = having(runs, "N", "D", "compute")
-  ratio = (both["compute"] / both["N"] / both["D"])[both["D"] > 0]
-  per_token = float(ratio.median()) if len(ratio) else 6.0
+  flops = per_token(runs)
   if args.around:
-    return Guess(args.around, min(args.budget), per_token)
+    return Guess(args.around, min(args.budget), flops)
   form = FORMS[args.form]
   table = finished(runs) if form.rows == "run" else read_table(args, form.rows)
   need(table, [*form.columns, form.y], args.csv)
   options = dict(draws=args.draws, starts=args.starts, seed=args.seed)
   result = fit(table, form=args.form, **options)
-  planner = Planner(result, per_token)
+  planner = Planner(result, flops)
   print(result.summary)
   return planner
 
 
 def _score(args: argparse.Namespace) -> None:
-  told = pd.DataFrame(json.loads(Path(args.score).read_text()).get("runs", []))
-  if told.empty or told["loss"].isna().all():
+  try:
+    record = json.loads(Path(args.score).read_text())
+  except ValueError as error:
+    raise FitError(f"{args.score} is no prediction: {error}") from error
+  runs = record.get("runs", []) if isinstance(record, dict) else []
+  told = pd.DataFrame(runs)
+  if "loss" not in told or told["loss"].isna().all():
     raise FitError(f"{args.score} predicts no losses; write it with --sweep --predict")
   table = score(told, load(args.csv))
   if table.empty:

@@ -11,9 +11,15 @@ import pytest
 
 from analysis import coverage
 from analysis.command import fit_main, plan_main, run
+from analysis.report.report import main as report_main
+from analysis.runs.load import main as load_main
 
 ROOT = Path(__file__).parents[1]
 X = np.geomspace(1e5, 3e6, 6)
+MAINS = {
+  "fit": fit_main, "plan": plan_main, "load": load_main, "report": report_main,
+  "coverage": coverage.main,
+}  # fmt: skip
 
 
 def test_fit_prints_writes_and_says_what_is_wrong(tmp_path):
@@ -66,6 +72,42 @@ def test_a_table_without_rows_or_columns_is_named(
   assert capsys.readouterr() == ("", f"error: {tmp_path / name} {missing}\n")
 
 
+BUDGETS = "analysis/results/toy_budgets"
+
+
+@pytest.mark.parametrize(
+  "command, arguments, said",
+  [
+    ("fit", "--draws=0", "argument --draws: 0 is too few; at least 1"),
+    ("fit", "--drop-largest=-2", "--drop-largest: -2 is too few; at least 0"),
+    ("fit", "--seed=-1", "--seed: -1 is too few; at least 0"),
+    ("fit", "--hold-out=nan", "--hold-out: nan is not a positive number"),
+    ("fit", "--fix=a=nan", "error: cannot fix a at nan: it has to be finite"),
+    ("fit", "--form=power_floor --fix=E=-1", "fix E at -1: it has to be positive"),
+    ("fit", "--json=/", "error: /: Is a directory"),
+    ("plan", "--budget=-1", "--budget: -1 is not a positive number"),
+    ("plan", "--budget=inf", "--budget: inf is not a positive number"),
+    ("plan", "--budget=1 --around=-5", "--around: -5 is not a positive number"),
+    ("plan", "--budget=1 --sizes=0", "--sizes: 0 is too few; at least 1"),
+    ("plan", f"--score={BUDGETS}/runs.json", "predicts no losses; write it with"),
+    ("plan", "--score=README.md", "error: README.md is no prediction: Expecting"),
+    ("coverage", "--studies=0", "--studies: 0 is too few; at least 1"),
+    ("load", "--csv=/nonexistent/a.csv", "non-existent directory: '/nonexistent'"),
+    ("report", "--out=README.md", "error: README.md/figures: Not a directory"),
+  ],
+)
+def test_what_makes_no_sense_is_one_line(command, arguments, said, monkeypatch, capsys):
+  monkeypatch.chdir(ROOT)
+  main = MAINS[command]
+  table = [] if command == "coverage" else [f"--workdir={BUDGETS}"]
+  monkeypatch.setattr(sys, "argv", [command, *table, *arguments.split()])
+  with pytest.raises(SystemExit) as stopped:
+    run(main)
+  assert stopped.value.code == 2
+  lines = capsys.readouterr().err.splitlines()
+  assert said in lines[-1] and not [x for x in lines if "Traceback" in x]
+
+
 @pytest.mark.parametrize("form", ["isoflop", "chinchilla"])
 def test_fit_and_plan_read_numbers_as_people_write_them(
   form, tmp_path, monkeypatch, capsys
@@ -86,6 +128,36 @@ def test_fit_and_plan_read_numbers_as_people_write_them(
       run(main)
       said.append(capsys.readouterr().out)
     assert said[0] == said[1] and "0.514" in said[0]
+
+
+def test_hold_out_and_drop_largest_are_of_each_cell(tmp_path, monkeypatch, capsys):
+  """Of cells with 26 and 6 FLOPs per parameter and token, and other units of loss."""
+  n, d = coverage.PLANTS["chinchilla"].study(np.random.default_rng(0))["x"]
+  loss = coverage.chinchilla(n, d, **coverage.CHINCHILLA)
+  cells = [
+    pd.DataFrame({"cell": cell, "N": n, "D": d, "compute": k * n * d, "val/loss": u})
+    for cell, k, u in (("masked", 26, loss / 10), ("causal", 6, loss))
+  ]
+  pd.concat(cells).to_csv(tmp_path / "t.csv", index=False)
+
+  def held(*more):
+    argv = ["fit", f"--csv={tmp_path}/t.csv", "--form=chinchilla", "--json=-"]
+    argv += ["--intervals=none", "--starts=20", "--drop-largest=3", *more]
+    monkeypatch.setattr(sys, "argv", argv)
+    run(fit_main)
+    return json.loads(capsys.readouterr().out)
+
+  limit = float(np.sort(6 * n * d)[80]) * 1.001
+  for f, k in zip(held(f"--hold-out={limit}"), (26, 6)):
+    assert f["n"] == len(n) - 3
+    assert len(f["held_out"]["actual"]) == (k * n * d > limit).sum()
+  one, two = held("--hold-out=1e30")
+  assert one["held_out"] is two["held_out"] is None
+  assert (
+    one["warnings"]
+    == two["warnings"]
+    == ["nothing is held out: no point is above the limit asked for"]
+  )
 
 
 @pytest.mark.parametrize("name", ["fit", "plan", "plots", "report", "load", "coverage"])

@@ -10,7 +10,7 @@ from scipy import optimize, stats
 
 import analysis
 from analysis import coverage
-from analysis.curves import solve
+from analysis.curves import intervals, solve
 from analysis.curves.forms import FORMS
 from analysis.curves.frontier import grid_bias
 from analysis.curves.result import FitError
@@ -83,6 +83,18 @@ def test_power_intervals_cover_nominally():
   table = coverage.simulate("power", 200)
   assert (abs(table["coverage"] - 0.95) < 0.05).all()
   assert (abs(table["held-out coverage"] - 0.95) < 0.05).all()
+
+
+def test_cells_that_share_their_noise_predict_closer_and_cover_as_nominally():
+  own, pooled = coverage.simulate_cells(40).to_dict("records")
+  # 160 predictions each: 0.017 is a standard error. 800: docs/analysis.md.
+  assert own["held-out coverage"] == pytest.approx(0.95, abs=0.05)
+  assert pooled["held-out coverage"] == pytest.approx(0.95, abs=0.05)
+  assert pooled["half"] < own["half"] / 2
+  samples = np.random.default_rng(0).normal(size=(3, 7)) * [[1], [2], [3]]
+  parts = [(float(np.std(x[:n], ddof=1)), n - 1) for x, n in zip(samples, (3, 5, 7))]
+  lists = [x[:n] for x, n in zip(samples, (3, 5, 7))]
+  assert intervals.alike(parts) == pytest.approx(stats.bartlett(*lists).pvalue)
 
 
 def test_a_profile_of_a_line_is_the_textbooks_interval():

@@ -90,8 +90,8 @@ def write_run(folder, tokens, order, size, *, geneval=True, done=True, steps=100
       tags = {t: 0.3 + 0.05 * rank + gain * (t != "single_object") for t in TAGS}
       values |= {f"geneval/{t}": v / late for t, v in tags.items()}
       values["geneval/overall"] = float(np.mean(list(tags.values()))) / late
-      values["geneval/overall_lo"] = values["geneval/overall"] - 0.02
-      values["geneval/overall_hi"] = values["geneval/overall"] + 0.02
+      values["geneval/overall_lo"] = values["geneval/overall"] - 0.01
+      values["geneval/overall_hi"] = values["geneval/overall"] + 0.01
       values |= {"geneval/chance": 0.04, "geneval/tokenizer": 0.9}
     loss_values = {k: values.pop(k) for k in list(values) if k.startswith("val/")}
     named = {"loss": loss_values, "distribution": values}  # A line an evaluator.

@@ -139,8 +139,11 @@ def fit_points(
   theta, reached = problem.best(starts or curve.count, seed)
   result = _with(result, problem, theta, reached)
   result = _with_intervals(result, problem, intervals, draws, seed)
-  result = dataclasses.replace(result, held_out=_hold_out(result, problem, hold_out))
-  return dataclasses.replace(result, warnings=result.warnings + _doubts(result))
+  held = _hold_out(result, problem, hold_out)
+  doubts = _doubts(result)
+  if hold_out and not held:
+    doubts += (_not_held_out(result, hold_out),)
+  return dataclasses.replace(result, held_out=held, warnings=result.warnings + doubts)
 
 
 def _fixed(curve: Form, fixed: Mapping[str, float]):
@@ -149,6 +152,10 @@ def _fixed(curve: Form, fixed: Mapping[str, float]):
   for name, value in fixed.items():
     if name not in known:
       raise FitError(f"cannot fix '{name}'; choose from {', '.join(known)}")
+    low = value > 0 or (name == "E" and value == 0) or not known[name].exp
+    if not (low and np.isfinite(value)):
+      asked = "positive" if known[name].exp else "finite"
+      raise FitError(f"cannot fix {name} at {value:g}: it has to be {asked}")
     free[known[name].index] = False
     start[known[name].index] = known[name].inner(value)
   return free, start
@@ -183,7 +190,7 @@ def _with(result: Fit, problem: Problem, theta, reached: float) -> Fit:
   result = dataclasses.replace(result, theta=theta, reached=reached, spread=spread)
   _, slope = problem.curve(theta[None], problem.x)
   matrix = np.zeros((len(theta), len(theta)))
-  inside = intervals.covariance(slope[0][problem.free], spread**2)
+  inside = intervals.covariance(slope[0][problem.free])
   matrix[np.ix_(problem.free, problem.free)] = inside
   target = problem.target
   off = np.sum(result.weights * result.residuals**2)
@@ -191,7 +198,7 @@ def _with(result: Fit, problem: Problem, theta, reached: float) -> Fit:
   total = np.sum(result.weights * (target - mean) ** 2)
   return dataclasses.replace(
     result,
-    covariance=matrix,
+    unit=matrix,
     params=parameters(result),
     r2=float(1 - off / total) if total else np.nan,
     aicc=_aicc(problem, rss, theta),
@@ -254,6 +261,14 @@ def _aicc(problem: Problem, rss: float, theta) -> float:
   return float(fitted + 2 * k + 2 * k * (k + 1) / (n - k - 1))
 
 
+def _not_held_out(result: Fit, above: float) -> str:
+  over = int((np.prod(result.x, axis=0) > above).sum())
+  if not over:
+    return "nothing is held out: no point is above the limit asked for"
+  few = len(result.y) - over
+  return f"nothing is held out: {few} below the limit asked for are too few for a fit"
+
+
 def _hold_out(result: Fit, problem: Problem, above: float | None) -> HeldOut | None:
   """Fits what is not above the limit and predicts what is."""
   key = np.prod(result.x, axis=0)
@@ -278,5 +293,8 @@ def _hold_out(result: Fit, problem: Problem, above: float | None) -> HeldOut | N
   weights = np.bincount(group.ravel(), result.weights[~rest])
   actual = np.bincount(group.ravel(), (result.weights * result.y)[~rest]) / weights
   predicted = part.predict(*points)
-  lo, hi = part.band(*points, new_run=True, weights=weights)
-  return HeldOut(float(above), points, actual, predicted, lo, hi)
+  noise = part.noise(points, weights)
+  return HeldOut(
+    float(above), points, actual, predicted, noise, part.spread, part.freedom,
+    part.curve.log,
+  )  # fmt: skip

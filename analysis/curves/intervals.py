@@ -12,6 +12,8 @@ each one's seeds: weights, and so one batch of fits.
 S draws, n points, k parameters.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import stats
 
@@ -25,11 +27,32 @@ def student(freedom: int) -> float:
   return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
-def covariance(slope: np.ndarray, variance: float) -> np.ndarray:
-  """Of least squares with derivatives [f, n] -> [f, f]."""
+def pooled(parts: Sequence[tuple[float, int]]) -> tuple[float, int]:
+  """One standard deviation from several, and its degrees of freedom.
+
+  Args:
+    parts: standard deviations that estimate the same noise, and the degrees of freedom
+      of each.
+  """
+  spread, freedom = np.array(parts, float).T
+  total = freedom.sum()
+  return float(np.sqrt(spread**2 @ freedom / total)), int(total)
+
+
+def alike(parts: Sequence[tuple[float, int]]) -> float:
+  """p of Bartlett's test that the parts of `pooled` estimate the same noise."""
+  (spread, freedom), (whole, total) = np.array(parts, float).T, pooled(parts)
+  with np.errstate(divide="ignore"):
+    ratio = freedom @ np.log(whole**2 / spread**2)
+  few = (np.sum(1 / freedom) - 1 / total) / (3 * (len(parts) - 1))
+  return float(stats.chi2.sf(ratio / (1 + few), len(parts) - 1))
+
+
+def covariance(slope: np.ndarray) -> np.ndarray:
+  """Of least squares with derivatives [f, n] and noise of variance 1 -> [f, f]."""
   size = np.sqrt(np.maximum((slope**2).sum(1), 1e-300))
   unit = slope / size[:, None]
-  return variance * np.linalg.pinv(unit @ unit.T) / np.outer(size, size)
+  return np.linalg.pinv(unit @ unit.T) / np.outer(size, size)
 
 
 def profile(problem, theta, index: int, spread: float) -> tuple[float, float]:

@@ -28,15 +28,36 @@ class HeldOut:
   Attributes:
     above: size (or compute, where there are two inputs) that the fit did not pass.
     x: [d, m], in ascending order; runs of equal x are one point, their mean.
-    actual, predicted, lo, hi: [m]; 95 % prediction intervals of the means.
+    actual, predicted: [m].
+    noise: standard errors of the predictions of the means, for runs that scatter by 1
+      around the curve [m].
+    spread, freedom: how much runs do, and the degrees of freedom that tell it: of the
+      runs fitted, or of several fits (`intervals.pooled`), by `dataclasses.replace`.
+    log: whether noise and spread are of log y.
   """
 
   above: float
   x: np.ndarray
   actual: np.ndarray
   predicted: np.ndarray
-  lo: np.ndarray
-  hi: np.ndarray
+  noise: np.ndarray
+  spread: float
+  freedom: int
+  log: bool
+
+  @property
+  def lo(self) -> np.ndarray:
+    """Lower ends of the 95 % prediction intervals [m]."""
+    return self._moved(-1)
+
+  @property
+  def hi(self) -> np.ndarray:
+    """Upper ends [m]."""
+    return self._moved(1)
+
+  def _moved(self, sign: int) -> np.ndarray:
+    half = sign * intervals.student(self.freedom) * self.spread * self.noise
+    return self.predicted * np.exp(half) if self.log else self.predicted + half
 
   @property
   def errors(self) -> np.ndarray:
@@ -70,9 +91,8 @@ class HeldOut:
 
   def to_dict(self) -> dict:
     """JSON-able."""
-    return _plain(
-      dataclasses.asdict(self) | {"error": self.error, "inside": self.inside}
-    )
+    names = ("lo", "hi", "error", "inside")
+    return _plain(dataclasses.asdict(self) | {k: getattr(self, k) for k in names})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +106,7 @@ class Fit:
     refused: why there are no parameters ('' if there are).
     warnings: what to know before believing it.
     theta, free: inner parameters [k] and which of them were fitted.
-    covariance: of theta, zero where not free [k, k].
+    unit: covariance of theta for a spread of 1, zero where not free [k, k].
     draws: bootstrapped theta [S, k], where that was asked for.
     params, intervals: by public name.
     r2: in the space of the residuals, which `space` names ('log' or 'linear').
@@ -106,7 +126,7 @@ class Fit:
   warnings: tuple[str, ...] = ()
   theta: np.ndarray = dataclasses.field(default_factory=_nothing)
   free: np.ndarray = dataclasses.field(default_factory=_nothing)
-  covariance: np.ndarray = dataclasses.field(default_factory=_nothing)
+  unit: np.ndarray = dataclasses.field(default_factory=_nothing)
   draws: np.ndarray | None = None
   params: dict[str, float] = dataclasses.field(default_factory=dict)
   intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
@@ -131,6 +151,11 @@ class Fit:
     return len(self.y) - int(self.free.sum())
 
   @property
+  def covariance(self) -> np.ndarray:
+    """Of theta [k, k]."""
+    return self.spread**2 * self.unit
+
+  @property
   def residuals(self) -> np.ndarray:
     """log y (or y) minus the curve's [n]."""
     return self.curve.inner(self.y) - self._evaluate(self.x)[0]
@@ -144,19 +169,27 @@ class Fit:
   ) -> tuple[np.ndarray, np.ndarray]:
     """95 % interval of the curve at x [m], or of a new run of some weight there."""
     at = self._stack(x)
-    value, slope = self._evaluate(at)
-    noise = self.spread**2 / weights if new_run else 0.0
+    value = self._evaluate(at)[0]
+    weights = weights if new_run else np.inf
     if self.draws is not None:
       curves = self.curve.curve(self.draws, self.curve.inner(at))[0]
       lo, hi = intervals.quantiles(curves)
-      noise = intervals.student(self.freedom) * np.sqrt(noise)
+      noise = intervals.student(self.freedom) * self.spread / np.sqrt(weights)
       lo = value - np.hypot(value - lo, noise)
       hi = value + np.hypot(hi - value, noise)
     else:
-      variance = np.einsum("km,kl,lm->m", slope, self.covariance, slope)
-      half = intervals.student(self.freedom) * np.sqrt(variance + noise)
+      half = intervals.student(self.freedom) * self.spread * self.noise(at, weights)
       lo, hi = value - half, value + half
     return self.curve.outer(lo), self.curve.outer(hi)
+
+  def noise(self, x: np.ndarray, weights: np.ndarray | float = np.inf) -> np.ndarray:
+    """Standard errors for a spread of 1 of runs of some weight at x [d, m] -> [m].
+
+    With weights of infinity, those of the curve itself.
+    """
+    slope = self._evaluate(x)[1]
+    variance = np.einsum("km,kl,lm->m", slope, self.unit, slope)
+    return np.sqrt(variance + 1 / np.asarray(weights))
 
   def derived(
     self, function: Callable[[np.ndarray], np.ndarray]

@@ -21,9 +21,13 @@ CHANCE = {"geneval/overall": "geneval/chance"}
 CEILING = {"geneval/overall": "geneval/tokenizer", "kid": "kid_tokenizer"}
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 KEYS = ["run", "cell", "size", "status", "step", "N", "compute"]
-# What both orders of a token type share a scale in (Study.compared), and how many
-# tenths of tokens known the evaluation of likelihood tells apart.
-ORDER_LOSS, TENTHS = "val/order_loss", 10
+# What both orders of a token type share a scale in (Study.compared): of these columns
+# the first that as many of its finished runs have as any. KNOWN is the mean over the
+# tenths of tokens known, so that no distribution of masks weighs one share of known
+# tokens more than another; nothing tells its standard error.
+ORDER_LOSS, KNOWN, DENSITY = "val/order_loss", "val/loss_known", "val/density_nats"
+_ORDER_LOSSES = {"discrete": ["val/nats"], "continuous": [DENSITY, KNOWN, "val/loss"]}
+TENTHS = 10  # that the evaluation of likelihood tells apart
 PAPER = "Fluid, published"  # beside the cells: the rows that the paper printed
 
 
@@ -60,26 +64,26 @@ class Study:
 
   @functools.cached_property
   def compared(self) -> pd.DataFrame:
-    """The finished runs with ORDER_LOSS and ORDER_LOSS_sem.
-
-    Discrete: val/nats. Continuous: the mean of val/loss_known, so that no distribution
-    of masks weighs one share of known tokens more than another, or else val/loss.
-    """
+    """The finished runs with ORDER_LOSS, ORDER_LOSS_sem and ORDER_LOSS_count."""
     runs = self.ended
     if "tokens" not in runs:
-      columns = dict.fromkeys([*runs, "tokens", "order", "cell", ORDER_LOSS])
-      return runs.reindex(columns=[*columns])
-    blank = pd.Series(np.nan, runs.index)
-    discrete = runs["tokens"] == "discrete"
+      needed = [*runs, "tokens", "order", "cell", ORDER_LOSS]
+      return runs.reindex(columns=[*dict.fromkeys(needed)])
     known = [c for c in loss_known() if c in runs]
-    even = runs[known].mean(axis=1) if known else blank
-    loss, nats = (
-      {end: runs.get(f"val/{name}{end}", blank) for end in ("", "_sem")}
-      for name in ("loss", "nats")
-    )
-    loss[""] = even.fillna(loss[""])
-    added = {f"{ORDER_LOSS}{e}": nats[e].where(discrete, loss[e]) for e in loss}
-    return runs.assign(**added)
+    runs = runs.assign(**{KNOWN: runs[known].mean(axis=1)} if known else {})
+    parts = []
+    for tokens, columns in _ORDER_LOSSES.items():
+      rows = runs[runs["tokens"] == tokens]
+      best = max(columns, key=lambda c: len(having(rows, c)))
+      ends = {e: rows.get(f"{best}{e}", np.nan) for e in ("", "_sem", "_count")}
+      parts.append(rows.assign(**{f"{ORDER_LOSS}{e}": v for e, v in ends.items()}))
+    return pd.concat(parts).loc[runs.index]
+
+  @functools.cached_property
+  def by_density(self) -> bool:
+    """Whether orders of continuous tokens are compared by DENSITY, not by a loss."""
+    rows = having(self.compared, DENSITY, ORDER_LOSS)
+    return bool(len(rows)) and bool((rows[DENSITY] == rows[ORDER_LOSS]).any())
 
   @functools.cached_property
   def curves(self) -> pd.DataFrame:

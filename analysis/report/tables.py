@@ -19,6 +19,7 @@ RESULT = {
   "status": "status",
   "val/loss": "val loss",
   "val/nats": "nats/image",
+  "val/density_nats": "density nats/image",
   "geneval/overall": "GenEval",
   "fid": "FID",
   "kid": "KID",

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.curves.intervals import student
-from analysis.report.findings.judge import Estimate
+from analysis.report.findings.judge import TITLES, Estimate
 from analysis.report.study import ORDER_LOSS
-from analysis.runs.rows import having
+from analysis.runs.rows import by_cell, having
 
 MOST = 100  # times what was spent: what needs more is not asked for
 # Columns: how many images an evaluation has, and what sampling one takes.
@@ -20,7 +20,7 @@ _EXAMPLES = {
   "kid": ("kid_images", "sample/seconds_per_image"),
   "geneval/overall": ("sample/images", "sample/seconds_per_image"),
   "val/loss": ("val/loss_count", ""),
-  ORDER_LOSS: ("val/loss_count", ""),
+  ORDER_LOSS: (f"{ORDER_LOSS}_count", ""),
 }
 
 
@@ -38,7 +38,8 @@ def images(e: Estimate, runs: pd.DataFrame, metric: str, what: str) -> tuple[str
   if e.sign:
     return ()
   if not np.isfinite(e.half):
-    return (f"{what}: an evaluation of {metric} that gives an interval",)
+    name = TITLES.get(metric, metric)
+    return (f"{what}: an evaluation of {name} that gives an interval",)
   times = (e.half / abs(e.value)) ** 2 if e.value else np.inf
   if times > MOST:
     limit = max(abs(e.lo), abs(e.hi))
@@ -85,16 +86,21 @@ def more_sizes(have: int, needed: int, rows: pd.DataFrame, cell: str) -> str:
   return f"{cell}: {missing} more size{'s' * (missing > 1)}{spent}"
 
 
-def training(compute: float, rows: pd.DataFrame) -> str:
-  """A run of so many FLOPs at the largest size: its images and hours."""
-  text = f"training to {compute:.2g} FLOPs"
-  largest = having(rows, "N", "compute", "wall_seconds", "flops_per_image")
-  if largest.empty:
-    return text
-  row = largest.loc[largest["N"].astype(float).idxmax()]
-  shown = compute / (3 * row["flops_per_image"])
-  seconds = compute / row["compute"] * row["wall_seconds"]
-  return f"{text}: {shown:,.0f} images and {hours(seconds)} for {row['run']}"
+def larger(compute: float, rows: pd.DataFrame) -> str:
+  """A run of each cell that spends so many FLOPs on as many rows as its largest one.
+
+  At equal rows FLOPs and hours are taken to grow as N does.
+  """
+  parts = []
+  for cell, runs in by_cell(having(rows, "N", "compute")):
+    row = runs.loc[runs["N"].astype(float).idxmax()]
+    times = compute / row["compute"]
+    if times > 1:
+      text = f"{cell} of {times * row['N']:.2g} parameters"
+      if len(_seconds(runs.loc[[row.name]])):
+        text += f" ({hours(times * row['wall_seconds'])})"
+      parts.append(text)
+  return f"{compute:.2g} FLOPs on as many rows: {' and '.join(parts)}"
 
 
 def hours(seconds: float) -> str:

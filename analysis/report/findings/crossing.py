@@ -1,9 +1,13 @@
-"""Whether one level of the grid overtakes the other with compute, by fitted curves.
+"""Whether one level of the grid overtakes the other with size, by fitted curves.
+
+Runs of a study differ in size and have equal rows: what their curves say of more
+compute is of larger models on as many rows, not of longer training.
 
 m points of compute.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,38 +15,52 @@ import pandas as pd
 from analysis.curves.result import Fit
 from analysis.report.findings import cost
 from analysis.report.findings.judge import Estimate, Finding, verdict
-from analysis.report.findings.pairs import ORDER, TOKENS, Factor
+from analysis.report.findings.pairs import ORDER, TOKENS, Factor, rows_of
 from analysis.report.study import ORDER_LOSS, Study, lower_metric
 from analysis.runs.rows import having
 
 HORIZON = 100  # times the largest compute: curves are not asked what is beyond
 POINTS = 401
+POWER, LINEAR = ("power", "compute"), ("linear", "log10 compute")
 
 
 def of_kid(s: Study) -> Finding:
   metric, name = lower_metric(s.ended)
-  return _crossing(s, TOKENS, name, "power", "compute", metric, low=True)
+  return _crossing(s, TOKENS, name, *POWER, metric, low=True)
 
 
 def of_loss(s: Study) -> Finding:
-  return _crossing(s, ORDER, "loss", "power", "compute", ORDER_LOSS, low=True)
+  # Nats of a density may be negative: no power law.
+  linear = ("continuous",) if s.by_density else ()
+  return _crossing(s, ORDER, "loss", *POWER, ORDER_LOSS, low=True, linear=linear)
 
 
 def of_geneval(s: Study) -> Finding:
-  return _crossing(s, ORDER, "GenEval", "linear", "log10 compute", "geneval/overall")
+  return _crossing(s, ORDER, "GenEval", *LINEAR, "geneval/overall")
 
 
 def _crossing(
-  s: Study, factor: Factor, name: str, form: str, x: str, y: str, *, low: bool = False
+  s: Study,
+  factor: Factor,
+  name: str,
+  form: str,
+  x: str,
+  y: str,
+  *,
+  low: bool = False,
+  linear: Sequence[str] = (),
 ) -> Finding:
   column, a, b, other = factor
-  claim = f"{a.capitalize()} {column} overtakes {b} in {name} as compute grows"
+  claim = (
+    f"{a.capitalize()} {column} overtakes {b} in {name} as size grows, at equal rows"
+  )
   claim = claim.replace("tokens overtakes", "tokens overtake")
+  curves = f"{form} in {x}" + "".join(f"; {v}: {' in '.join(LINEAR)}" for v in linear)
   test = (
-    f"a curve ({form} in {x}) through the finished runs of each cell: {a} is ahead at "
-    "the largest compute that both reach, by the interval of the gap; it does not "
-    f"overtake where it is behind and no compute up to {HORIZON} times that could "
-    "change it"
+    f"a curve ({curves}) through the finished runs of each cell, which differ in "
+    f"size and not in rows: {a} is ahead at the largest compute that both reach, by "
+    "the interval of the gap; it does not overtake where it is behind and no larger "
+    f"model on as many rows, up to {HORIZON} times the compute, could change it"
   )
   signs, evidence = [], []
   needs: list[str] = []
@@ -56,7 +74,8 @@ def _crossing(
       needs.append(f"{level}: {name} of finished runs of {a} and {b}")
       continue
     cells = [r["cell"].iloc[0] for r in pair.values()]
-    one, two = (s.fit(cell, form=form, x=x, y=y) for cell in cells)
+    shape, over = LINEAR if level in linear else (form, x)
+    one, two = (s.fit(cell, form=shape, x=over, y=y) for cell in cells)
     if one.refused or two.refused:
       signs.append(0)
       evidence.append(f"{level}: no curves ({one.refused or two.refused})")
@@ -64,7 +83,7 @@ def _crossing(
       continue
     gaps = _gaps(one, two, -1 if low else 1)
     signs.append(gaps.sign)
-    evidence.append(f"{level}: {gaps.reading(name, a, b)}")
+    evidence.append(f"{level}: {gaps.reading(name, a, b)}{_unequal(rows)}")
     needs += gaps.needs(level, len(one.y), rows)
   evidence = evidence or [f"no finished run has {name} and compute"]
   return Finding(claim, test, verdict(signs), tuple(evidence), tuple(needs))
@@ -125,7 +144,7 @@ class _Gaps:
     return f"{text}; the gap's interval holds zero from {even[0]:.2g} to {even[-1]:.2g}"
 
   def needs(self, level: str, n: int, rows: pd.DataFrame) -> list[str]:
-    """Training to where the curves cross or might, and seeds to tell them apart."""
+    """Sizes at which the curves cross or might, and seeds to tell them apart."""
     if self.sign:
       return []
     # Behind here, and no crossing: to where the gap could have closed.
@@ -135,9 +154,17 @@ class _Gaps:
     if self.here.sign and not np.isfinite(reach) and len(might):
       reach = float(might[0])
     beyond = self.compute[self.last] < reach
-    more = [cost.training(reach, rows)] if beyond else []
+    more = [cost.larger(reach, rows)] if beyond else []
     seeds = cost.seeds(self.here, n, rows, "the gap at the largest compute")
     return [f"{level}: {line}" for line in (*more, *seeds)]
+
+
+def _unequal(runs: pd.DataFrame) -> str:
+  """A note where the curves are not of size alone."""
+  seen = rows_of(having(runs, "step", "batch"))
+  if seen.empty or seen.max() <= 1.05 * seen.min():
+    return ""
+  return f" (the runs have unequal rows, {seen.min():.3g} to {seen.max():.3g})"
 
 
 def _gaps(one: Fit, two: Fit, sense: int) -> _Gaps:

@@ -71,8 +71,8 @@ def combine(weights: Sequence[float] | np.ndarray, parts: list[Estimate]) -> Est
 
   Each end adds in squares the distances to those ends of the parts that move the sum
   its way (MOVER, Zou and Donner 2008), so intervals need not be symmetric. Runs that
-  are judged on the same prompts or real images vary together: of their difference the
-  interval is too wide rather than too narrow.
+  are judged on the same prompts or real images vary together: of the difference of two
+  the interval is too wide rather than too narrow, of a sum too narrow (see `mean`).
   """
   w = np.asarray(weights, float)
   value, lo, hi = np.array([(p.value, p.lo, p.hi) for p in parts]).T
@@ -84,7 +84,14 @@ def combine(weights: Sequence[float] | np.ndarray, parts: list[Estimate]) -> Est
 
 
 def mean(parts: list[Estimate]) -> Estimate:
-  return combine(np.full(len(parts), 1 / len(parts)), parts)
+  """The mean of estimates that share prompts or real images: its ends are their means.
+
+  That is the interval if they vary wholly together, and too wide if they do not. Those
+  of independent estimates (`combine`) would be too narrow: what some prompts are to all
+  runs of a cell, more runs do not average out.
+  """
+  ends = np.mean([(p.value, p.lo, p.hi) for p in parts], axis=0)
+  return Estimate(*map(float, ends))
 
 
 def measured(rows: pd.DataFrame, metric: str) -> Estimate:

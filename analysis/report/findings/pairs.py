@@ -21,17 +21,15 @@ from analysis.report.findings.judge import (
   measured,
   verdict,
 )
-from analysis.report.study import ORDER_LOSS, TAGS, Study, loss_known, lower_metric
+from analysis.report.study import DENSITY, KNOWN, ORDER_LOSS, TAGS, Study, lower_metric
 from analysis.runs.rows import having
 
 # Column, the level that the paper found better, the other; the column held equal.
 Factor = tuple[str, str, str, str]
 TOKENS: Factor = ("tokens", "continuous", "discrete", "order")
 ORDER: Factor = ("order", "random", "raster", "tokens")
-WITHOUT = (
-  "an evaluation of likelihood (evals.likelihood): val/loss of random order weighs "
-  "masks by how often training draws them"
-)
+WITHOUT = "val/loss of random order weighs masks by how often training draws them"
+NO_ERROR = f"nothing tells the standard error of the mean of {KNOWN}*"
 SEVERAL, SINGLE = ("two_object", "position", "color_attr"), ("single_object", "colors")
 
 
@@ -52,16 +50,20 @@ def geneval_of_orders(s: Study) -> Finding:
 
 
 def loss_of_orders(s: Study) -> Finding:
+  continuous = "nats of a bound on the density" if s.by_density else "diffusion loss"
   claim = (
     "Random order has the lower loss "
-    "(discrete: nats per image, a bound against exact; continuous: diffusion loss)"
+    f"(discrete: nats per image, a bound against exact; continuous: {continuous})"
   )
-  f = better(s.compared, claim, ORDER_LOSS, ORDER, low=True, relative=True)
+  # A density may be above one, and its nats negative: they differ, and have no ratio.
+  relative = not s.by_density
+  f = better(s.compared, claim, ORDER_LOSS, ORDER, low=True, relative=relative)
   needs = f.needs
-  for tokens, columns in (("discrete", ["val/nats"]), ("continuous", loss_known())):
+  for tokens, column in (("discrete", "val/nats"), ("continuous", DENSITY)):
     rows = s.compared[s.compared["tokens"] == tokens]
-    if len(rows) and all(having(rows, c).empty for c in columns):
-      needs += (f"{tokens}: {WITHOUT}",)
+    if len(rows) and having(rows, column).empty:
+      without = NO_ERROR if len(having(rows, KNOWN)) else WITHOUT
+      needs += (f"{tokens}: an evaluation of likelihood (evals.likelihood): {without}",)
   return dataclasses.replace(f, needs=needs)
 
 
@@ -146,8 +148,8 @@ def several_objects(s: Study) -> Finding:
   if not several or not single:
     why = "no pairs of runs with GenEval per tag"
     return Finding(claim, test, OPEN, (why,), ("GenEval of such a pair",))
-  gain = mean(several)
-  more = combine((1, -1), [gain, mean(single)])
+  gain, alone = (combine(np.full(len(g), 1 / len(g)), g) for g in (several, single))
+  more = combine((1, -1), [gain, alone])  # the tags have prompts of their own
   tags = ", ".join(f"{t.replace('_', ' ')} {g:+.3f}" for t, g in gains.items())
   evidence = (
     f"gain for several objects {gain:+.3f}; more than for single ones {more:+.3f}",
@@ -190,16 +192,17 @@ def _of(table: pd.DataFrame, column: str, *levels: str) -> pd.DataFrame:
 
 
 def _unequal(one: pd.DataFrame, two: pd.DataFrame) -> str:
-  """A note where the runs of a pair were not trained on as many rows.
-
-  A row is an image under one mask: random order may show an image under several.
-  """
+  """A note where the runs of a pair were not trained on as many rows."""
   if not {"step", "batch"} <= set(one):
     return ""
-  a, b = (_rows(t) for t in (one, two))
+  a, b = (rows_of(t).mean() for t in (one, two))
   return f" (trained on {a / b:.2g} times the rows)" if abs(a / b - 1) > 0.05 else ""
 
 
-def _rows(table: pd.DataFrame) -> float:
-  masks = table["masks"].fillna(1) if "masks" in table else 1
-  return float((table["step"] * table["batch"] * masks).mean())
+def rows_of(runs: pd.DataFrame) -> pd.Series:
+  """Rows that runs were trained on.
+
+  A row is an image under one mask: random order may show an image under several.
+  """
+  masks = runs["masks"].fillna(1) if "masks" in runs else 1
+  return (runs["step"] * runs["batch"] * masks).astype(float)

@@ -3,11 +3,13 @@
 n sizes.
 """
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 
 from analysis.curves.correlate import correlate
-from analysis.curves.intervals import student
+from analysis.curves.intervals import alike, pooled, student
 from analysis.curves.result import Fit
 from analysis.report.findings import cost
 from analysis.report.findings.judge import (
@@ -63,34 +65,52 @@ def predicted(s: Study) -> Finding:
   test = (
     f"the power law of the smaller sizes is off by at most {CLOSE:.0%}, with a 95 % "
     f"prediction interval that holds the loss and is no wider than {CLOSE:.0%} to "
-    "either side (a wider one could hardly fail: open)"
+    "either side (a wider one could hardly fail: open); the scatter of runs around the "
+    "laws is taken to be one in all cells"
   )
   signs, evidence = [], []
   needs: list[str] = []
-  for cell, rows, f in _laws(s):
+  laws = _laws(s)
+  noises = [(h.spread, h.freedom) for _, _, f in laws if (h := f.held_out)]
+  for cell, rows, f in laws:
     held = f.held_out
     if held is None:
       signs.append(0)
       evidence.append(f"{cell}: {f.refused or 'too few sizes to hold one out'}")
       needs.append(cost.more_sizes(len(rows), 4, rows, cell))
       continue
+    spread, freedom = pooled(noises)
+    held = dataclasses.replace(held, spread=spread, freedom=freedom)
     half = float(np.max((held.hi - held.lo) / 2 / held.predicted))
     evidence.append(f"{cell}: {held.reading}, half its interval {half:.1%}")
     failed = held.inside < 1 or held.error > max(half, CLOSE)
     signs.append(-1 if failed else int(half <= CLOSE))
     if not signs[-1]:
-      needs.append(_narrower(half, len(f.y) - 1, rows, cell))
+      needs.append(_narrower(half, len(f.y), freedom, rows, cell))
+  if len(noises) > 1:
+    evidence.append(_scatter(noises))
   if not evidence:
     evidence.append("no finished run has a validation loss")
   return Finding(claim, test, verdict(signs), tuple(evidence), tuple(needs))
 
 
-def _narrower(half: float, n: int, rows: pd.DataFrame, cell: str) -> str:
-  """More sizes until Student's t of n points less a line is small enough."""
+def _scatter(noises: list[tuple[float, int]]) -> str:
+  """What was pooled, and whether it looks like one noise."""
+  spread, freedom = pooled(noises)
+  each = ", ".join(f"{s:.2%}" for s, _ in noises)
+  return (
+    f"scatter around the laws of the smaller sizes: {spread:.2%} "
+    f"({freedom} degrees of freedom), from {each} of the cells; that it is one in all "
+    f"of them is assumed (Bartlett's test: p = {alike(noises):.2g})"
+  )
+
+
+def _narrower(half: float, n: int, freedom: int, rows: pd.DataFrame, cell: str) -> str:
+  """More sizes than n until Student's t of so much more freedom is small enough."""
   for more in range(1, 20):
-    if half * student(n + more - 2) / student(n - 2) <= CLOSE:
+    if half * student(freedom + more) / student(freedom) <= CLOSE:
       return cost.more_sizes(n, n + more, rows, cell)
-  limit = half * NORMAL / student(n - 2)
+  limit = half * NORMAL / student(freedom)
   return f"{cell}: several seeds of every run: more sizes alone leave {limit:.1%}"
 
 
