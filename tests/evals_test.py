@@ -245,6 +245,9 @@ def test_samples_depend_on_their_prompt_and_number_alone(workdir):
   other = loaded.sample(["two stars", "a circle", prompts[2]], key=5)
   np.testing.assert_array_equal(other[2], want[2])
   assert (loaded.sample(prompts, key=6) != want).any()
+  last = loaded.sample(prompts[2:], key=5, first=2)
+  np.testing.assert_array_equal(last[0], want[2])
+  # Three images are a batch of four, which eight devices fill up.
   on_mesh = api.load(workdir, mesh=sharding.make_mesh(config.Mesh()))
   close = on_mesh.sample(prompts, key=5).astype(int) - want.astype(int)
   assert np.abs(close).max() <= 1

@@ -62,18 +62,10 @@ def test_loss_on_a_mesh_equals_one_device(cell, shape):
   args = params, batch["text"], batch["text_mask"], keys_of()
   alone = generate.lower(net, *args, cfg).compile()
   np.testing.assert_allclose(drawn, alone(*args), rtol=1e-3, atol=1e-4)
-  # No device does what another one does, but for a few small things.
+  # Rows are divided: no device does what another one does, but for small things.
   parts = sharding.batch_parts(mesh)
   work = [c.cost_analysis()["flops"] for c in (divided, alone)]
-  print(
-    "RATIO",
-    cell,
-    shape,
-    work[0] * parts / work[1],
-    divided.memory_analysis().temp_size_in_bytes
-    * parts
-    / alone.memory_analysis().temp_size_in_bytes,
-  )
+  assert work[0] * parts <= 1.2 * work[1]
 
 
 MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)]
