@@ -86,7 +86,10 @@ class Remote:
       return "failed", f"stopped before its last step{said}"
     if code in FATAL or code < 128 and code != REQUEUE:
       return "failed", f"exit status {code}{said}"
-    if end.get("state", "RUNNING") != "RUNNING":
+    # Taken away, or ended while nobody could say why: that was no wish of anyone.
+    gone = end.get("state") in ("", "PREEMPTED", "TIMEOUT")
+    gone = gone or bool(found and found.state == "lost")
+    if end.get("state", "RUNNING") != "RUNNING" and not gone:
       return "cancelled", f"{end['state'].lower()} on {name}; launch.retry"
     # One that was to be submitted again may be gone since we removed it ourselves.
     if not job.get("again"):

@@ -268,6 +268,45 @@ def test_what_somebody_cancels_stays_so_until_it_is_retried(machine, engine):
   machine.until(engine, lambda s: s["run/dr1"] == after)
 
 
+CANCELLED, PREEMPTED = (
+  engines.Found("cancelled", "7", "CANCELLED"),
+  engines.Found("lost", "7", "PREEMPTED"),
+)
+
+
+@pytest.mark.parametrize(
+  "end, found, want",
+  [
+    ({"code": 75, "state": "COMPLETING"}, None, "cancelled"),
+    ({"code": 75, "state": "COMPLETING"}, CANCELLED, "cancelled"),
+    ({"code": 75, "state": "COMPLETING"}, PREEMPTED, "lost"),
+    ({"code": 75, "state": "PREEMPTED"}, None, "lost"),
+    ({"code": 75, "state": "TIMEOUT"}, None, "lost"),
+    ({"code": 75, "state": ""}, None, "lost"),
+    ({"code": 75, "state": ""}, CANCELLED, "cancelled"),
+    ({"code": 3, "state": "PREEMPTED"}, PREEMPTED, "failed"),
+    ({"code": 75, "state": "RUNNING"}, None, "lost"),
+  ],
+)
+def test_what_was_taken_away_is_told_from_what_was_cancelled(
+  machine, end, found, want, monkeypatch
+):
+  asked, workdir = machine.order("slurm", only="dr1"), machine.workdir
+  engine, stages = asked.engine(), asked.stages(workdir)
+  specs = asked.specs(stages, workdir, engine, machine.build)
+  remote = Remote(stages, specs, workdir, engine)
+  for needed in stages[:2]:
+    files.write_json(f"{needed.folder}/done.json", {})
+    said = {"splits": {"train": {}, "val": {}}}
+    files.write_json(f"{needed.folder}/metadata.json", said)
+  remote._submitted("run/dr1", "7")
+  files.write_json(specs["run/dr1"].exit, end | {"restarts": 1})
+  key = specs["run/dr1"].key
+  monkeypatch.setattr(engine, "states", lambda keys: {key: found} if found else {})
+  remote.look()
+  assert remote.entries["run/dr1"].status == want
+
+
 def test_a_scheduler_that_does_not_answer_is_asked_again(machine, monkeypatch, capfd):
   hiccups = machine.workdir.parent / "hiccups"
   monkeypatch.setenv("FAKE_HICCUPS", str(hiccups))

@@ -18,6 +18,7 @@ from launch import code, engines
 from launch.spec import RESTARTS, Code, Rendered, RunSpec
 
 _QUERY = ("squeue", "-h", "--me", "-t", "all", "-o", "%j|%i|%T|%r")
+PATIENCE = 300  # seconds for which the script asks a controller that is away.
 _HELD = re.compile(r"held", re.I)  # In the reason for which a job waits.
 _GONE = ("CANCELLED", "COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED",
          "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")  # fmt: skip
@@ -82,6 +83,7 @@ class Engine(engines.Remote):
           exit=shlex.quote(spec.exit),
           requeue=REQUEUE,
           restarts=RESTARTS,
+          patience=PATIENCE,
         ),
       ]
     )
@@ -137,17 +139,25 @@ def _quoted(text: str) -> str:
 
 
 # The shell stands by while the processes save. Slurm is asked whether the job goes on:
-# one that was cancelled must not come back. $rc is the highest status of all processes.
+# one that was cancelled must not come back, one that was preempted must, if need be by
+# a new submission. A controller may be away meanwhile. $rc is the highest status of
+# all processes.
 _SCRIPT = """
 trap : TERM
 (cd {folder} && {setup} && exec srun --kill-on-bad-exit=0 --unbuffered {command}) &
 child=$!
 while wait $child; rc=$?; kill -0 $child 2>/dev/null; do :; done
-state=$(scontrol show job -o "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z_]*')
+SECONDS=0
+until job=$(scontrol show job -o "$SLURM_JOB_ID" | grep JobState=) ||
+  [ $SECONDS -ge {patience} ]; do sleep 5; done
+[[ $job =~ JobState=([A-Z_]+) ]] && state=${{BASH_REMATCH[1]}} || state=
+if [ "$state" != RUNNING ]; then
+  [[ $job =~ PreemptTime=[0-9] ]] && state=PREEMPTED
+  [[ $job =~ Reason=TimeLimit ]] && state=TIMEOUT
+fi
 tries=${{SLURM_RESTART_COUNT:-0}}
-printf '{{"code": %d, "restarts": %d, "state": "%s"}}\\n' \\
-  $rc $tries "${{state#*=}}" > {exit}
-if [ "$state" = JobState=RUNNING ] && [ $tries -lt {restarts} ] &&
+printf '{{"code": %d, "restarts": %d, "state": "%s"}}\\n' $rc $tries "$state" > {exit}
+if [ "$state" = RUNNING ] && [ $tries -lt {restarts} ] &&
   {{ [ $rc = {requeue} ] || [ $rc -gt 128 ]; }}; then
   scontrol requeue "$SLURM_JOB_ID" && sleep 60
 fi
