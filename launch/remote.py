@@ -120,6 +120,7 @@ class Remote:
       ConfigError: the engine refuses; what was submitted before is recorded.
     """
     out = []
+    save(self._workdir, self.entries.values())  # For calls that ask for other stages.
     for name, entry in self.entries.items():
       job = self.job(name)
       if entry.status == "cancelled" and job and not job.get("stopped"):

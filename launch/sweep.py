@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -220,13 +220,18 @@ def launch(
   price: float | None = None,
   report: bool = False,
   plain: bool = False,
+  also: Iterable[str] = (),
 ) -> int:
-  """Carries out an order; -> the exit status."""
+  """Carries out an order; -> the exit status.
+
+  Args:
+    also: ids of stages beside those of the order's `only`.
+  """
   if dry_run:
     return _dry_run(order, workdir, price)
   screen = Screen(progress, plain=plain)
   if order.on == "local":
-    stages = order.stages(workdir)
+    stages = order.stages(workdir, also)
     workdir.mkdir(parents=True, exist_ok=True)
     held = lock(workdir, wait=LEFT_SECONDS)
     order.save(workdir)
@@ -248,11 +253,12 @@ def submit(
   watch: bool = False,
   screen: Screen | None = None,
   build: Callable[[Stage], list[str]] | None = None,
+  also: Iterable[str] = (),
 ) -> int:
   """Submits what is ready to a scheduler; with `watch` until nothing is left to do."""
   screen = screen or Screen(progress)
   engine = order.engine()
-  stages = order.stages(workdir)
+  stages = order.stages(workdir, also)
   specs = order.specs(stages, workdir, engine, build)
   for spec in specs.values():
     engine.render(spec)  # What does not fit is refused before anything is written.

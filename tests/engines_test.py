@@ -16,7 +16,18 @@ import pytest
 
 from fluid import files
 from fluid.errors import ConfigError
-from launch import code, engines, hardware, logs, order, retry, status, stop, sweep
+from launch import (
+  code,
+  engines,
+  hardware,
+  logs,
+  order,
+  retry,
+  status,
+  stop,
+  sweep,
+  view,
+)
 from launch.plan import plan
 from launch.remote import Remote
 from launch.spec import Code, RunSpec
@@ -394,6 +405,35 @@ def _with(build):
   return lambda self, stages, workdir, engine, _=None: original(
     self, stages, workdir, engine, build
   )
+
+
+def test_a_call_for_other_runs_leaves_the_first_in_sight(machine, monkeypatch):
+  machine.modes |= {"run/dr1": "fail", "run/cr1": "hang"}
+  monkeypatch.setattr(order.Order, "specs", _with(machine.build))
+  argv = ["--workdir", str(machine.workdir)]
+  for only in ("dr1", "cr1"):
+    machine.submit("slurm", only=only)
+
+  def until(**want):
+    end = time.monotonic() + 120
+    while (found := _runs(machine)) != want:
+      assert time.monotonic() < end, found
+      time.sleep(0.3)
+
+  until(dr1="failed", cr1="running")
+  machine.modes["run/dr1"] = "hang"
+  (machine.workdir / "runs/dr1/starts").unlink()
+  retry.main([*argv, "dr1"], build=machine.build)
+  until(dr1="running", cr1="running")
+  assert stop.main(argv) == 0
+  until(dr1="cancelled", cr1="cancelled")
+  jobs = schedulers.jobs(machine.state / "slurm").values()
+  assert not {j["state"] for j in jobs} & {"PENDING", "RUNNING"}
+
+
+def _runs(machine):
+  _, found, _ = view.open_sweep(machine.workdir)
+  return {e.stage.name: e.status for e in found.values() if e.stage.kind == "run"}
 
 
 def test_a_killed_submission_is_found_again(machine):
