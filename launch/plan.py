@@ -81,11 +81,11 @@ class Stage:
     """Whether the folder says so (for a run: for as many steps as planned now)."""
     if self.kind == "data":
       return {"train", "val"} <= set(
-        _json(self.folder, "metadata.json").get("splits", ())
+        read_json(self.folder, "metadata.json").get("splits", ())
       )
     if self.kind == "tune":
       return f"sweep-{self.run.steps}.json" in files.names(self.folder / "eval")
-    done = _json(self.folder, "done.json")
+    done = read_json(self.folder, "done.json")
     if not done:
       return False
     return self.kind != "run" or done.get("step", self.run.steps) >= self.run.steps
@@ -232,11 +232,11 @@ def _prepared(workdir: Any, run: Run, tokenizer: str) -> str:
     tokenizer: its folder.
   """
   folder = files.place(tokenizer, "config key 'tokenizer.path'")
-  weights = _json(folder, "config.json").get("weights_sha256")
+  weights = read_json(folder, "config.json").get("weights_sha256")
   wanted = of_cache(run, files=False) | {"tokenizer.weights": weights}
   found = []
   for name in sorted(files.names(workdir / "data")):
-    said = _json(workdir / "data" / name, "metadata.json")
+    said = read_json(workdir / "data" / name, "metadata.json")
     try:
       there = stored(said.get("config", {}))
     except ConfigError:
@@ -351,7 +351,8 @@ def _check_fit(what: str, axes: dict[str, int], run: Run, h: Hardware) -> None:
     )
 
 
-def _json(folder: Any, name: str) -> dict:
+def read_json(folder: Any, name: str) -> dict:
+  """An object in a folder; empty where there is none or it is damaged."""
   try:
     return json.loads(files.read_text(folder / name))
   except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):

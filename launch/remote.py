@@ -15,7 +15,7 @@ from fluid import files
 from fluid.errors import REQUEUE, ConfigError
 from launch import engines
 from launch.entries import STOPPED, Entry, last_line, save
-from launch.plan import Stage
+from launch.plan import Stage, read_json
 from launch.spec import FATAL, RESTARTS, RunSpec
 
 
@@ -48,9 +48,10 @@ class Remote:
     self._found = self.engine.states(sorted(keys))
     for name, entry in self.entries.items():
       job = jobs[name]
-      # Of one that is over it may have been told to try again.
-      known = self._found.get(self._specs[name].key)
-      if not job and known and known.state in engines.ALIVE:
+      # Whoever submitted it was ended before it could say so. (Of one that is over it
+      # may have been told to try again.)
+      known = self._found.get(job.get("key", self._specs[name].key))
+      if known and known.state in engines.ALIVE and not job.get("job"):
         job = self._submitted(name, known.job)
       entry.key = job.get("key", "")
       entry.status, entry.note = self._state(entry, job)
@@ -74,9 +75,9 @@ class Remote:
     broken = [n for n in stage.needs if self._status(n) in STOPPED]
     if job.get("stopped"):
       return "cancelled", "launch.retry goes on with it"
-    if not job:
-      return ("blocked", f"needs {broken[0]}") if broken else ("waiting", "")
     end, name = self._ended(stage), self.engine.name
+    if not (job and (job["times"] or found or end)):  # The engine never had it.
+      return ("blocked", f"needs {broken[0]}") if broken else ("waiting", "")
     last = last_line(self._workdir / "logs" / entry.log)
     said = f": {last}" if last else ""
     if found and found.state == "failed":
@@ -104,8 +105,8 @@ class Remote:
       return "lost", f"exit status {code}, and not queued again"
     if broken:
       return "blocked", f"needs {broken[0]}"
-    if job["times"] >= self.engine.losses:
-      return "failed", f"{name} lost it {job['times']} times{said}"
+    if (times := self._losses(stage, job)["times"]) >= self.engine.losses:
+      return "failed", f"{name} lost it {times} times without a new checkpoint{said}"
     if found:
       return "lost", f"{found.note.lower()} on {name}"
     return "lost", f"{name} does not know {job['key']} any more"
@@ -137,8 +138,10 @@ class Remote:
       self._refuse_twice(entry, spec)
       files.remove(self._exit(entry.stage))
       after = tuple(self.job(n)["job"] for n in alive)
-      if job:
-        self._write(name, job | {"again": True})
+      # Said first: if this ends before it knows the job, another call finds it by its
+      # key, which will be another one once the code has changed.
+      said = self._new(name) | self._losses(entry.stage, job) | {"again": True}
+      self._write(name, said)
       self._submitted(name, self.engine.submit(spec, after))
       entry.key, entry.status, entry.note = spec.key, "queued", ""
       out.append(entry)
@@ -215,17 +218,24 @@ class Remote:
       "engine": self.engine.name,
       "options": self.engine.options,
       "stage": spec.stage,
-      "argv": spec.argv,
+      "argv": [*spec.argv],
       "hardware": str(spec.hardware),
       "code": dataclasses.asdict(spec.code),
       "times": 0,
     }
 
+  def _losses(self, stage: Stage, job: dict) -> dict[str, int]:
+    """The step that is saved, and how often it was submitted since that one is."""
+    saved = int(read_json(stage.folder, "saved.json").get("step", 0))
+    same = job.get("saved", saved) == saved
+    return {"saved": saved, "times": job.get("times", 0) if same else 0}
+
   def _submitted(self, name: str, job: str) -> dict[str, Any]:
-    times = self.job(name).get("times", 0) + 1
-    new = self._new(name) | {"job": job, "submitted": time.time(), "times": times}
-    self._write(name, new)
-    return new
+    said = self.job(name) or self._new(name)
+    said |= {"job": job, "submitted": time.time(), "times": said["times"] + 1}
+    said.pop("again", None)
+    self._write(name, said)
+    return said
 
   def _write(self, name: str, job: dict) -> None:
     files.write_json(self._file(name), job)

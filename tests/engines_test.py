@@ -302,20 +302,42 @@ CANCELLED, PREEMPTED = (
 def test_what_was_taken_away_is_told_from_what_was_cancelled(
   machine, end, found, want, monkeypatch
 ):
+  remote, spec = _submitted(machine, monkeypatch, found)
+  files.write_json(spec.exit, end | {"restarts": 1})
+  remote.look()
+  assert remote.entries["run/dr1"].status == want
+
+
+def _submitted(machine, monkeypatch, found=None):
+  """A run that was submitted, with what it needs done; -> its sweep and its spec."""
   asked, workdir = machine.order("slurm", only="dr1"), machine.workdir
   engine, stages = asked.engine(), asked.stages(workdir)
   specs = asked.specs(stages, workdir, engine, machine.build)
-  remote = Remote(stages, specs, workdir, engine)
   for needed in stages[:2]:
-    files.write_json(f"{needed.folder}/done.json", {})
+    files.write_json(f"{needed.folder}/done.json", {"step": 4})
     said = {"splits": {"train": {}, "val": {}}}
     files.write_json(f"{needed.folder}/metadata.json", said)
+  remote, spec = Remote(stages, specs, workdir, engine), specs["run/dr1"]
+  states = {spec.key: found} if found else {}
+  monkeypatch.setattr(engine, "states", lambda keys: states)
   remote._submitted("run/dr1", "7")
-  files.write_json(specs["run/dr1"].exit, end | {"restarts": 1})
-  key = specs["run/dr1"].key
-  monkeypatch.setattr(engine, "states", lambda keys: {key: found} if found else {})
-  remote.look()
-  assert remote.entries["run/dr1"].status == want
+  return remote, spec
+
+
+def test_losses_are_counted_since_the_last_checkpoint(machine, monkeypatch):
+  remote, _ = _submitted(machine, monkeypatch)
+  monkeypatch.setattr(remote.engine, "submit", lambda spec, after: "8")
+  entry = remote.entries["run/dr1"]
+
+  def again(step):
+    files.write_json(entry.stage.folder / "saved.json", {"step": step})
+    remote.look()
+    remote.submit()
+    return entry.status
+
+  assert [again(step) for step in range(6)] == ["queued"] * 6
+  assert [again(5) for _ in range(5)] == ["queued"] * 4 + ["failed"]
+  assert entry.note == "slurm lost it 5 times without a new checkpoint"
 
 
 def test_a_scheduler_that_does_not_answer_is_asked_again(machine, monkeypatch, capfd):
@@ -455,6 +477,27 @@ def test_a_killed_submission_is_found_again(machine):
   # Another engine, or a changed sweep, is no second job in the same folder.
   with pytest.raises(ConfigError, match="run/dr1 is running on slurm as study-run-dr1"):
     machine.submit("gke")
+
+
+def test_a_submission_killed_before_it_knew_the_job_is_found(machine, monkeypatch):
+  """Even where another commit gives the job another name."""
+  made, taken = type(machine.order("slurm").engine()), []
+
+  def submit(self, spec, after):
+    taken.append(original(self, spec, after))
+    raise KeyboardInterrupt
+
+  original = made.submit
+  machine.modes["tokenizer/vq"] = "hang"
+  monkeypatch.setattr(made, "submit", submit)
+  with pytest.raises(KeyboardInterrupt):
+    machine.submit("slurm", only="dr1")
+  monkeypatch.setattr(made, "submit", original)
+  monkeypatch.setattr(code, "_state", lambda root: (COMMIT[::-1], "HEAD"))
+  machine.submit("slurm", only="dr1")
+  jobs = schedulers.jobs(machine.state / "slurm")
+  assert [j["after"] for j in jobs.values()] == [[], taken, ["1", "2"]]
+  assert machine.states()["tokenizer/vq"] in ("queued", "running")
 
 
 def test_code_is_kept_as_it_was(tmp_path):

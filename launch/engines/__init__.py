@@ -157,7 +157,7 @@ class Remote(abc.ABC):
     name: of ENGINES.
     chains: whether a job can wait for others; else stages are submitted as they become
       ready.
-    losses: times that a job may vanish before it counts as failed.
+    losses: times that a job may vanish without a new checkpoint before it has failed.
     gone: what a job is that was submitted and that it does not know: 'cancelled' where
       it forgets none but those that somebody deletes, else 'lost'.
     buckets: whether the work folder may lie in one.
