@@ -16,7 +16,7 @@ from fluid.errors import REQUEUE, ConfigError
 from launch import engines
 from launch.entries import STOPPED, Entry, last_line, save
 from launch.plan import Stage, read_json
-from launch.spec import FATAL, RESTARTS, RunSpec
+from launch.spec import RESTARTS, RunSpec
 
 
 class Remote:
@@ -85,7 +85,7 @@ class Remote:
     code = end.get("code", 0 if found and found.state == "ended" else REQUEUE)
     if code == 0:
       return "failed", f"stopped before its last step{said}"
-    if code in FATAL or code < 128 and code != REQUEUE:
+    if code <= 128 and code != REQUEUE:
       return "failed", f"exit status {code}{said}"
     # Taken away, or ended while nobody could say why: that was no wish of anyone.
     gone = end.get("state") in ("", "PREEMPTED", "TIMEOUT")

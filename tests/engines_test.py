@@ -6,6 +6,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -168,7 +169,8 @@ def machine(study, tmp_path, monkeypatch):
       return ["python", str(tmp_path / "fake.py"), str(stage.folder), mode]
 
     def order(self, engine, **changes):
-      own = {"gke": {"mount": str(tmp_path)}, "slurm": {"setup": "true"}}
+      own = {"gke": {"mount": str(tmp_path)}}
+      own |= {name: {"setup": "true"} for name in ("slurm", "skypilot")}
       options = OPTIONS[engine] | own.get(engine, {})
       where = "cpu:1x1" if engine in ("slurm", "gke", "skypilot") else "v5e:1x1"
       return order.Order(str(study), engine, where, options=options, **changes)
@@ -296,6 +298,7 @@ CANCELLED, PREEMPTED = (
     ({"code": 75, "state": ""}, None, "lost"),
     ({"code": 75, "state": ""}, CANCELLED, "cancelled"),
     ({"code": 3, "state": "PREEMPTED"}, PREEMPTED, "failed"),
+    ({"code": 128, "state": "RUNNING"}, None, "failed"),
     ({"code": 75, "state": "RUNNING"}, None, "lost"),
   ],
 )
@@ -415,10 +418,57 @@ def test_a_tpu_machine_says_how_it_ended(tmp_path, bucket):
   ends("TERM", "0"), ends("75", "0")
   assert left() == (False, False)
   ends("3", "0")
+  for never in ("1", "127", "128"):  # No code, no Python.
+    assert re.search(rf"RestartPreventExitStatus=.*\b{never}\b", script)
+    (tmp_path / "deleted").unlink()
+    ends(never, "0")
+    assert left() == (True, True)
+  ends("3", "0")
   lines = log.read_text().splitlines()
-  assert [x.split()[-1] for x in lines] == ["TERM", "75", "3"]
+  want = ["TERM", "75", "3", "1", "127", "128", "3"]
+  assert [x.split()[-1] for x in lines] == want
   assert all("_SYSTEMD_INVOCATION_ID=i" in x for x in lines) and left() == (True, True)
   assert json.loads(end.read_text()) == {"code": 3, "state": "RUNNING"}
+
+
+STUBS = {
+  "sleep": "",
+  "git": """
+[ -e $HERE/clones ] || exit 128
+[ $1 = clone ] && mkdir -p code && cp -r $ROOT/launch code/""",
+  "uv": """
+echo "$@" >> said
+[ $1 = venv ] && mkdir -p .venv/bin && echo 'echo 3.11 "$@"' > .venv/bin/python
+echo PATH=$PWD/.venv/bin:$PATH > .venv/bin/activate
+chmod +x .venv/bin/python""",
+}
+
+
+def test_a_tpu_machine_makes_its_python_or_gives_up(tmp_path):
+  where = dataclasses.replace(spec("tpu_vm", "v5e:2x2"), workdir=str(tmp_path / "w"))
+  made = engines.remote("tpu_vm", OPTIONS["tpu_vm"]).render(where)
+  (script,) = made.files.values()
+  fatal = re.search(r'RestartPreventExitStatus="(.*?)"', script)[1].split()
+  run = script.split("<<'RUN'\n")[1].split("\nRUN\n")[0]
+  run = run.replace("/opt/fluid", str(tmp_path))
+  (tmp_path / "bin").mkdir()
+  for name, text in STUBS.items():
+    (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n:\n")
+    (tmp_path / "bin" / name).chmod(0o755)
+  env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "HERE": str(tmp_path)}
+  env["ROOT"] = str(code.ROOT)
+
+  def start():
+    return subprocess.run(["bash", "-c", run], env=env, capture_output=True, text=True)
+
+  assert str(start().returncode) in fatal  # Nothing to clone.
+  (tmp_path / "clones").touch()
+  for _ in range(2):
+    done = start()
+    assert done.stdout.startswith("3.11 -m fluid.train"), done.stderr
+  said = (tmp_path / "code/said").read_text().splitlines()
+  assert [x.split()[0] for x in said] == ["venv", "pip", "pip"]
+  assert said[-1].endswith(" -r requirements-tpu.txt")
 
 
 def _with(build):
@@ -525,7 +575,15 @@ def test_code_is_kept_as_it_was(tmp_path):
   assert Path(second.folder, "a.py").read_text() == "two"
   assert Path(second.folder, "new.py").read_text() == "three"
   with pytest.raises(ConfigError, match="commit and push"):
-    code.committed(code.cloned("https://x", root))
+    code.committed(code.cloned("https://x", root), root)
+  # Nor what nobody pushed; of an address that is no remote of it git knows nothing.
+  git("commit", "-qam", "y"), git("init", "-q", "--bare", "../bare.git")
+  git("remote", "add", "origin", str(tmp_path / "bare.git"))
+  code.committed(code.cloned("https://x", root), root)
+  with pytest.raises(ConfigError, match="bare.git has commit .*: git push"):
+    code.committed(code.cloned("", root), root)
+  git("push", "-q", "origin", "HEAD")
+  code.committed(code.cloned("", root), root)
 
 
 @pytest.mark.parametrize(

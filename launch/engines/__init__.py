@@ -35,6 +35,7 @@ ALIVE = ("queued", "running", "restarting", "held")
 T = TypeVar("T")
 ASKED = 3  # times that a scheduler is asked which does not answer, and
 PAUSE = 5.0  # seconds between them.
+MACHINE = ". launch/machine.sh -r"  # Shell that installs a file's requirements.
 
 
 class Refused(ConfigError):

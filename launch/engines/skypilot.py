@@ -19,7 +19,7 @@ OPTIONS = {
   "infra": "cloud/region/zone (default: wherever it is cheapest)",
   "repository": "to clone (default: the remote 'origin')",
   "gpu": "SkyPilot's name of the GPU, such as H100",
-  "setup": "a line of shell that installs (default: pip install for the accelerator)",
+  "setup": "a line of shell that installs (default: by launch/machine.sh)",
   "mount": "PATH=gs://BUCKET, mounted at PATH, which holds the work folder",
 }
 _STATES = {
@@ -81,7 +81,7 @@ class Engine(engines.Remote):
       "num_nodes": 1 if h.tpu else h.hosts,
       "envs": dict(spec.env),
       "workdir": {"url": spec.code.repository, "ref": spec.code.commit},
-      "setup": get("setup") or f"pip install -r {_requirements(h)}",
+      "setup": get("setup") or f"{engines.MACHINE} {_requirements(h)}",
       "run": self._shell(spec),
     }
     if mount := get("mount"):
@@ -91,11 +91,12 @@ class Engine(engines.Remote):
 
   def _shell(self, spec: RunSpec) -> str:
     h = spec.hardware
+    begin = "exec" if self.options.get("setup") else ". .venv/bin/activate && exec"
     if h.tpu or h.processes == 1:
-      return "exec " + shlex.join(engines.command(spec, grace="30"))
+      return f"{begin} " + shlex.join(engines.command(spec, grace="30"))
     argv = shlex.join(engines.command(spec, grace="30", join=False))
     return (
-      f'exec {argv} --coordinator="$(echo "$SKYPILOT_NODE_IPS" | head -n1):8476" '
+      f'{begin} {argv} --coordinator="$(echo "$SKYPILOT_NODE_IPS" | head -n1):8476" '
       "--processes=$SKYPILOT_NUM_NODES --process=$SKYPILOT_NODE_RANK"
     )
 
