@@ -1,6 +1,7 @@
 """What was asked for: a sweep, where, on what; kept in WORKDIR/launch.json.
 
-So launch.status, launch.logs, launch.stop and launch.retry need the folder alone.
+So launch.status, launch.logs, launch.stop and launch.retry are told the folder alone.
+They read the sweep file again, and on a scheduler take the checkout's commit.
 """
 
 import contextlib

@@ -14,6 +14,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ from launch import recommended
 from launch.hardware import TPUS, Hardware, parse
 
 _POINT = ("name", "config", "overrides", "hardware", "tune")
+_NAME = r"\w[\w.+=,@ -]*"
 _FOLDERS = {"tokenizer": "tokenizers", "data": "data", "run": "runs", "tune": "runs"}
 MODULES = {
   "tokenizer": "fluid.tokenizers.train",
@@ -166,6 +168,11 @@ def load_points(sweep_file: str | Path) -> list[dict]:
       )
     if missing := {"name", "config"} - set(point):
       raise ConfigError(f"{sweep_file} yields a point without {missing.pop()!r}")
+    if not re.fullmatch(_NAME, str(point["name"])):
+      raise ConfigError(
+        f"{sweep_file} yields a point named {point['name']!r}, which is no name of a "
+        "folder: letters, digits and any of .+=,@_- and spaces, a letter or digit first"
+      )
     match point.get("tune"):
       case None | () | [] | [str(), str()]:
         pass
@@ -364,6 +371,8 @@ def _load_module(path: str | Path):
   if not found.is_file():
     raise ConfigError(f"no such file: {path}")
   spec = importlib.util.spec_from_file_location(f"_sweep_{found.stem}", found)
+  if spec is None or spec.loader is None:
+    raise ConfigError(f"{path} is no Python file")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module

@@ -200,6 +200,10 @@ def main(argv: list[str] | None = None) -> int:
   )
   if order.on == "local" and (order.topology or order.options):
     raise ConfigError("--topology and --set are of a scheduler: --on slurm, gke, ...")
+  if order.on == "local" and args.watch:
+    raise ConfigError("--watch is of a scheduler: on this machine a sweep waits anyway")
+  if order.on != "local" and order.jobs > 1:
+    raise ConfigError(f"--jobs is of this machine: --on {order.on} takes all that fits")
   return launch(
     order,
     workdir,

@@ -20,6 +20,7 @@ from fluid.errors import ConfigError
 from launch import (
   code,
   engines,
+  errors,
   hardware,
   logs,
   order,
@@ -39,7 +40,11 @@ GOLDENS = Path(__file__).parent / "data/launch"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 IMAGE = f"registry/fluid@sha256:{'0' * 64}"
 OPTIONS = {
-  "slurm": {"setup": "source /shared/venv/bin/activate", "partition": "gpu"},
+  "slurm": {
+    "setup": "source /shared/venv/bin/activate",
+    "partition": "gpu",
+    "exclusive": "",
+  },
   "gke": {"image": IMAGE, "claim": "work", "queue": "team"},
   "tpu_vm": {"zone": "us-east5-a", "repository": "https://host/fluid.git"},
   "skypilot": {"repository": "https://host/fluid.git", "gpu": "H100"},
@@ -71,11 +76,12 @@ def rendered(engine: str) -> str:
   made = engines.remote(engine, OPTIONS[engine])
   out = []
   for machine in MACHINES[engine]:
-    found = made.render(spec(engine, machine))
+    one = spec(engine, machine)
+    found = made.render(one)
     for path, text in found.files.items():
       out.append(f"# {machine}: {path}\n{text.rstrip()}")
-    for name in ("submit", "query", "cancel", "logs"):
-      out.append(f"# {name}: {json.dumps(getattr(found, name))}")
+    out.append(f"# submit: {json.dumps(found.submit)}")
+    out.append(f"# logs: {json.dumps(made.logs(one.key, one.log, follow=False))}")
   return "\n".join(out) + "\n"
 
 
@@ -265,7 +271,7 @@ def test_what_somebody_cancels_stays_so_until_it_is_retried(machine, engine):
   made = asked.engine()
   stages = asked.stages(machine.workdir)
   specs = asked.specs(stages, machine.workdir, made, machine.build)
-  subprocess.run(made.render(specs["run/dr1"]).cancel, check=True)
+  made.stop(specs["run/dr1"].key, "")
   machine.until(engine, lambda s: s["run/dr1"] == "cancelled", 30)
   for folder in machine.state.iterdir():  # As if it had been forgotten meanwhile.
     for job, found in schedulers.jobs(folder).items():
@@ -622,6 +628,9 @@ def test_an_engine_that_is_not_there_or_refuses_is_one_line(machine, monkeypatch
   monkeypatch.setenv("FAKE_REFUSES", "1")
   with pytest.raises(ConfigError, match="^sbatch refuses: .*Invalid account$"):
     machine.submit("slurm")
+  monkeypatch.setattr(order.Order, "specs", _with(machine.build))
+  with pytest.raises(ConfigError, match="^run/dr1 is waiting: it has not been subm"):
+    logs.main(["dr1", "--workdir", str(machine.workdir)])
   monkeypatch.setenv("PATH", "/nowhere")
   with pytest.raises(ConfigError, match="needs the command squeue, which is not inst"):
     machine.submit("slurm")
@@ -642,6 +651,24 @@ def test_a_folder_that_is_an_address_is_refused(study, command, where, said):
   done = subprocess.run(argv, capture_output=True, text=True, cwd=code.ROOT)
   assert done.returncode == 2 and done.stderr.startswith(f"error: --workdir is {where}")
   assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags, said", [
+  (["--watch"], "--watch is of a scheduler"),
+  (["--on=slurm", "--topology=cpu:1x1", "--jobs=2"], "--jobs is of this machine"),
+])  # fmt: skip
+def test_a_flag_that_would_do_nothing_is_refused(study, tmp_path, flags, said):
+  with pytest.raises(ConfigError, match=said):
+    sweep.main(["--config", str(study), "--workdir", str(tmp_path / "w"), *flags])
+
+
+def test_ctrl_c_is_no_traceback(capsys):
+  def main():
+    raise KeyboardInterrupt
+
+  with pytest.raises(SystemExit, match="130"):
+    errors.end(main)
+  assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_where_nothing_was_begun_there_is_nothing_to_say(tmp_path):

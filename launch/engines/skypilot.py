@@ -48,9 +48,6 @@ class Engine(engines.Remote):
     return Rendered(
       files={file: text},
       submit=("sky", "jobs", "launch", "-n", spec.key, "-y", "-d", file),
-      query=("sky", "jobs", "queue", "-o", "json"),
-      cancel=("sky", "jobs", "cancel", "-n", spec.key, "-y"),
-      logs=tuple(self.logs(spec.key, "", follow=False)),
     )
 
   def task(self, spec: RunSpec) -> dict:

@@ -27,7 +27,8 @@ _GONE = ("CANCELLED", "COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"
 class Engine(engines.Remote):
   """See launch.engines.Remote.
 
-  Options: any of sbatch, by its long name (partition, account, time, mem, qos), and
+  Options: any of sbatch, by its long name (partition, account, time, mem, qos; with an
+  empty value where it takes none: exclusive=), and
 
   Attributes:
     setup: a line of shell that makes `python` the right one (default: this one).
@@ -69,7 +70,7 @@ class Engine(engines.Remote):
       "signal": "TERM@120",
       **self._options,
     }
-    lines = [f"#SBATCH --{k}={_quoted(str(v))}" for k, v in ask.items()]
+    lines = [f"#SBATCH --{k}{_quoted(str(v))}" for k, v in ask.items()]
     script = "\n".join(
       [
         "#!/bin/bash",
@@ -91,9 +92,6 @@ class Engine(engines.Remote):
     return Rendered(
       files={file: script},
       submit=("sbatch", "--parsable", "--kill-on-invalid-dep=yes", file),
-      query=_QUERY,
-      cancel=("scancel", "--me", f"--name={spec.key}"),
-      logs=("tail", "-n", "+1", spec.log),
     )
 
   def submit(self, spec: RunSpec, after: tuple[str, ...]) -> str:
@@ -135,7 +133,9 @@ class Engine(engines.Remote):
 
 
 def _quoted(text: str) -> str:
-  return text if re.fullmatch(r"[\w@%+=:,./-]+", text) else f'"{text}"'
+  """What follows the name of an option: nothing, for one that is a flag."""
+  plain = re.fullmatch(r"[\w@%+=:,./-]*", text)
+  return ("=" if text else "") + (text if plain else f'"{text}"')
 
 
 # The shell stands by while the processes save. Slurm is asked whether the job goes on:

@@ -80,9 +80,6 @@ class Engine(engines.Remote):
         f"--metadata-from-file=startup-script={file}",
         "--async",
       ),
-      query=self._gcloud("list", "--format=json(name.basename(),state)"),
-      cancel=self._gcloud("delete", spec.key, "--force", "--quiet", "--async"),
-      logs=tuple(self.logs(spec.key, "", follow=False)),
     )
 
   def _startup(self, spec: RunSpec) -> str:
