@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from fluid import shipped
 from fluid.errors import ConfigError
 from launch.spec import Code
 
@@ -94,6 +95,12 @@ def tracked(path: str, root: Path = ROOT) -> bool:
   except ConfigError:
     return False
   return True
+
+
+def has(path: str, root: Path = ROOT) -> bool:
+  """Whether a relative path is of a file or folder that the code of a job has, too."""
+  found = Path(shipped.find(path)).resolve()
+  return found.is_relative_to(root) and found == root / path and tracked(path, root)
 
 
 def _state(root: Path) -> tuple[str, str]:

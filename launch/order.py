@@ -54,10 +54,16 @@ class Order:
     Args:
       also: ids of stages that `only` does not keep out.
     """
-    if self.on == "local" or not self.engine().buckets:
+    engine = None if self.on == "local" else self.engine()
+    if engine is None or not engine.buckets:
       files.on_disk(workdir, "--workdir")
-    topology = None if self.on == "local" else self.topology
-    stages = plan(self.config, workdir, overrides=self.overrides, topology=topology)
+    stages = plan(
+      self.config,
+      workdir,
+      overrides=self.overrides,
+      topology=self.topology if engine else None,
+      shares=engine is None or engine.shares,
+    )
     return choose(stages, self.only, also) if self.only else stages
 
   def engine(self) -> engines.Remote:

@@ -14,6 +14,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -28,9 +29,11 @@ from fluid.config.identity import (
   identity,
   of_cache,
   of_tokenizer,
+  places,
   stored,
 )
-from launch import recommended
+from fluid.remote import is_url
+from launch import code, recommended
 from launch.hardware import TPUS, Hardware, parse
 
 _POINT = ("name", "config", "overrides", "hardware", "tune")
@@ -129,6 +132,7 @@ def plan(
   *,
   overrides: Mapping[str, Any] | None = None,
   topology: str | None = None,
+  shares: bool = True,
 ) -> list[Stage]:
   """All stages of a sweep, each after those it needs.
 
@@ -137,6 +141,7 @@ def plan(
     topology: None: hardware does not matter, all runs here. Else what runs take: a
       topology, or a generation such as 'v5e' where the sweep says 'recommended', or ''
       for what the sweep says.
+    shares: whether those machines have this one's files.
 
   Raises:
     ConfigError: a sweep file or a point of it cannot be used.
@@ -146,7 +151,7 @@ def plan(
   made = _made(workdir)
   for point in load_points(sweep_file):
     point = point | {"overrides": {**point.get("overrides", {}), **(overrides or {})}}
-    for stage in _stages(point, workdir, made, topology):
+    for stage in _stages(point, workdir, made, topology, shares):
       if stage.kind == "run" and stage.id in stages:
         raise ConfigError(f"{sweep_file} yields two runs named '{stage.name}'")
       first = stages.setdefault(stage.id, stage)
@@ -265,15 +270,17 @@ def _check_shared(a: Run, b: Run, name: str) -> None:
 
 
 def _stages(
-  point: dict, workdir: Any, made: dict[str, str], topology: str | None
+  point: dict, workdir: Any, made: dict[str, str], topology: str | None, shares: bool
 ) -> Iterator[Stage]:
   config, overrides = point["config"], dict(point.get("overrides", {}))
   run = resolve(config, overrides)
   machine, more = _machine(point, run, topology)
+  moved = {} if topology is None else _moved(run, shares)
 
   def stage(kind, name, needs, run=run, more=None):
     return Stage(
-      kind, name, workdir / _FOLDERS[kind] / name, config, overrides | (more or {}),
+      kind, name, workdir / _FOLDERS[kind] / name, config,
+      overrides | moved | (more or {}),
       needs, run, machine(kind), tuple(point.get("tune") or ("", "")),
     )  # fmt: skip
 
@@ -322,6 +329,28 @@ def _machine(point: dict, run: Run, topology: str | None):
   others["run"] = found
   others.setdefault("tune", found)
   return lambda kind: others.get(kind, found.one_host()), more
+
+
+def _moved(run: Run, shares: bool) -> dict[str, Any]:
+  """Overrides by which jobs find what the config names by paths from this folder.
+
+  They start in the folder of their code, so what is in that keeps its path.
+  """
+
+  def path(text: str) -> str:
+    if not text or is_url(text) or os.path.isabs(text) or code.has(text):
+      return text
+    return os.path.abspath(text)
+
+  before, after = (identity(r, no=()) for r in (run, places(run, path)))
+  moved = {k: after[k] for k in differences(before, after)}
+  if moved and not shares:
+    key = next(iter(moved))
+    raise ConfigError(
+      f"config key '{key}' is {before[key]!r}, a path from this folder, which the "
+      "machines do not have: name it from / as they have it, or as gs://..."
+    )
+  return {k: tuple(v) if isinstance(v, list) else v for k, v in moved.items()}
 
 
 def _mesh(run: Run, more: Mapping[str, Any]) -> dict[str, int]:

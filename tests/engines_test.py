@@ -624,6 +624,35 @@ def test_what_cannot_be_submitted_is_one_line(
   assert not (machine.workdir / "sweep.json").exists()
 
 
+def test_what_is_named_from_this_folder_is_found_by_jobs(machine, study, monkeypatch):
+  """By the command line or in a config; what is in the code keeps its path."""
+  toy = study.with_name("toy.py")
+  toy.write_text(toy.read_text().replace("steps=4", "init=c.Init('a/run'), steps=4"))
+  mine = {"tokenizer.path": "configs/tokenizers/shapes32-vq"}
+  mine |= {"data.mixture": ("m", "/n", "gs://b/o"), "text.path": "configs/none"}
+  mine |= {"data.weights": (1, 1, 1)}
+  monkeypatch.chdir(study.parent)
+
+  def of(engine, **more):
+    return machine.order(engine, only="dr1", overrides=mine | more)
+
+  asked = of("slurm", **{"data.cache": "caches/x"})
+  (stage,) = asked.stages(machine.workdir)
+  changed = {k: v for k, v in stage.overrides.items() if mine.get(k) != v}
+  here = str(study.parent)
+  assert changed == {
+    "data.cache": f"{here}/caches/x",
+    "data.mixture": (f"{here}/m", "/n", "gs://b/o"),
+    "init.workdir": f"{here}/a/run",
+    "text.path": f"{here}/configs/none",
+  }
+  # Names of caches do not depend on it.
+  data = of("slurm").stages(machine.workdir)[0]
+  assert data.id in {s.id for s in plan(study, machine.workdir, overrides=mine)}
+  with pytest.raises(ConfigError, match="'data.cache' is 'caches/x', a path from this"):
+    of("gke", **{"data.cache": "caches/x"}).stages(machine.workdir)
+
+
 def test_an_engine_that_is_not_there_or_refuses_is_one_line(machine, monkeypatch):
   monkeypatch.setenv("FAKE_REFUSES", "1")
   with pytest.raises(ConfigError, match="^sbatch refuses: .*Invalid account$"):

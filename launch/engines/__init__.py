@@ -162,6 +162,7 @@ class Remote(abc.ABC):
     gone: what a job is that was submitted and that it does not know: 'cancelled' where
       it forgets none but those that somebody deletes, else 'lost'.
     buckets: whether the work folder may lie in one.
+    shares: whether its machines have the files of this one, by the same paths.
     where: options that say which of its jobs it sees.
     keeps: whether it has what a job printed that is over.
     remedy: what to do where its command is not found.
@@ -174,6 +175,7 @@ class Remote(abc.ABC):
   losses = 5
   gone = "lost"
   buckets = True
+  shares = False
   where: tuple[str, ...] = ()
   keeps = True
   remedy: str

@@ -38,6 +38,7 @@ class Engine(engines.Remote):
   name = "slurm"
   chains = True
   buckets = False
+  shares = True
   remedy = "submit from a login node of the cluster"
 
   def __init__(self, options: Mapping[str, str] | None = None):
