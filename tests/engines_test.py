@@ -47,7 +47,11 @@ OPTIONS = {
   },
   "gke": {"image": IMAGE, "claim": "work", "queue": "team"},
   "tpu_vm": {"zone": "us-east5-a", "repository": "https://host/fluid.git"},
-  "skypilot": {"repository": "https://host/fluid.git", "gpu": "H100"},
+  "skypilot": {
+    "repository": "https://host/fluid.git",
+    "gpu": "H100",
+    "mount": "/data=gs://bucket",
+  },
 }
 CODES = {
   "slurm": Code(COMMIT, folder=f"/shared/w/code/{COMMIT}"),
@@ -605,6 +609,8 @@ def test_code_is_kept_as_it_was(tmp_path):
     ("gke", "v5e:1x1", {"image": "fluid:latest"}, "has no digest"),
     ("gke", "v5e:1x1", {"clame": "x"}, "--set clame: --on gke knows image"),
     ("skypilot", "v5p:2x2x1 x 2", {}, "SkyPilot has no multislice"),
+    ("skypilot", "cpu:1x1 spot", {"mount": "/=gs://b"}, ": --workdir gs://b/"),
+    ("skypilot", "cpu:2x1", {"mount": "/=gs://b"}, "checkpoints with it"),
     ("tpu_vm", "cpu:1x1", {"zone": "z"}, "tpu_vm has TPUs"),
     ("tpu_vm", "v5e:1x1", {}, "needs --set zone=ZONE"),
   ],

@@ -20,7 +20,8 @@ OPTIONS = {
   "repository": "to clone (default: the remote 'origin')",
   "gpu": "SkyPilot's name of the GPU, such as H100",
   "setup": "a line of shell that installs (default: by launch/machine.sh)",
-  "mount": "PATH=gs://BUCKET, mounted at PATH, which holds the work folder",
+  "mount": "PATH=gs://BUCKET, mounted at PATH: for data, or the work folder of one "
+  "machine that is not spot",
 }
 _STATES = {
   "PENDING": "queued", "SUBMITTED": "queued", "STARTING": "queued",
@@ -83,6 +84,13 @@ class Engine(engines.Remote):
     }
     if mount := get("mount"):
       path, _, source = mount.partition("=")
+      if Path(spec.workdir).is_relative_to(path) and (h.spot or h.hosts > 1):
+        rest = Path(spec.workdir).relative_to(path)
+        raise ConfigError(
+          f"{spec.stage} is for {h}, and what is written to the mount {path} is sent "
+          "on later: a machine that goes takes checkpoints with it, and others do not "
+          f"see them: --workdir {source.rstrip('/')}/{rest}"
+        )
       task["file_mounts"] = {path: {"source": source, "mode": "MOUNT_CACHED"}}
     return task
 
