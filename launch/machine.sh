@@ -2,6 +2,6 @@
 # Makes `python` a 3.11 that has what REQUIREMENTS say, as `uv pip install` takes it:
 # images have an older one, and not by that name.
 command -v uv >/dev/null || pip3 install --quiet uv
-[ -d .venv ] || uv venv --quiet --python 3.11 .venv
+[ -e .venv/bin/activate ] || { rm -rf .venv && uv venv --quiet --python 3.11 .venv; }
 . .venv/bin/activate
 uv pip install --quiet "$@"

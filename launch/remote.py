@@ -61,6 +61,8 @@ class Remote:
   def _state(self, entry: Entry, job: dict) -> tuple[str, str]:
     stage = entry.stage
     found = self._found.get(job.get("key", ""))
+    if found and job.get("again") and found.state not in engines.ALIVE:
+      found = None  # That was before.
     if stage.finished():
       entry.skipped = True
       different = stage.mismatch()

@@ -337,6 +337,14 @@ def _submitted(machine, monkeypatch, found=None):
   return remote, spec
 
 
+def test_what_a_scheduler_says_of_before_does_not_end_another_try(machine, monkeypatch):
+  """As SkyPilot does, where a name was used before and the submission is refused."""
+  remote, _ = _submitted(machine, monkeypatch, engines.Found("failed", "7"))
+  remote._write("run/dr1", remote._new("run/dr1") | {"again": True})
+  remote.look()
+  assert remote.entries["run/dr1"].status == "waiting"
+
+
 def test_losses_are_counted_since_the_last_checkpoint(machine, monkeypatch):
   remote, _ = _submitted(machine, monkeypatch)
   monkeypatch.setattr(remote.engine, "submit", lambda spec, after: "8")
@@ -445,7 +453,7 @@ STUBS = {
   "sleep": "",
   "git": """
 [ -e $HERE/clones ] || exit 128
-[ $1 = clone ] && mkdir -p code && cp -r $ROOT/launch code/""",
+[ $1 = clone ] && mkdir $3 && cp -r $ROOT/launch $3/""",
   "uv": """
 echo "$@" >> said
 [ $1 = venv ] && mkdir -p .venv/bin && echo 'echo 3.11 "$@"' > .venv/bin/python

@@ -154,7 +154,9 @@ cat > run.sh <<'RUN'
 set -e
 cd /opt/fluid
 for n in 1 2 3 4 5; do
-  [ -d code ] || git clone {repository} code || sleep 10
+  [ -d code ] && break
+  rm -rf new
+  git clone {repository} new && mv new code || sleep 10
 done
 cd code && git checkout --quiet {commit}
 {setup}
