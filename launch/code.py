@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from fluid import shipped
 from fluid.errors import ConfigError
 from launch.spec import Code
 
@@ -44,11 +45,21 @@ def cloned(repository: str, root: Path = ROOT) -> Code:
   return Code(commit, repository=repository)
 
 
-def committed(code: Code) -> None:
-  """Refuses what machines could not clone."""
+def committed(code: Code, root: Path = ROOT) -> None:
+  """Refuses what machines could not clone, as far as this checkout knows."""
   if "+" in code.commit:
     raise ConfigError(
       "files differ from the last commit, and the machines clone that: commit and push"
+    )
+  remotes = [
+    name for name in _git(root, "remote").split()
+    if _git(root, "remote", "get-url", name).strip() == code.repository
+  ]  # fmt: skip
+  there = ("branch", "--remotes", "--contains", code.commit, "--list")
+  if remotes and not _git(root, *there, *(f"{name}/*" for name in remotes)):
+    raise ConfigError(
+      f"no branch of {code.repository} has commit {code.commit[:12]}, and the machines "
+      "clone that: git push (and git fetch, where it was pushed from elsewhere)"
     )
 
 
@@ -84,6 +95,12 @@ def tracked(path: str, root: Path = ROOT) -> bool:
   except ConfigError:
     return False
   return True
+
+
+def has(path: str, root: Path = ROOT) -> bool:
+  """Whether a relative path is of a file or folder that the code of a job has, too."""
+  found = Path(shipped.find(path)).resolve()
+  return found.is_relative_to(root) and found == root / path and tracked(path, root)
 
 
 def _state(root: Path) -> tuple[str, str]:

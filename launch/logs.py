@@ -27,7 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
   if remote is None or over and kept:
     command = ["tail", "-n", "+1", *(["-F"] if args.follow else []), str(log)]
-  elif over and entry.key and not remote.engine.keeps:
+  elif not entry.key:
+    raise ConfigError(f"{entry.stage.id} is {entry.status}: it has not been submitted")
+  elif over and not remote.engine.keeps:
     raise ConfigError(
       f"{entry.stage.id} is {entry.status} and its machines are gone with what it "
       f"printed; what they sent before would be in {log}, which is not there"

@@ -1,6 +1,7 @@
 """What was asked for: a sweep, where, on what; kept in WORKDIR/launch.json.
 
-So launch.status, launch.logs, launch.stop and launch.retry need the folder alone.
+So launch.status, launch.logs, launch.stop and launch.retry are told the folder alone.
+They read the sweep file again, and on a scheduler take the checkout's commit.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import fnmatch
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,23 @@ class Order:
   options: dict[str, str] = dataclasses.field(default_factory=dict)
   jobs: int = 1
 
-  def stages(self, workdir: Any) -> list[Stage]:
-    """What there is to do, in an order in which each comes after those it needs."""
-    if self.on == "local" or not self.engine().buckets:
+  def stages(self, workdir: Any, also: Iterable[str] = ()) -> list[Stage]:
+    """What there is to do, in an order in which each comes after those it needs.
+
+    Args:
+      also: ids of stages that `only` does not keep out.
+    """
+    engine = None if self.on == "local" else self.engine()
+    if engine is None or not engine.buckets:
       files.on_disk(workdir, "--workdir")
-    topology = None if self.on == "local" else self.topology
-    stages = plan(self.config, workdir, overrides=self.overrides, topology=topology)
-    return choose(stages, self.only) if self.only else stages
+    stages = plan(
+      self.config,
+      workdir,
+      overrides=self.overrides,
+      topology=self.topology if engine else None,
+      shares=engine is None or engine.shares,
+    )
+    return choose(stages, self.only, also) if self.only else stages
 
   def engine(self) -> engines.Remote:
     """Raises ConfigError where an option is missing or unknown."""
@@ -140,12 +151,12 @@ def load(workdir: Any) -> Order:
     raise ConfigError(f"{workdir / FILE} is damaged: run launch.sweep again") from e
 
 
-def choose(stages: list[Stage], pattern: str) -> list[Stage]:
-  """The runs whose names match, and all stages they need."""
+def choose(stages: list[Stage], pattern: str, also: Iterable[str] = ()) -> list[Stage]:
+  """The runs whose names match, the stages `also`, and all stages they need."""
   names = [s.name for s in stages if s.kind == "run"]
   if not fnmatch.filter(names, pattern):
     raise ConfigError(f"--only {pattern} matches no run; runs: {', '.join(names)}")
-  keep: set[str] = set()
+  keep = set(also)
   for stage in reversed(stages):
     if stage.id in keep or (
       stage.kind in ("run", "tune") and fnmatch.fnmatch(stage.name, pattern)

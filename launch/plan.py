@@ -14,6 +14,8 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,12 +29,15 @@ from fluid.config.identity import (
   identity,
   of_cache,
   of_tokenizer,
+  places,
   stored,
 )
-from launch import recommended
+from fluid.remote import is_url
+from launch import code, recommended
 from launch.hardware import TPUS, Hardware, parse
 
 _POINT = ("name", "config", "overrides", "hardware", "tune")
+_NAME = r"\w[\w.+=,@ -]*"
 _FOLDERS = {"tokenizer": "tokenizers", "data": "data", "run": "runs", "tune": "runs"}
 MODULES = {
   "tokenizer": "fluid.tokenizers.train",
@@ -81,11 +86,11 @@ class Stage:
     """Whether the folder says so (for a run: for as many steps as planned now)."""
     if self.kind == "data":
       return {"train", "val"} <= set(
-        _json(self.folder, "metadata.json").get("splits", ())
+        read_json(self.folder, "metadata.json").get("splits", ())
       )
     if self.kind == "tune":
       return f"sweep-{self.run.steps}.json" in files.names(self.folder / "eval")
-    done = _json(self.folder, "done.json")
+    done = read_json(self.folder, "done.json")
     if not done:
       return False
     return self.kind != "run" or done.get("step", self.run.steps) >= self.run.steps
@@ -127,6 +132,7 @@ def plan(
   *,
   overrides: Mapping[str, Any] | None = None,
   topology: str | None = None,
+  shares: bool = True,
 ) -> list[Stage]:
   """All stages of a sweep, each after those it needs.
 
@@ -135,6 +141,7 @@ def plan(
     topology: None: hardware does not matter, all runs here. Else what runs take: a
       topology, or a generation such as 'v5e' where the sweep says 'recommended', or ''
       for what the sweep says.
+    shares: whether those machines have this one's files.
 
   Raises:
     ConfigError: a sweep file or a point of it cannot be used.
@@ -144,7 +151,7 @@ def plan(
   made = _made(workdir)
   for point in load_points(sweep_file):
     point = point | {"overrides": {**point.get("overrides", {}), **(overrides or {})}}
-    for stage in _stages(point, workdir, made, topology):
+    for stage in _stages(point, workdir, made, topology, shares):
       if stage.kind == "run" and stage.id in stages:
         raise ConfigError(f"{sweep_file} yields two runs named '{stage.name}'")
       first = stages.setdefault(stage.id, stage)
@@ -166,6 +173,11 @@ def load_points(sweep_file: str | Path) -> list[dict]:
       )
     if missing := {"name", "config"} - set(point):
       raise ConfigError(f"{sweep_file} yields a point without {missing.pop()!r}")
+    if not re.fullmatch(_NAME, str(point["name"])):
+      raise ConfigError(
+        f"{sweep_file} yields a point named {point['name']!r}, which is no name of a "
+        "folder: letters, digits and any of .+=,@_- and spaces, a letter or digit first"
+      )
     match point.get("tune"):
       case None | () | [] | [str(), str()]:
         pass
@@ -232,11 +244,11 @@ def _prepared(workdir: Any, run: Run, tokenizer: str) -> str:
     tokenizer: its folder.
   """
   folder = files.place(tokenizer, "config key 'tokenizer.path'")
-  weights = _json(folder, "config.json").get("weights_sha256")
+  weights = read_json(folder, "config.json").get("weights_sha256")
   wanted = of_cache(run, files=False) | {"tokenizer.weights": weights}
   found = []
   for name in sorted(files.names(workdir / "data")):
-    said = _json(workdir / "data" / name, "metadata.json")
+    said = read_json(workdir / "data" / name, "metadata.json")
     try:
       there = stored(said.get("config", {}))
     except ConfigError:
@@ -258,15 +270,17 @@ def _check_shared(a: Run, b: Run, name: str) -> None:
 
 
 def _stages(
-  point: dict, workdir: Any, made: dict[str, str], topology: str | None
+  point: dict, workdir: Any, made: dict[str, str], topology: str | None, shares: bool
 ) -> Iterator[Stage]:
   config, overrides = point["config"], dict(point.get("overrides", {}))
   run = resolve(config, overrides)
   machine, more = _machine(point, run, topology)
+  moved = {} if topology is None else _moved(run, shares)
 
   def stage(kind, name, needs, run=run, more=None):
     return Stage(
-      kind, name, workdir / _FOLDERS[kind] / name, config, overrides | (more or {}),
+      kind, name, workdir / _FOLDERS[kind] / name, config,
+      overrides | moved | (more or {}),
       needs, run, machine(kind), tuple(point.get("tune") or ("", "")),
     )  # fmt: skip
 
@@ -317,6 +331,28 @@ def _machine(point: dict, run: Run, topology: str | None):
   return lambda kind: others.get(kind, found.one_host()), more
 
 
+def _moved(run: Run, shares: bool) -> dict[str, Any]:
+  """Overrides by which jobs find what the config names by paths from this folder.
+
+  They start in the folder of their code, so what is in that keeps its path.
+  """
+
+  def path(text: str) -> str:
+    if not text or is_url(text) or os.path.isabs(text) or code.has(text):
+      return text
+    return os.path.abspath(text)
+
+  before, after = (identity(r, no=()) for r in (run, places(run, path)))
+  moved = {k: after[k] for k in differences(before, after)}
+  if moved and not shares:
+    key = next(iter(moved))
+    raise ConfigError(
+      f"config key '{key}' is {before[key]!r}, a path from this folder, which the "
+      "machines do not have: name it from / as they have it, or as gs://..."
+    )
+  return {k: tuple(v) if isinstance(v, list) else v for k, v in moved.items()}
+
+
 def _mesh(run: Run, more: Mapping[str, Any]) -> dict[str, int]:
   """Axes of a run's mesh, as `more` changes it."""
   axes = {k: getattr(run.mesh, k) for k in ("data", "fsdp", "model", "slice")}
@@ -351,7 +387,8 @@ def _check_fit(what: str, axes: dict[str, int], run: Run, h: Hardware) -> None:
     )
 
 
-def _json(folder: Any, name: str) -> dict:
+def read_json(folder: Any, name: str) -> dict:
+  """An object in a folder; empty where there is none or it is damaged."""
   try:
     return json.loads(files.read_text(folder / name))
   except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
@@ -363,6 +400,8 @@ def _load_module(path: str | Path):
   if not found.is_file():
     raise ConfigError(f"no such file: {path}")
   spec = importlib.util.spec_from_file_location(f"_sweep_{found.stem}", found)
+  if spec is None or spec.loader is None:
+    raise ConfigError(f"{path} is no Python file")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module

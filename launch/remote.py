@@ -15,8 +15,8 @@ from fluid import files
 from fluid.errors import REQUEUE, ConfigError
 from launch import engines
 from launch.entries import STOPPED, Entry, last_line, save
-from launch.plan import Stage
-from launch.spec import FATAL, RESTARTS, RunSpec
+from launch.plan import Stage, read_json
+from launch.spec import RESTARTS, RunSpec
 
 
 class Remote:
@@ -48,9 +48,10 @@ class Remote:
     self._found = self.engine.states(sorted(keys))
     for name, entry in self.entries.items():
       job = jobs[name]
-      # Of one that is over it may have been told to try again.
-      known = self._found.get(self._specs[name].key)
-      if not job and known and known.state in engines.ALIVE:
+      # Whoever submitted it was ended before it could say so. (Of one that is over it
+      # may have been told to try again.)
+      known = self._found.get(job.get("key", self._specs[name].key))
+      if known and known.state in engines.ALIVE and not job.get("job"):
         job = self._submitted(name, known.job)
       entry.key = job.get("key", "")
       entry.status, entry.note = self._state(entry, job)
@@ -60,6 +61,8 @@ class Remote:
   def _state(self, entry: Entry, job: dict) -> tuple[str, str]:
     stage = entry.stage
     found = self._found.get(job.get("key", ""))
+    if found and job.get("again") and found.state not in engines.ALIVE:
+      found = None  # That was before.
     if stage.finished():
       entry.skipped = True
       different = stage.mismatch()
@@ -74,9 +77,9 @@ class Remote:
     broken = [n for n in stage.needs if self._status(n) in STOPPED]
     if job.get("stopped"):
       return "cancelled", "launch.retry goes on with it"
-    if not job:
-      return ("blocked", f"needs {broken[0]}") if broken else ("waiting", "")
     end, name = self._ended(stage), self.engine.name
+    if not (job and (job["times"] or found or end)):  # The engine never had it.
+      return ("blocked", f"needs {broken[0]}") if broken else ("waiting", "")
     last = last_line(self._workdir / "logs" / entry.log)
     said = f": {last}" if last else ""
     if found and found.state == "failed":
@@ -84,9 +87,12 @@ class Remote:
     code = end.get("code", 0 if found and found.state == "ended" else REQUEUE)
     if code == 0:
       return "failed", f"stopped before its last step{said}"
-    if code in FATAL or code < 128 and code != REQUEUE:
+    if code <= 128 and code != REQUEUE:
       return "failed", f"exit status {code}{said}"
-    if end.get("state", "RUNNING") != "RUNNING":
+    # Taken away, or ended while nobody could say why: that was no wish of anyone.
+    gone = end.get("state") in ("", "PREEMPTED", "TIMEOUT")
+    gone = gone or bool(found and found.state == "lost")
+    if end.get("state", "RUNNING") != "RUNNING" and not gone:
       return "cancelled", f"{end['state'].lower()} on {name}; launch.retry"
     # One that was to be submitted again may be gone since we removed it ourselves.
     if not job.get("again"):
@@ -101,8 +107,8 @@ class Remote:
       return "lost", f"exit status {code}, and not queued again"
     if broken:
       return "blocked", f"needs {broken[0]}"
-    if job["times"] >= self.engine.losses:
-      return "failed", f"{name} lost it {job['times']} times{said}"
+    if (times := self._losses(stage, job)["times"]) >= self.engine.losses:
+      return "failed", f"{name} lost it {times} times without a new checkpoint{said}"
     if found:
       return "lost", f"{found.note.lower()} on {name}"
     return "lost", f"{name} does not know {job['key']} any more"
@@ -117,6 +123,7 @@ class Remote:
       ConfigError: the engine refuses; what was submitted before is recorded.
     """
     out = []
+    save(self._workdir, self.entries.values())  # For calls that ask for other stages.
     for name, entry in self.entries.items():
       job = self.job(name)
       if entry.status == "cancelled" and job and not job.get("stopped"):
@@ -133,8 +140,10 @@ class Remote:
       self._refuse_twice(entry, spec)
       files.remove(self._exit(entry.stage))
       after = tuple(self.job(n)["job"] for n in alive)
-      if job:
-        self._write(name, job | {"again": True})
+      # Said first: if this ends before it knows the job, another call finds it by its
+      # key, which will be another one once the code has changed.
+      said = self._new(name) | self._losses(entry.stage, job) | {"again": True}
+      self._write(name, said)
       self._submitted(name, self.engine.submit(spec, after))
       entry.key, entry.status, entry.note = spec.key, "queued", ""
       out.append(entry)
@@ -211,17 +220,24 @@ class Remote:
       "engine": self.engine.name,
       "options": self.engine.options,
       "stage": spec.stage,
-      "argv": spec.argv,
+      "argv": [*spec.argv],
       "hardware": str(spec.hardware),
       "code": dataclasses.asdict(spec.code),
       "times": 0,
     }
 
+  def _losses(self, stage: Stage, job: dict) -> dict[str, int]:
+    """The step that is saved, and how often it was submitted since that one is."""
+    saved = int(read_json(stage.folder, "saved.json").get("step", 0))
+    same = job.get("saved", saved) == saved
+    return {"saved": saved, "times": job.get("times", 0) if same else 0}
+
   def _submitted(self, name: str, job: str) -> dict[str, Any]:
-    times = self.job(name).get("times", 0) + 1
-    new = self._new(name) | {"job": job, "submitted": time.time(), "times": times}
-    self._write(name, new)
-    return new
+    said = self.job(name) or self._new(name)
+    said |= {"job": job, "submitted": time.time(), "times": said["times"] + 1}
+    said.pop("again", None)
+    self._write(name, said)
+    return said
 
   def _write(self, name: str, job: dict) -> None:
     files.write_json(self._file(name), job)

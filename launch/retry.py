@@ -29,11 +29,11 @@ def main(argv: list[str] | None = None, build=None) -> int:
   if remote is None:
     for name in wanted:
       (found[name].stage.folder / "starts.json").unlink(missing_ok=True)
-    return sweep.launch(order, workdir)
+    return sweep.launch(order, workdir, also=wanted)
   with hold(workdir):
     engines.patiently(remote.look)
     remote.retry([n for n in wanted if n in remote.entries])
-  return sweep.submit(order, workdir, build=build)
+  return sweep.submit(order, workdir, build=build, also=wanted)
 
 
 if __name__ == "__main__":

@@ -89,14 +89,11 @@ class Rendered:
 
   Attributes:
     files: path -> text, to write before.
-    submit, query, cancel, logs: commands.
+    submit: the command.
   """
 
   files: Mapping[str, str]
   submit: tuple[str, ...]
-  query: tuple[str, ...]
-  cancel: tuple[str, ...]
-  logs: tuple[str, ...]
 
 
 def slug(text: str, length: int) -> str:

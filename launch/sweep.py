@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,10 @@ def main(argv: list[str] | None = None) -> int:
   )
   if order.on == "local" and (order.topology or order.options):
     raise ConfigError("--topology and --set are of a scheduler: --on slurm, gke, ...")
+  if order.on == "local" and args.watch:
+    raise ConfigError("--watch is of a scheduler: on this machine a sweep waits anyway")
+  if order.on != "local" and order.jobs > 1:
+    raise ConfigError(f"--jobs is of this machine: --on {order.on} takes all that fits")
   return launch(
     order,
     workdir,
@@ -220,13 +224,18 @@ def launch(
   price: float | None = None,
   report: bool = False,
   plain: bool = False,
+  also: Iterable[str] = (),
 ) -> int:
-  """Carries out an order; -> the exit status."""
+  """Carries out an order; -> the exit status.
+
+  Args:
+    also: ids of stages beside those of the order's `only`.
+  """
   if dry_run:
     return _dry_run(order, workdir, price)
   screen = Screen(progress, plain=plain)
   if order.on == "local":
-    stages = order.stages(workdir)
+    stages = order.stages(workdir, also)
     workdir.mkdir(parents=True, exist_ok=True)
     held = lock(workdir, wait=LEFT_SECONDS)
     order.save(workdir)
@@ -248,11 +257,12 @@ def submit(
   watch: bool = False,
   screen: Screen | None = None,
   build: Callable[[Stage], list[str]] | None = None,
+  also: Iterable[str] = (),
 ) -> int:
   """Submits what is ready to a scheduler; with `watch` until nothing is left to do."""
   screen = screen or Screen(progress)
   engine = order.engine()
-  stages = order.stages(workdir)
+  stages = order.stages(workdir, also)
   specs = order.specs(stages, workdir, engine, build)
   for spec in specs.values():
     engine.render(spec)  # What does not fit is refused before anything is written.

@@ -18,12 +18,13 @@ from launch.remote import Remote
 def open_sweep(
   workdir: Any, build=None
 ) -> tuple[Order, dict[str, Entry], Remote | None]:
-  """What was asked for, how each stage stands now, and the engine's side of it.
+  """What was asked for last, how each stage stands now, and the engine's side of it.
 
-  The last is None on this machine.
+  Stages are those of all calls: another `--only` does not end what came before. The
+  engine is None on this machine.
   """
   asked = order.load(workdir)
-  stages = asked.stages(workdir)
+  stages = asked.stages(workdir, also=entries.saved(workdir))
   if asked.on == "local":
     return asked, {e.stage.id: e for e in _local(stages, workdir)}, None
   engine = asked.engine()

@@ -6,6 +6,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,19 @@ import pytest
 
 from fluid import files
 from fluid.errors import ConfigError
-from launch import code, engines, hardware, logs, order, retry, status, stop, sweep
+from launch import (
+  code,
+  engines,
+  errors,
+  hardware,
+  logs,
+  order,
+  retry,
+  status,
+  stop,
+  sweep,
+  view,
+)
 from launch.plan import plan
 from launch.remote import Remote
 from launch.spec import Code, RunSpec
@@ -27,10 +40,18 @@ GOLDENS = Path(__file__).parent / "data/launch"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 IMAGE = f"registry/fluid@sha256:{'0' * 64}"
 OPTIONS = {
-  "slurm": {"setup": "source /shared/venv/bin/activate", "partition": "gpu"},
+  "slurm": {
+    "setup": "source /shared/venv/bin/activate",
+    "partition": "gpu",
+    "exclusive": "",
+  },
   "gke": {"image": IMAGE, "claim": "work", "queue": "team"},
   "tpu_vm": {"zone": "us-east5-a", "repository": "https://host/fluid.git"},
-  "skypilot": {"repository": "https://host/fluid.git", "gpu": "H100"},
+  "skypilot": {
+    "repository": "https://host/fluid.git",
+    "gpu": "H100",
+    "mount": "/data=gs://bucket",
+  },
 }
 CODES = {
   "slurm": Code(COMMIT, folder=f"/shared/w/code/{COMMIT}"),
@@ -59,11 +80,12 @@ def rendered(engine: str) -> str:
   made = engines.remote(engine, OPTIONS[engine])
   out = []
   for machine in MACHINES[engine]:
-    found = made.render(spec(engine, machine))
+    one = spec(engine, machine)
+    found = made.render(one)
     for path, text in found.files.items():
       out.append(f"# {machine}: {path}\n{text.rstrip()}")
-    for name in ("submit", "query", "cancel", "logs"):
-      out.append(f"# {name}: {json.dumps(getattr(found, name))}")
+    out.append(f"# submit: {json.dumps(found.submit)}")
+    out.append(f"# logs: {json.dumps(made.logs(one.key, one.log, follow=False))}")
   return "\n".join(out) + "\n"
 
 
@@ -157,7 +179,8 @@ def machine(study, tmp_path, monkeypatch):
       return ["python", str(tmp_path / "fake.py"), str(stage.folder), mode]
 
     def order(self, engine, **changes):
-      own = {"gke": {"mount": str(tmp_path)}, "slurm": {"setup": "true"}}
+      own = {"gke": {"mount": str(tmp_path)}}
+      own |= {name: {"setup": "true"} for name in ("slurm", "skypilot")}
       options = OPTIONS[engine] | own.get(engine, {})
       where = "cpu:1x1" if engine in ("slurm", "gke", "skypilot") else "v5e:1x1"
       return order.Order(str(study), engine, where, options=options, **changes)
@@ -252,7 +275,7 @@ def test_what_somebody_cancels_stays_so_until_it_is_retried(machine, engine):
   made = asked.engine()
   stages = asked.stages(machine.workdir)
   specs = asked.specs(stages, machine.workdir, made, machine.build)
-  subprocess.run(made.render(specs["run/dr1"]).cancel, check=True)
+  made.stop(specs["run/dr1"].key, "")
   machine.until(engine, lambda s: s["run/dr1"] == "cancelled", 30)
   for folder in machine.state.iterdir():  # As if it had been forgotten meanwhile.
     for job, found in schedulers.jobs(folder).items():
@@ -266,6 +289,76 @@ def test_what_somebody_cancels_stays_so_until_it_is_retried(machine, engine):
   retry.main(argv, build=machine.build)
   after = "queued" if waits else "finished"
   machine.until(engine, lambda s: s["run/dr1"] == after)
+
+
+CANCELLED, PREEMPTED = (
+  engines.Found("cancelled", "7", "CANCELLED"),
+  engines.Found("lost", "7", "PREEMPTED"),
+)
+
+
+@pytest.mark.parametrize(
+  "end, found, want",
+  [
+    ({"code": 75, "state": "COMPLETING"}, None, "cancelled"),
+    ({"code": 75, "state": "COMPLETING"}, CANCELLED, "cancelled"),
+    ({"code": 75, "state": "COMPLETING"}, PREEMPTED, "lost"),
+    ({"code": 75, "state": "PREEMPTED"}, None, "lost"),
+    ({"code": 75, "state": "TIMEOUT"}, None, "lost"),
+    ({"code": 75, "state": ""}, None, "lost"),
+    ({"code": 75, "state": ""}, CANCELLED, "cancelled"),
+    ({"code": 3, "state": "PREEMPTED"}, PREEMPTED, "failed"),
+    ({"code": 128, "state": "RUNNING"}, None, "failed"),
+    ({"code": 75, "state": "RUNNING"}, None, "lost"),
+  ],
+)
+def test_what_was_taken_away_is_told_from_what_was_cancelled(
+  machine, end, found, want, monkeypatch
+):
+  remote, spec = _submitted(machine, monkeypatch, found)
+  files.write_json(spec.exit, end | {"restarts": 1})
+  remote.look()
+  assert remote.entries["run/dr1"].status == want
+
+
+def _submitted(machine, monkeypatch, found=None):
+  """A run that was submitted, with what it needs done; -> its sweep and its spec."""
+  asked, workdir = machine.order("slurm", only="dr1"), machine.workdir
+  engine, stages = asked.engine(), asked.stages(workdir)
+  specs = asked.specs(stages, workdir, engine, machine.build)
+  for needed in stages[:2]:
+    files.write_json(f"{needed.folder}/done.json", {"step": 4})
+    said = {"splits": {"train": {}, "val": {}}}
+    files.write_json(f"{needed.folder}/metadata.json", said)
+  remote, spec = Remote(stages, specs, workdir, engine), specs["run/dr1"]
+  states = {spec.key: found} if found else {}
+  monkeypatch.setattr(engine, "states", lambda keys: states)
+  remote._submitted("run/dr1", "7")
+  return remote, spec
+
+
+def test_what_a_scheduler_says_of_before_does_not_end_another_try(machine, monkeypatch):
+  """As SkyPilot does, where a name was used before and the submission is refused."""
+  remote, _ = _submitted(machine, monkeypatch, engines.Found("failed", "7"))
+  remote._write("run/dr1", remote._new("run/dr1") | {"again": True})
+  remote.look()
+  assert remote.entries["run/dr1"].status == "waiting"
+
+
+def test_losses_are_counted_since_the_last_checkpoint(machine, monkeypatch):
+  remote, _ = _submitted(machine, monkeypatch)
+  monkeypatch.setattr(remote.engine, "submit", lambda spec, after: "8")
+  entry = remote.entries["run/dr1"]
+
+  def again(step):
+    files.write_json(entry.stage.folder / "saved.json", {"step": step})
+    remote.look()
+    remote.submit()
+    return entry.status
+
+  assert [again(step) for step in range(6)] == ["queued"] * 6
+  assert [again(5) for _ in range(5)] == ["queued"] * 4 + ["failed"]
+  assert entry.note == "slurm lost it 5 times without a new checkpoint"
 
 
 def test_a_scheduler_that_does_not_answer_is_asked_again(machine, monkeypatch, capfd):
@@ -343,10 +436,57 @@ def test_a_tpu_machine_says_how_it_ended(tmp_path, bucket):
   ends("TERM", "0"), ends("75", "0")
   assert left() == (False, False)
   ends("3", "0")
+  for never in ("1", "127", "128"):  # No code, no Python.
+    assert re.search(rf"RestartPreventExitStatus=.*\b{never}\b", script)
+    (tmp_path / "deleted").unlink()
+    ends(never, "0")
+    assert left() == (True, True)
+  ends("3", "0")
   lines = log.read_text().splitlines()
-  assert [x.split()[-1] for x in lines] == ["TERM", "75", "3"]
+  want = ["TERM", "75", "3", "1", "127", "128", "3"]
+  assert [x.split()[-1] for x in lines] == want
   assert all("_SYSTEMD_INVOCATION_ID=i" in x for x in lines) and left() == (True, True)
   assert json.loads(end.read_text()) == {"code": 3, "state": "RUNNING"}
+
+
+STUBS = {
+  "sleep": "",
+  "git": """
+[ -e $HERE/clones ] || exit 128
+[ $1 = clone ] && mkdir $3 && cp -r $ROOT/launch $3/""",
+  "uv": """
+echo "$@" >> said
+[ $1 = venv ] && mkdir -p .venv/bin && echo 'echo 3.11 "$@"' > .venv/bin/python
+echo PATH=$PWD/.venv/bin:$PATH > .venv/bin/activate
+chmod +x .venv/bin/python""",
+}
+
+
+def test_a_tpu_machine_makes_its_python_or_gives_up(tmp_path):
+  where = dataclasses.replace(spec("tpu_vm", "v5e:2x2"), workdir=str(tmp_path / "w"))
+  made = engines.remote("tpu_vm", OPTIONS["tpu_vm"]).render(where)
+  (script,) = made.files.values()
+  fatal = re.search(r'RestartPreventExitStatus="(.*?)"', script)[1].split()
+  run = script.split("<<'RUN'\n")[1].split("\nRUN\n")[0]
+  run = run.replace("/opt/fluid", str(tmp_path))
+  (tmp_path / "bin").mkdir()
+  for name, text in STUBS.items():
+    (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n:\n")
+    (tmp_path / "bin" / name).chmod(0o755)
+  env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "HERE": str(tmp_path)}
+  env["ROOT"] = str(code.ROOT)
+
+  def start():
+    return subprocess.run(["bash", "-c", run], env=env, capture_output=True, text=True)
+
+  assert str(start().returncode) in fatal  # Nothing to clone.
+  (tmp_path / "clones").touch()
+  for _ in range(2):
+    done = start()
+    assert done.stdout.startswith("3.11 -m fluid.train"), done.stderr
+  said = (tmp_path / "code/said").read_text().splitlines()
+  assert [x.split()[0] for x in said] == ["venv", "pip", "pip"]
+  assert said[-1].endswith(" -r requirements-tpu.txt")
 
 
 def _with(build):
@@ -355,6 +495,35 @@ def _with(build):
   return lambda self, stages, workdir, engine, _=None: original(
     self, stages, workdir, engine, build
   )
+
+
+def test_a_call_for_other_runs_leaves_the_first_in_sight(machine, monkeypatch):
+  machine.modes |= {"run/dr1": "fail", "run/cr1": "hang"}
+  monkeypatch.setattr(order.Order, "specs", _with(machine.build))
+  argv = ["--workdir", str(machine.workdir)]
+  for only in ("dr1", "cr1"):
+    machine.submit("slurm", only=only)
+
+  def until(**want):
+    end = time.monotonic() + 120
+    while (found := _runs(machine)) != want:
+      assert time.monotonic() < end, found
+      time.sleep(0.3)
+
+  until(dr1="failed", cr1="running")
+  machine.modes["run/dr1"] = "hang"
+  (machine.workdir / "runs/dr1/starts").unlink()
+  retry.main([*argv, "dr1"], build=machine.build)
+  until(dr1="running", cr1="running")
+  assert stop.main(argv) == 0
+  until(dr1="cancelled", cr1="cancelled")
+  jobs = schedulers.jobs(machine.state / "slurm").values()
+  assert not {j["state"] for j in jobs} & {"PENDING", "RUNNING"}
+
+
+def _runs(machine):
+  _, found, _ = view.open_sweep(machine.workdir)
+  return {e.stage.name: e.status for e in found.values() if e.stage.kind == "run"}
 
 
 def test_a_killed_submission_is_found_again(machine):
@@ -376,6 +545,27 @@ def test_a_killed_submission_is_found_again(machine):
   # Another engine, or a changed sweep, is no second job in the same folder.
   with pytest.raises(ConfigError, match="run/dr1 is running on slurm as study-run-dr1"):
     machine.submit("gke")
+
+
+def test_a_submission_killed_before_it_knew_the_job_is_found(machine, monkeypatch):
+  """Even where another commit gives the job another name."""
+  made, taken = type(machine.order("slurm").engine()), []
+
+  def submit(self, spec, after):
+    taken.append(original(self, spec, after))
+    raise KeyboardInterrupt
+
+  original = made.submit
+  machine.modes["tokenizer/vq"] = "hang"
+  monkeypatch.setattr(made, "submit", submit)
+  with pytest.raises(KeyboardInterrupt):
+    machine.submit("slurm", only="dr1")
+  monkeypatch.setattr(made, "submit", original)
+  monkeypatch.setattr(code, "_state", lambda root: (COMMIT[::-1], "HEAD"))
+  machine.submit("slurm", only="dr1")
+  jobs = schedulers.jobs(machine.state / "slurm")
+  assert [j["after"] for j in jobs.values()] == [[], taken, ["1", "2"]]
+  assert machine.states()["tokenizer/vq"] in ("queued", "running")
 
 
 def test_code_is_kept_as_it_was(tmp_path):
@@ -403,7 +593,15 @@ def test_code_is_kept_as_it_was(tmp_path):
   assert Path(second.folder, "a.py").read_text() == "two"
   assert Path(second.folder, "new.py").read_text() == "three"
   with pytest.raises(ConfigError, match="commit and push"):
-    code.committed(code.cloned("https://x", root))
+    code.committed(code.cloned("https://x", root), root)
+  # Nor what nobody pushed; of an address that is no remote of it git knows nothing.
+  git("commit", "-qam", "y"), git("init", "-q", "--bare", "../bare.git")
+  git("remote", "add", "origin", str(tmp_path / "bare.git"))
+  code.committed(code.cloned("https://x", root), root)
+  with pytest.raises(ConfigError, match="bare.git has commit .*: git push"):
+    code.committed(code.cloned("", root), root)
+  git("push", "-q", "origin", "HEAD")
+  code.committed(code.cloned("", root), root)
 
 
 @pytest.mark.parametrize(
@@ -419,6 +617,8 @@ def test_code_is_kept_as_it_was(tmp_path):
     ("gke", "v5e:1x1", {"image": "fluid:latest"}, "has no digest"),
     ("gke", "v5e:1x1", {"clame": "x"}, "--set clame: --on gke knows image"),
     ("skypilot", "v5p:2x2x1 x 2", {}, "SkyPilot has no multislice"),
+    ("skypilot", "cpu:1x1 spot", {"mount": "/=gs://b"}, ": --workdir gs://b/"),
+    ("skypilot", "cpu:2x1", {"mount": "/=gs://b"}, "checkpoints with it"),
     ("tpu_vm", "cpu:1x1", {"zone": "z"}, "tpu_vm has TPUs"),
     ("tpu_vm", "v5e:1x1", {}, "needs --set zone=ZONE"),
   ],
@@ -438,10 +638,42 @@ def test_what_cannot_be_submitted_is_one_line(
   assert not (machine.workdir / "sweep.json").exists()
 
 
+def test_what_is_named_from_this_folder_is_found_by_jobs(machine, study, monkeypatch):
+  """By the command line or in a config; what is in the code keeps its path."""
+  toy = study.with_name("toy.py")
+  toy.write_text(toy.read_text().replace("steps=4", "init=c.Init('a/run'), steps=4"))
+  mine = {"tokenizer.path": "configs/tokenizers/shapes32-vq"}
+  mine |= {"data.mixture": ("m", "/n", "gs://b/o"), "text.path": "configs/none"}
+  mine |= {"data.weights": (1, 1, 1)}
+  monkeypatch.chdir(study.parent)
+
+  def of(engine, **more):
+    return machine.order(engine, only="dr1", overrides=mine | more)
+
+  asked = of("slurm", **{"data.cache": "caches/x"})
+  (stage,) = asked.stages(machine.workdir)
+  changed = {k: v for k, v in stage.overrides.items() if mine.get(k) != v}
+  here = str(study.parent)
+  assert changed == {
+    "data.cache": f"{here}/caches/x",
+    "data.mixture": (f"{here}/m", "/n", "gs://b/o"),
+    "init.workdir": f"{here}/a/run",
+    "text.path": f"{here}/configs/none",
+  }
+  # Names of caches do not depend on it.
+  data = of("slurm").stages(machine.workdir)[0]
+  assert data.id in {s.id for s in plan(study, machine.workdir, overrides=mine)}
+  with pytest.raises(ConfigError, match="'data.cache' is 'caches/x', a path from this"):
+    of("gke", **{"data.cache": "caches/x"}).stages(machine.workdir)
+
+
 def test_an_engine_that_is_not_there_or_refuses_is_one_line(machine, monkeypatch):
   monkeypatch.setenv("FAKE_REFUSES", "1")
   with pytest.raises(ConfigError, match="^sbatch refuses: .*Invalid account$"):
     machine.submit("slurm")
+  monkeypatch.setattr(order.Order, "specs", _with(machine.build))
+  with pytest.raises(ConfigError, match="^run/dr1 is waiting: it has not been subm"):
+    logs.main(["dr1", "--workdir", str(machine.workdir)])
   monkeypatch.setenv("PATH", "/nowhere")
   with pytest.raises(ConfigError, match="needs the command squeue, which is not inst"):
     machine.submit("slurm")
@@ -462,6 +694,24 @@ def test_a_folder_that_is_an_address_is_refused(study, command, where, said):
   done = subprocess.run(argv, capture_output=True, text=True, cwd=code.ROOT)
   assert done.returncode == 2 and done.stderr.startswith(f"error: --workdir is {where}")
   assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags, said", [
+  (["--watch"], "--watch is of a scheduler"),
+  (["--on=slurm", "--topology=cpu:1x1", "--jobs=2"], "--jobs is of this machine"),
+])  # fmt: skip
+def test_a_flag_that_would_do_nothing_is_refused(study, tmp_path, flags, said):
+  with pytest.raises(ConfigError, match=said):
+    sweep.main(["--config", str(study), "--workdir", str(tmp_path / "w"), *flags])
+
+
+def test_ctrl_c_is_no_traceback(capsys):
+  def main():
+    raise KeyboardInterrupt
+
+  with pytest.raises(SystemExit, match="130"):
+    errors.end(main)
+  assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_where_nothing_was_begun_there_is_nothing_to_say(tmp_path):

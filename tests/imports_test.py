@@ -48,7 +48,8 @@ FLUID = (
 LAUNCH = (
   ("launch.chips", "launch.errors", "launch.hardware", "launch.hlo", "launch.progress"),
   ("launch.recommended", "launch.spec"),
-  ("launch.code", "launch.plan"),
+  "launch.code",
+  "launch.plan",
   ("launch.cost", "launch.engines", "launch.entries"),
   ("launch.order", "launch.remote"),
   ("launch.aot_compile", "launch.topologies", "launch.sweep", "launch.view"),

@@ -361,6 +361,9 @@ def test_two_sweeps_do_not_share_a_workdir(study, tmp_path):
     ("'dr2'", "'dr1'", "two runs named 'dr1'"),
     ("overrides", "override", "unknown key 'override'"),
     ("toy.py", "absent.py", "no such file"),
+    ("toy.py", "w.md", "w.md is no Python file"),
+    ("'dr1'", "'a/../../b c'", "named 'a/../../b c', which is no name of a folder"),
+    ("'dr1'", "'..'", "named '..', which"),
     (
       "='dr1'",
       "='dr1', tune=('cfg', 3)",
@@ -371,6 +374,7 @@ def test_two_sweeps_do_not_share_a_workdir(study, tmp_path):
 )
 def test_a_wrong_sweep_file_is_refused(study, tmp_path, old, new, message):
   study.write_text(study.read_text().replace(old, new))
+  (tmp_path / "w.md").touch()
   with pytest.raises(ConfigError, match=message):
     plan(study, tmp_path / "w")
 

@@ -35,6 +35,7 @@ ALIVE = ("queued", "running", "restarting", "held")
 T = TypeVar("T")
 ASKED = 3  # times that a scheduler is asked which does not answer, and
 PAUSE = 5.0  # seconds between them.
+MACHINE = ". launch/machine.sh -r"  # Shell that installs a file's requirements.
 
 
 class Refused(ConfigError):
@@ -157,10 +158,11 @@ class Remote(abc.ABC):
     name: of ENGINES.
     chains: whether a job can wait for others; else stages are submitted as they become
       ready.
-    losses: times that a job may vanish before it counts as failed.
+    losses: times that a job may vanish without a new checkpoint before it has failed.
     gone: what a job is that was submitted and that it does not know: 'cancelled' where
       it forgets none but those that somebody deletes, else 'lost'.
     buckets: whether the work folder may lie in one.
+    shares: whether its machines have the files of this one, by the same paths.
     where: options that say which of its jobs it sees.
     keeps: whether it has what a job printed that is over.
     remedy: what to do where its command is not found.
@@ -173,6 +175,7 @@ class Remote(abc.ABC):
   losses = 5
   gone = "lost"
   buckets = True
+  shares = False
   where: tuple[str, ...] = ()
   keeps = True
   remedy: str

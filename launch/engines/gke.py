@@ -62,9 +62,6 @@ class Engine(engines.Remote):
     return Rendered(
       files={file: text},
       submit=self._kubectl("create", "-f", file),
-      query=self._kubectl("get", "jobsets", "-o", "json"),
-      cancel=self._kubectl("delete", "jobset", spec.key, "--ignore-not-found"),
-      logs=tuple(self.logs(spec.key, "", follow=False)),
     )
 
   def manifest(self, spec: RunSpec) -> dict:

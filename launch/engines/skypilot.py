@@ -19,8 +19,9 @@ OPTIONS = {
   "infra": "cloud/region/zone (default: wherever it is cheapest)",
   "repository": "to clone (default: the remote 'origin')",
   "gpu": "SkyPilot's name of the GPU, such as H100",
-  "setup": "a line of shell that installs (default: pip install for the accelerator)",
-  "mount": "PATH=gs://BUCKET, mounted at PATH, which holds the work folder",
+  "setup": "a line of shell that installs (default: by launch/machine.sh)",
+  "mount": "PATH=gs://BUCKET, mounted at PATH: for data, or the work folder of one "
+  "machine that is not spot",
 }
 _STATES = {
   "PENDING": "queued", "SUBMITTED": "queued", "STARTING": "queued",
@@ -48,9 +49,6 @@ class Engine(engines.Remote):
     return Rendered(
       files={file: text},
       submit=("sky", "jobs", "launch", "-n", spec.key, "-y", "-d", file),
-      query=("sky", "jobs", "queue", "-o", "json"),
-      cancel=("sky", "jobs", "cancel", "-n", spec.key, "-y"),
-      logs=tuple(self.logs(spec.key, "", follow=False)),
     )
 
   def task(self, spec: RunSpec) -> dict:
@@ -81,21 +79,29 @@ class Engine(engines.Remote):
       "num_nodes": 1 if h.tpu else h.hosts,
       "envs": dict(spec.env),
       "workdir": {"url": spec.code.repository, "ref": spec.code.commit},
-      "setup": get("setup") or f"pip install -r {_requirements(h)}",
+      "setup": get("setup") or f"{engines.MACHINE} {_requirements(h)}",
       "run": self._shell(spec),
     }
     if mount := get("mount"):
       path, _, source = mount.partition("=")
+      if Path(spec.workdir).is_relative_to(path) and (h.spot or h.hosts > 1):
+        rest = Path(spec.workdir).relative_to(path)
+        raise ConfigError(
+          f"{spec.stage} is for {h}, and what is written to the mount {path} is sent "
+          "on later: a machine that goes takes checkpoints with it, and others do not "
+          f"see them: --workdir {source.rstrip('/')}/{rest}"
+        )
       task["file_mounts"] = {path: {"source": source, "mode": "MOUNT_CACHED"}}
     return task
 
   def _shell(self, spec: RunSpec) -> str:
     h = spec.hardware
+    begin = "exec" if self.options.get("setup") else ". .venv/bin/activate && exec"
     if h.tpu or h.processes == 1:
-      return "exec " + shlex.join(engines.command(spec, grace="30"))
+      return f"{begin} " + shlex.join(engines.command(spec, grace="30"))
     argv = shlex.join(engines.command(spec, grace="30", join=False))
     return (
-      f'exec {argv} --coordinator="$(echo "$SKYPILOT_NODE_IPS" | head -n1):8476" '
+      f'{begin} {argv} --coordinator="$(echo "$SKYPILOT_NODE_IPS" | head -n1):8476" '
       "--processes=$SKYPILOT_NUM_NODES --process=$SKYPILOT_NODE_RANK"
     )
 

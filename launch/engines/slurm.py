@@ -18,6 +18,7 @@ from launch import code, engines
 from launch.spec import RESTARTS, Code, Rendered, RunSpec
 
 _QUERY = ("squeue", "-h", "--me", "-t", "all", "-o", "%j|%i|%T|%r")
+PATIENCE = 300  # seconds for which the script asks a controller that is away.
 _HELD = re.compile(r"held", re.I)  # In the reason for which a job waits.
 _GONE = ("CANCELLED", "COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED",
          "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")  # fmt: skip
@@ -26,7 +27,8 @@ _GONE = ("CANCELLED", "COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"
 class Engine(engines.Remote):
   """See launch.engines.Remote.
 
-  Options: any of sbatch, by its long name (partition, account, time, mem, qos), and
+  Options: any of sbatch, by its long name (partition, account, time, mem, qos; with an
+  empty value where it takes none: exclusive=), and
 
   Attributes:
     setup: a line of shell that makes `python` the right one (default: this one).
@@ -36,6 +38,7 @@ class Engine(engines.Remote):
   name = "slurm"
   chains = True
   buckets = False
+  shares = True
   remedy = "submit from a login node of the cluster"
 
   def __init__(self, options: Mapping[str, str] | None = None):
@@ -68,7 +71,7 @@ class Engine(engines.Remote):
       "signal": "TERM@120",
       **self._options,
     }
-    lines = [f"#SBATCH --{k}={_quoted(str(v))}" for k, v in ask.items()]
+    lines = [f"#SBATCH --{k}{_quoted(str(v))}" for k, v in ask.items()]
     script = "\n".join(
       [
         "#!/bin/bash",
@@ -82,6 +85,7 @@ class Engine(engines.Remote):
           exit=shlex.quote(spec.exit),
           requeue=REQUEUE,
           restarts=RESTARTS,
+          patience=PATIENCE,
         ),
       ]
     )
@@ -89,9 +93,6 @@ class Engine(engines.Remote):
     return Rendered(
       files={file: script},
       submit=("sbatch", "--parsable", "--kill-on-invalid-dep=yes", file),
-      query=_QUERY,
-      cancel=("scancel", "--me", f"--name={spec.key}"),
-      logs=("tail", "-n", "+1", spec.log),
     )
 
   def submit(self, spec: RunSpec, after: tuple[str, ...]) -> str:
@@ -133,21 +134,31 @@ class Engine(engines.Remote):
 
 
 def _quoted(text: str) -> str:
-  return text if re.fullmatch(r"[\w@%+=:,./-]+", text) else f'"{text}"'
+  """What follows the name of an option: nothing, for one that is a flag."""
+  plain = re.fullmatch(r"[\w@%+=:,./-]*", text)
+  return ("=" if text else "") + (text if plain else f'"{text}"')
 
 
 # The shell stands by while the processes save. Slurm is asked whether the job goes on:
-# one that was cancelled must not come back. $rc is the highest status of all processes.
+# one that was cancelled must not come back, one that was preempted must, if need be by
+# a new submission. A controller may be away meanwhile. $rc is the highest status of
+# all processes.
 _SCRIPT = """
 trap : TERM
 (cd {folder} && {setup} && exec srun --kill-on-bad-exit=0 --unbuffered {command}) &
 child=$!
 while wait $child; rc=$?; kill -0 $child 2>/dev/null; do :; done
-state=$(scontrol show job -o "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z_]*')
+SECONDS=0
+until job=$(scontrol show job -o "$SLURM_JOB_ID" | grep JobState=) ||
+  [ $SECONDS -ge {patience} ]; do sleep 5; done
+[[ $job =~ JobState=([A-Z_]+) ]] && state=${{BASH_REMATCH[1]}} || state=
+if [ "$state" != RUNNING ]; then
+  [[ $job =~ PreemptTime=[0-9] ]] && state=PREEMPTED
+  [[ $job =~ Reason=TimeLimit ]] && state=TIMEOUT
+fi
 tries=${{SLURM_RESTART_COUNT:-0}}
-printf '{{"code": %d, "restarts": %d, "state": "%s"}}\\n' \\
-  $rc $tries "${{state#*=}}" > {exit}
-if [ "$state" = JobState=RUNNING ] && [ $tries -lt {restarts} ] &&
+printf '{{"code": %d, "restarts": %d, "state": "%s"}}\\n' $rc $tries "$state" > {exit}
+if [ "$state" = RUNNING ] && [ $tries -lt {restarts} ] &&
   {{ [ $rc = {requeue} ] || [ $rc -gt 128 ]; }}; then
   scontrol requeue "$SLURM_JOB_ID" && sleep 60
 fi

@@ -18,11 +18,15 @@ OPTIONS = {
   "zone": "of the TPUs",
   "project": "to bill (default: gcloud's)",
   "repository": "to clone (default: the remote 'origin')",
-  "setup": "a line of shell that installs and mounts the work folder",
+  "setup": "a line of shell that mounts the work folder and installs (default: "
+  "'. launch/machine.sh -r requirements-tpu.txt')",
   "runtime": "image of the machines (default: the generation's)",
   "service_account": "of the machines; may delete queued resources",
   "network": "of the machines",
 }
+# Besides, what a clone, a setup or Python itself ends with that fails: no restart on
+# chips that are paid for mends that.
+_FATAL = (1, *FATAL, 126, 127, 128)
 _STATES = {
   "ACTIVE": "running",
   "FAILED": "lost",
@@ -76,9 +80,6 @@ class Engine(engines.Remote):
         f"--metadata-from-file=startup-script={file}",
         "--async",
       ),
-      query=self._gcloud("list", "--format=json(name.basename(),state)"),
-      cancel=self._gcloud("delete", spec.key, "--force", "--quiet", "--async"),
-      logs=tuple(self.logs(spec.key, "", follow=False)),
     )
 
   def _startup(self, spec: RunSpec) -> str:
@@ -97,10 +98,10 @@ class Engine(engines.Remote):
       env="\n".join(f"export {k}={shlex.quote(v)}" for k, v in spec.env.items()),
       repository=shlex.quote(spec.code.repository),
       commit=spec.code.commit,
-      setup=self.options.get("setup") or "pip install -r requirements-tpu.txt",
+      setup=self.options.get("setup") or f"{engines.MACHINE} requirements-tpu.txt",
       command=shlex.join(engines.command(spec, grace="28")),
-      fatal=" ".join(map(str, FATAL)),
-      cases="|".join(map(str, (0, *FATAL))),
+      fatal=" ".join(map(str, _FATAL)),
+      cases="|".join(map(str, (0, *_FATAL))),
       ready=ready,
       keep=keep,
       say=say,
@@ -152,7 +153,11 @@ cat > run.sh <<'RUN'
 {env}
 set -e
 cd /opt/fluid
-[ -d code ] || git clone {repository} code
+for n in 1 2 3 4 5; do
+  [ -d code ] && break
+  rm -rf new
+  git clone {repository} new && mv new code || sleep 10
+done
 cd code && git checkout --quiet {commit}
 {setup}
 {ready}

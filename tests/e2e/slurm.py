@@ -45,6 +45,7 @@ NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 Port={first}
 NodeName={host}-2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=0
 PartitionName=soft Nodes=ALL MaxTime=INFINITE PriorityTier=1 GraceTime=60
+PartitionName=away Nodes=ALL MaxTime=INFINITE PriorityTier=1 PreemptMode=CANCEL
 PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 """
 
@@ -72,6 +73,15 @@ class Cluster:
     self.conf = folder / "slurm.conf"
     self.env = {**os.environ, "SLURM_CONF": str(self.conf)}
     self.since: dict[str, float] = {}  # When a requeued job was first seen.
+    self.daemons: list[subprocess.Popen] = []
+
+  def start(self, name: str, *args: str) -> None:
+    """Starts one of Slurm's daemons, which ends with the block."""
+    with open(self.conf.with_name(f"{name}-{len(self.daemons)}.log"), "w") as log:
+      argv = [_which(name), "-D", *args, "-f", str(self.conf)]
+      self.daemons.append(
+        subprocess.Popen(argv, env=self.env, stdout=log, stderr=subprocess.STDOUT)
+      )
 
   def call(self, *argv: str) -> str:
     done = subprocess.run(argv, env=self.env, capture_output=True, text=True)
@@ -115,19 +125,10 @@ def cluster(folder: pathlib.Path):
   found.conf.write_text(
     _CONF.format(host=HOST, folder=folder, **dict(zip(names, ports)))
   )
-  daemons = []
-
-  def start(name: str, *args: str) -> None:
-    with open(folder / f"{name}-{len(daemons)}.log", "w") as log:
-      argv = [_which(name), "-D", *args, "-f", str(found.conf)]
-      daemons.append(
-        subprocess.Popen(argv, env=found.env, stdout=log, stderr=subprocess.STDOUT)
-      )
-
   try:
-    start("slurmctld")
+    found.start("slurmctld")
     for node in NODES:
-      start("slurmd", "-N", node)
+      found.start("slurmd", "-N", node)
     end = time.monotonic() + 60
     while True:
       with contextlib.suppress(RuntimeError):
@@ -145,9 +146,9 @@ def cluster(folder: pathlib.Path):
       end = time.monotonic() + 10
       while found.call("squeue", "-h", "-o", "%i") and time.monotonic() < end:
         time.sleep(0.2)
-    for daemon in reversed(daemons):
+    for daemon in reversed(found.daemons):
       daemon.send_signal(signal.SIGTERM)
-    for daemon in daemons:
+    for daemon in found.daemons:
       try:
         daemon.wait(20)
       except subprocess.TimeoutExpired:
