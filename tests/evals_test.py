@@ -280,7 +280,9 @@ def test_user_errors_are_one_line(workdir, tmp_path):
   (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
   assert "no checkpoint" in message(fluid.load, tmp_path)
   override = lambda *items: evaluate_lib.override(loaded.config, items)
-  assert "model.width=3" in message(override, "model.width=3")
+  for item in ("model.width=3", "data.image_size=8"):
+    assert item in message(override, item)
+  assert "data.source.path'" in message(override, "data.source.path=x")
   assert "sample.warmth" in message(override, "sample.warmth=3")
   got = override(
     "evals.geneval.n=4", "sample.guidance=2", "evals.geneval.prompts=x.txt"
@@ -429,7 +431,7 @@ def test_what_is_drawn_larger_than_a_protocol_is_scaled_to_it():
   for size, said in ((384, []), (256, []), (128, ["images of 128 pixels (protocol:"])):
     run = config.replaced(RUNS["llamagen_b"](), {"data.image_size": size})
     run = protocols.apply(run, "imagenet50k")
-    found = protocols.deviations(run, "imagenet50k")
+    found = protocols.deviations(run, "imagenet50k", classes=1000)
     assert [line.partition(" 256")[0] for line in found] == said
     assert run.evals["distribution"].image_size == (256 if size == 384 else 0)
   # A slope stays a slope, at half the pixels; the borders repeat.

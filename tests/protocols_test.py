@@ -20,7 +20,7 @@ import pytest
 from fluid import config, evaluate
 from fluid.data import make_source
 from fluid.data.imagenet import ImageNetConfig
-from fluid.evals import distribution, features, samples
+from fluid.evals import distribution, features, protocols, samples
 from fluid.evals.features import clip
 from fluid.evals.loss import LossConfig
 from fluid.models.conditions.label import ClassConfig
@@ -46,30 +46,53 @@ def networks(monkeypatch):
 
 
 def test_the_protocol_of_coco(tmp_path, networks, monkeypatch):
-  """On a small set: a model that draws each caption's own image has no distance."""
-  train_ids, val_ids = range(1, 9), range(100, 112)
-  source = write_coco(tmp_path / "coco", [*train_ids], [*val_ids])
+  """A model of other images, which draws each caption's own image: no distance."""
   words = LearnedConfig(length=12, vocab_size=120)
-  workdir = written(tmp_path, words, {"loss": LossConfig()}, source)
-  run = lambda: evaluate.evaluate(workdir, protocol="coco30k-fid", quick=True)
-  found = run()
+  workdir = written(tmp_path, words, {"loss": LossConfig()})
+  shutil.copy(tmp_path / "data" / words.FILE, workdir)
+
+  def coco(name, ids):
+    found = config.to_dict(write_coco(tmp_path / name, [*range(1, 9)], [*ids]))
+    keys = ("kind", "val_annotations", "val_images")
+    return [f"data.source.{key}={found[key]}" for key in keys]
+
+  def run(source, **options):
+    return evaluate.evaluate(workdir, overrides=source, **options)
+
+  first = coco("first", range(100, 112))
+  protocol = {"protocol": "coco30k-fid", "quick": True}
+  found = run(first, **protocol)
   assert np.isfinite([found[k] for k in ("fid", "cmmd", "clip_score")]).all()
   assert found["fid"] > 1e-3 and found["fid_images"] == found["fid_real"] == 12
   said = found["deviations"]
   assert said.startswith("not comparable with coco30k-fid: --quick; images of 16 pix")
-  assert "12 images (protocol: 30000)" in said
+  assert "12 images (protocol: 30000)" in said and "images of 'coco'" not in said
+  (file,) = (workdir / "eval").glob("*coco30k*.json")
+  fid = json.loads(file.read_text())["records"][0]
+  assert "published numbers are of 30000 images, this of 12" in fid["notes"]
+  trained = config.from_file(workdir / "config.json")
+  off = protocols.deviations(protocols.apply(trained, "coco30k-fid"), "coco30k-fid")
+  assert off[1:] == ["images of 'shapes' (protocol: coco)"]
 
-  data = config.from_file(workdir / "config.json").data
-  val = make_source(data, "val")
-  images = {val.caption(i): val[i]["image"] for i in range(len(val))}
-  assert len(images) == 12
+  # Another set of as many images: what is kept of the first is not taken for its own.
+  second, images = coco("second", range(140, 152)), {}
   monkeypatch.setattr(
     distribution, "draw", lambda net, context, params, step, prompts, **_: (
       np.stack([images[p] for p in prompts]), {},
     ),
   )  # fmt: skip
-  own = run()
-  assert abs(own["fid"]) < 1e-6 < found["fid"] and abs(own["cmmd"]) < 1e-3
+  for source in (first, second):
+    data = evaluate.override(trained, source).data
+    val = make_source(data, "val")
+    images |= {val.caption(i): val[i]["image"] for i in range(len(val))}
+    own = run(source, **protocol)
+    assert abs(own["fid"]) < 1e-6 < found["fid"] and abs(own["cmmd"]) < 1e-3
+  assert len(images) == 24
+
+  # And its tokens are not those of the training.
+  before, there, after = (run(s, names=["loss"]) for s in ([], first, []))
+  assert before == after and before["val/loss_count"] == 24
+  assert there["val/loss_count"] == 12 and there["val/loss"] != before["val/loss"]
 
 
 def test_the_protocol_of_imagenet(tmp_path, networks, monkeypatch):
@@ -102,6 +125,7 @@ def test_the_protocol_of_imagenet(tmp_path, networks, monkeypatch):
   judged = json.loads(file.read_text())["records"]
   assert {r["features"] for r in judged} == {"Fake, adm"}
   assert "--quick" in found["deviations"]
+  assert "4 classes (protocol: 1000)" in found["deviations"]
   assert "reference" not in found["deviations"]
   adm.unlink()
   with pytest.raises(config.ConfigError, match="no .*VIRTUAL_imagenet256_labeled.npz"):

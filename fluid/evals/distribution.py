@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fluid.config import ConfigError, identity, rules
+from fluid.config import ConfigError, identity, rules, to_dict
 from fluid.data import make_source
 from fluid.evals import measures
 from fluid.evals.base import Evaluation
@@ -29,6 +29,8 @@ from fluid.evals.samples import (
   tokenizer_sha256,
 )
 from fluid.evals.sets import ImageSet, open_set
+
+PINNED = 30_000  # Images of published numbers of captions drawn by seed: FID-30K.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Distribution:
   ):
     self.net, self.context, self.seed, self.sample = net, context, seed, sample
     self.image_size, self.data = image_size, context.run.data
+    self.usual = PINNED if prompts == "pinned" else 0
     if image_size:
       self.data = dataclasses.replace(self.data, image_size=image_size)
     self.source = make_source(self.data, "val")
@@ -174,7 +177,6 @@ class Distribution:
     yield from timing.items()
 
   def _measure(self, names, x, y):
-    cache = self.context.run.data.cache  # A folder given away has none.
     with jax.set_mesh(self.context.mesh):
       return measures.measure(
         names,
@@ -182,7 +184,8 @@ class Distribution:
         y,
         protocol=self.protocol,
         missing=self.missing,
-        cache=pathlib.Path(cache or self.context.workdir / "eval/cache") / "features",
+        usual=self.usual,
+        cache=pathlib.Path(self.data.cache) / "features",
         track=self.context.track,
       )
 
@@ -260,6 +263,7 @@ class Reconstruction:
       lambda: (
         identity.identity(context.run.data, "data.")
         | {"reconstructed": self.examples, "by": tokenizer_sha256(context.run)}
+        | {"source": to_dict(context.run.data.source)}
       ),
     )
     x, y = ImageSet("reconstructions", again), ImageSet("images", images)
