@@ -28,7 +28,7 @@ from fluid.text.classes import ClassesConfig
 from fluid.text.learned import LearnedConfig
 from tests.conftest import ROOT
 from tests.evals_test import written
-from tests.measures_test import _Fake, noise
+from tests.measures_test import _Fake, folder, noise
 from tests.sources_test import WNIDS, kaggle, write_coco, write_imagenet
 from tests.vision_test import DATA as VISION
 
@@ -172,24 +172,29 @@ def commands():
   return out
 
 
-def test_the_commands_of_the_docs_say_what_is_missing(tmp_path):
-  """In a folder without weights and data: each ends well, or names what it needs."""
-  (tmp_path / "configs").symlink_to(ROOT / "configs")
-  asked = commands()
-  assert len(asked) > 12
+def ended(commands, cwd):
+  """Runs them in a folder without weights: status of each, and what it said."""
   env = {k: v for k, v in os.environ.items() if k != "FLUID_WEIGHTS"}
   done = subprocess.run(
-    [sys.executable, "-c", EACH, json.dumps(asked)],
-    cwd=tmp_path,
+    [sys.executable, "-c", EACH, json.dumps(commands)],
+    cwd=cwd,
     env=env | {"PYTHONPATH": str(ROOT)},
     capture_output=True,
     text=True,
   )
   codes = [int(code) for code in done.stdout.split()]
-  assert len(codes) == len(asked), done.stderr
-  for number, (words, code) in enumerate(zip(asked, codes)):
-    said = (tmp_path / f"{number}.log").read_text()
-    assert "Traceback" not in said, (words, said)
+  assert len(codes) == len(commands), done.stderr
+  said = [(cwd / f"{number}.log").read_text() for number in range(len(codes))]
+  assert not [s for s in said if "Traceback" in s]
+  return list(zip(codes, said))
+
+
+def test_the_commands_of_the_docs_say_what_is_missing(tmp_path):
+  """In a folder without weights and data: each ends well, or names what it needs."""
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  asked = commands()
+  assert len(asked) > 12
+  for words, (code, said) in zip(asked, ended(asked, tmp_path)):
     if code == 0:
       continue
     last = said.strip().splitlines()[-1]
@@ -198,3 +203,20 @@ def test_the_commands_of_the_docs_say_what_is_missing(tmp_path):
     values = [w.partition("=")[2] or w for w in words[1:] if w[0] != "-" or "=" in w]
     named = any(v and v.split(":")[0] in last for v in values)
     assert named or not values, (words, last)
+
+
+USELESS = (
+  ("fluid.metrics_of set --metrics=vendi --detections=none", "detections metrics"),
+  ("fluid.metrics_of set --statistics=s.npz --detector=shapes", "detector statistics"),
+  ("fluid.metrics_of set --detections=d --detector=shapes", "detector detections"),
+  ("fluid.metrics_of set --detections=none", "detections layout"),
+)
+
+
+def test_flags_that_would_do_nothing_are_refused(tmp_path):
+  folder(tmp_path / "set", noise(2))
+  asked = [shlex.split(command) for command, _ in USELESS]
+  for (command, names), (code, said) in zip(USELESS, ended(asked, tmp_path)):
+    first, other = names.split()
+    assert code == 2 and said.startswith(f"error: flag --{first} "), (command, said)
+    assert other in said and len(said.splitlines()) == 1
