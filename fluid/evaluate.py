@@ -125,6 +125,8 @@ def evaluate(
   Raises:
     ConfigError: unknown evaluator or key, or what fluid.load refuses.
   """
+  if quick and not protocol:
+    raise config.ConfigError("a quick form is of a protocol: name one")
   run = api.read_config(workdir)
   if protocol:
     run = protocols.apply(run, protocol, quick=quick)
@@ -325,6 +327,11 @@ def main(argv) -> None:
   args = flags.FLAGS
   distributed.join_by_flags()
   workdir = cli.require(WORKDIR)
+  cli.useful(
+    needs={"quick": "protocol", "by": "sweep", "images": "sweep"},
+    # Weights are an axis of its grid, evaluators follow from --by.
+    without=dict.fromkeys(("weights", "evals", "protocol", "quick"), "sweep"),
+  )
   if args.sweep:
     found = sweep(
       workdir,
@@ -356,7 +363,9 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
   WORKDIR = cli.workdir_flag()
-  flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
+  flags.DEFINE_enum(
+    "weights", "ema", ["ema", "raw"], "Averaged or raw (not of a sweep)."
+  )
   flags.DEFINE_integer("step", None, "Checkpoint (default: the newest).")
   flags.DEFINE_list("evals", None, "Evaluators (default: those of the run).")
   flags.DEFINE_multi_string("override", None, "E.g. evals.geneval.n=4; repeatable.")

@@ -206,6 +206,12 @@ def test_the_commands_of_the_docs_say_what_is_missing(tmp_path):
 
 
 USELESS = (
+  ("fluid.evaluate --workdir=w --quick", "quick protocol"),
+  ("fluid.evaluate --workdir=w --by=fid", "by sweep"),
+  ("fluid.evaluate --workdir=w --images=8 --protocol=toy", "images sweep"),
+  ("fluid.evaluate --workdir=w --sweep=guidance=1,2 --weights=raw", "weights sweep"),
+  ("fluid.evaluate --workdir=w --sweep=guidance=1,2 --evals=loss", "evals sweep"),
+  ("fluid.evaluate --workdir=w --sweep=guidance=1,2 --protocol=toy", "protocol sweep"),
   ("fluid.metrics_of set --metrics=vendi --detections=none", "detections metrics"),
   ("fluid.metrics_of set --statistics=s.npz --detector=shapes", "detector statistics"),
   ("fluid.metrics_of set --detections=d --detector=shapes", "detector detections"),
@@ -215,8 +221,12 @@ USELESS = (
 
 def test_flags_that_would_do_nothing_are_refused(tmp_path):
   folder(tmp_path / "set", noise(2))
-  asked = [shlex.split(command) for command, _ in USELESS]
-  for (command, names), (code, said) in zip(USELESS, ended(asked, tmp_path)):
+  useful = "fluid.evaluate --workdir=w --quick --protocol=toy --weights=raw"
+  asked = [shlex.split(command) for command, _ in USELESS] + [useful.split()]
+  *refused, (code, said) = ended(asked, tmp_path)
+  assert code == 2 and "\nerror: no run in w" in said
+  for (command, names), (code, said) in zip(USELESS, refused, strict=True):
     first, other = names.split()
-    assert code == 2 and said.startswith(f"error: flag --{first} "), (command, said)
-    assert other in said and len(said.splitlines()) == 1
+    last = said.strip().splitlines()[-1]
+    assert code == 2 and last.startswith(f"error: flag --{first} "), (command, said)
+    assert other in last, (command, said)
