@@ -26,7 +26,8 @@ from fluid import api, config, evals, remote
 from fluid.config import identity
 from fluid.console import cli
 from fluid.data import pipeline
-from fluid.evals import metrics, protocols, tuning
+from fluid.durable.workdir import commit
+from fluid.evals import metrics, protocols, records, tuning
 from fluid.parallel import distributed, sharding
 
 _KIND = "data.source.kind"
@@ -48,6 +49,7 @@ class Judge:
     self.run, self._given = _with_cache(run, api.read_config(workdir).data, self.folder)
     self.mesh = sharding.make_mesh(run.mesh)
     self.load = functools.cache(self._load)
+    self._commits = functools.cache(self._code)
     self.records: list[dict] = []
     self._context: evals.EvalContext | None = None
 
@@ -72,13 +74,23 @@ class Judge:
     # Images are shared by these evaluators: a sweep would gather those of every point.
     context = dataclasses.replace(self._context, run=run, records=[], drawn=[])
     out: dict[str, float | str | None] = {}
+    measured: list[dict] = []
     with jax.set_mesh(self.mesh):
-      for evaluator in evals.make(loaded.net, context).values():
+      for name, evaluator in evals.make(loaded.net, context).items():
         found = evaluator.run(loaded.params, loaded.step, weights)
-        out |= {k: _plain(v) for k, v in found}
+        values = {k: _plain(v) for k, v in found}
+        out |= values
+        own, context.records[:] = [*context.records], []
+        measured += records.described(name, run.evals[name], run, values, own)
     described = {"checkpoint": str(self.workdir), "weights": weights}
-    self.records = [r | described | {"step": loaded.step} for r in context.records]
+    described |= {"step": loaded.step} | self._commits()
+    self.records = [record | described for record in measured]
     return out
+
+  def _code(self) -> dict[str, Any]:
+    """The commits of the code that judges, and of what trained the run."""
+    trained = api.read_model(self.folder).get("commit")
+    return commit() | ({"trained_commit": trained} if trained else {})
 
   def close(self) -> None:
     """Uploads what was written, where the workdir is in a bucket."""

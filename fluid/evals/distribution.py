@@ -81,6 +81,13 @@ class DistributionConfig(Evaluation):
         f"tokenizer does not have: set '{name}tokenizer' to False"
       )
 
+  def said(self):
+    """See Evaluation: of networks and real images, records say more by themselves."""
+    kept = ("prompts", "reference", "image_size", "noise_seed")
+    found = {k: v for k, v in super().said().items() if k in kept}
+    given = self.reference and self.prompts not in ("val", "pinned")
+    return found | ({} if given else {"split": "val"})
+
   def make(self, net, context):
     """See Evaluation."""
     return Distribution(net, context, **self.arguments())
@@ -168,11 +175,12 @@ class Distribution:
       if isinstance(record.get("real"), int):
         yield f"{first}_real", record["real"]
       yield "features", record.get("features", "")
-    described = {"step": step, "weights": weights, "noise_seed": self.seed}
-    described |= {"sample": self.context.run.sample.replace(**self.sample).flat()}
-    self.context.records += [r | described for r in records]
+    self.context.records += records
     if self.tokenizer and self.reference is None and named:
       record = self._measure(self.metrics[:1], self._decoded(), real)[0]
+      base, at, network = record["metric"].partition("@")
+      record |= {"metric": f"{base}_tokenizer{at}{network}"}
+      self.context.records.append(record)
       yield f"{first}_tokenizer", record["value"]
     yield from timing.items()
 
@@ -234,6 +242,10 @@ class ReconstructionConfig(Evaluation):
   def check(self, name):
     rules.choice(f"{name}protocol", self.protocol, PROTOCOLS)
 
+  def said(self):
+    """See Evaluation."""
+    return {"split": "val"}
+
   def make(self, net, context):
     """See Evaluation."""
     return Reconstruction(net, context, **self.arguments())
@@ -278,5 +290,4 @@ class Reconstruction:
       if "lo" in record:
         yield from ((f"{name}_lo", record["lo"]), (f"{name}_hi", record["hi"]))
     yield "reconstruction/images", self.examples
-    described = {"step": step, "weights": weights, "of": "reconstruction"}
-    self.context.records += [r | described for r in records]
+    self.context.records += records

@@ -274,6 +274,16 @@ class GenEvalConfig(Evaluation):
         f"images, or '{name}detections' to what was found in them"
       )
 
+  def said(self):
+    """See Evaluation; of those who may judge, who did."""
+    if self.results:
+      return {"results": self.results}
+    left = {"known", "layout", "results"}
+    left |= {"detector"} if self.detections else {"detections"}
+    if not self.detections and self.detector == "shapes":
+      left |= {"colors"}
+    return {k: v for k, v in super().said().items() if k not in left}
+
   def make(self, net, context):
     """See Evaluation."""
     return GenEval(net, context, self)
@@ -398,5 +408,6 @@ def _lines(context, cfg: GenEvalConfig) -> list[tuple[str, dict]]:
 def _scores(group: str, rows: Sequence[dict]) -> Iterator[tuple[str, float]]:
   for name, value in geneval.summarize(rows).items():
     yield f"{group}/{name}", value
+  yield f"{group}/overall_n", len(rows)
   for tag in dict.fromkeys(row["tag"] for row in rows):
     yield f"{group}/{tag}_n", sum(row["tag"] == tag for row in rows)
