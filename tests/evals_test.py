@@ -325,7 +325,12 @@ def test_user_errors_are_one_line(workdir, tmp_path):
   )
   assert got.evals["geneval"].n == 4 and got.sample.guidance == 2.0
   assert got.evals["geneval"].prompts == "x.txt"
-  for name, bad in (("fid", {}), ("loss", {"size": 3}), ("geneval", {"detector": "x"})):
+  for name, bad in (
+    ("fid", {}),
+    ("loss", {"size": 3}),
+    ("geneval", {"detector": "x"}),
+    ("geneval", {"prompts": "val"}),
+  ):
     tree = config.to_dict(loaded.config) | {"evals": {name: bad}}
     assert f"evals.{name}" in message(config.from_config_dict, tree)
 

@@ -279,6 +279,8 @@ class GenEvalConfig(Evaluation):
     if self.results:
       return {"results": self.results}
     left = {"known", "layout", "results"}
+    if self.prompts != "shapes":
+      left |= {"n"}
     left |= {"detector"} if self.detections else {"detections"}
     if not self.detections and self.detector == "shapes":
       left |= {"colors"}
