@@ -26,8 +26,11 @@ from fluid import api, config, evals, remote
 from fluid.config import identity
 from fluid.console import cli
 from fluid.data import pipeline
-from fluid.evals import metrics, protocols, tuning
+from fluid.durable.workdir import commit
+from fluid.evals import metrics, protocols, records, tuning
 from fluid.parallel import distributed, sharding
+
+_KIND = "data.source.kind"
 
 
 class Judge:
@@ -42,9 +45,11 @@ class Judge:
   def __init__(self, workdir, run: config.Run, step: int | None = None):
     self.mirror = remote.Mirror(workdir)
     self.folder = self.mirror.path
-    self.workdir, self.run, self.step = self.mirror.url or self.folder, run, step
+    self.workdir, self.step = self.mirror.url or self.folder, step
+    self.run, self._given = _with_cache(run, api.read_config(workdir).data, self.folder)
     self.mesh = sharding.make_mesh(run.mesh)
     self.load = functools.cache(self._load)
+    self._commits = functools.cache(self._code)
     self.records: list[dict] = []
     self._context: evals.EvalContext | None = None
 
@@ -69,13 +74,23 @@ class Judge:
     # Images are shared by these evaluators: a sweep would gather those of every point.
     context = dataclasses.replace(self._context, run=run, records=[], drawn=[])
     out: dict[str, float | str | None] = {}
+    measured: list[dict] = []
     with jax.set_mesh(self.mesh):
-      for evaluator in evals.make(loaded.net, context).values():
+      for name, evaluator in evals.make(loaded.net, context).items():
         found = evaluator.run(loaded.params, loaded.step, weights)
-        out |= {k: _plain(v) for k, v in found}
+        values = {k: _plain(v) for k, v in found}
+        out |= values
+        own, context.records[:] = [*context.records], []
+        measured += records.described(name, run.evals[name], run, values, own)
     described = {"checkpoint": str(self.workdir), "weights": weights}
-    self.records = [r | described | {"step": loaded.step} for r in context.records]
+    described |= {"step": loaded.step} | self._commits()
+    self.records = [record | described for record in measured]
     return out
+
+  def _code(self) -> dict[str, Any]:
+    """The commits of the code that judges, and of what trained the run."""
+    trained = api.read_model(self.folder).get("commit")
+    return commit() | ({"trained_commit": trained} if trained else {})
 
   def close(self) -> None:
     """Uploads what was written, where the workdir is in a bucket."""
@@ -83,10 +98,14 @@ class Judge:
       self.mirror.push()
 
   def _loader(self, split, batch):
-    cached = _cached(self.run, split, self.folder)
-    return pipeline.loader(
-      cached, split, self.mesh, batch=batch, shuffle=False, epochs=1
-    )
+    run = self.run
+    if not self._given:
+      from fluid import prepare
+
+      path = run.text.path or str(self.folder / run.text.FILE)
+      run = config.replaced(run, {"text.path": path})
+      prepare.prepare(run, splits=(split,), log=distributed.say)
+    return pipeline.loader(run, split, self.mesh, batch=batch, shuffle=False, epochs=1)
 
 
 def evaluate(
@@ -106,7 +125,8 @@ def evaluate(
     weights: 'ema' or 'raw'.
     step: a saved step (None: the newest).
     names: evaluators (default: those of the run's config).
-    overrides: 'evals.geneval.n=4', 'sample.guidance=2', 'mesh.fsdp=2'.
+    overrides: 'evals.geneval.n=4', 'sample.guidance=2', 'mesh.fsdp=2', and other images
+      than those of the training: 'data.source.kind=coco', 'data.source.val_images=DIR'.
     protocol: entry of fluid.evals.protocols.PROTOCOLS, whose evaluators are run.
     quick: few images, for a try; no number of it compares with others.
 
@@ -117,17 +137,21 @@ def evaluate(
   Raises:
     ConfigError: unknown evaluator or key, or what fluid.load refuses.
   """
+  if quick and not protocol:
+    raise config.ConfigError("a quick form is of a protocol: name one")
   run = api.read_config(workdir)
   if protocol:
     run = protocols.apply(run, protocol, quick=quick)
   run = override(run, overrides, names)
   judge = Judge(workdir, run, step)
   plain = judge.values(weights)
-  taken = judge.load(weights).step
+  loaded = judge.load(weights)
+  taken = loaded.step
   described: dict[str, Any] = {"step": taken, "weights": weights}
   described |= {"overrides": list(overrides), "values": plain}
   if protocol:
-    off = [*(["--quick"] if quick else []), *protocols.deviations(run, protocol)]
+    off = ["--quick"] if quick else []
+    off += protocols.deviations(run, protocol, classes=loaded.vocabulary.size)
     off += protocols.short(judge.records, protocol)
     described |= {"protocol": protocol, "deviations": off}
     if off:
@@ -230,18 +254,20 @@ def sweep(
   return found
 
 
-def _cached(run: config.Run, split: str, workdir) -> config.Run:
-  """The run with a cache: of a folder given away, the split is made anew."""
-  if run.data.cache:
-    return run
-  from fluid import prepare
+def _with_cache(
+  run: config.Run, own: config.Data, folder: pathlib.Path
+) -> tuple[config.Run, bool]:
+  """The run with a folder for tokens and features of its images; is that prepared?
 
-  cache, vocabulary = pathlib.Path(workdir) / "eval" / "cache", pathlib.Path(workdir)
-  path = run.text.path or str(vocabulary / run.text.FILE)
-  changes = {"data.cache": str(cache), "text.path": path}
-  run = config.replaced(run, changes)
-  prepare.prepare(run, splits=(split,), log=distributed.say)
-  return run
+  A folder given away has none, and of other images than those of its training, a run
+  has one for each source: what is kept of one is never taken for another's.
+  """
+  same = run.data.source == own.source
+  if same and run.data.cache:
+    return run, True
+  made_from = identity.of_cache(run) | {"source": config.to_dict(run.data.source)}
+  name = "cache" if same else f"cache-{identity.digest(made_from)}"
+  return config.replaced(run, {"data.cache": str(folder / "eval" / name)}), False
 
 
 def _plain(value) -> float | str | None:
@@ -253,21 +279,26 @@ def _plain(value) -> float | str | None:
 def override(
   run: config.Run, overrides: Sequence[str], names: Sequence[str] = ()
 ) -> config.Run:
-  """The config with 'section.key=value' of evals, sample, mesh or data changed.
+  """The config with 'section.key=value' of evals, sample, mesh or data.source changed.
 
-  With `names`, config.evals is those alone; one that the run lacks gets its defaults.
+  With `names`, config.evals is those alone; one that the run lacks gets its defaults. A
+  source of another kind has nothing of the run's own.
   """
   tree = config.to_dict(run)
   if names:
     tree["evals"] = {name: tree["evals"].get(name, {}) for name in names}
-  for item in overrides:
+  # The kind first: the other keys are those of the source that it names.
+  for item in sorted(overrides, key=lambda o: not o.startswith(f"{_KIND}=")):
     key, sign, value = item.partition("=")
     *parents, last = key.split(".")
-    if not sign or not parents or parents[0] not in ("evals", "sample", "mesh"):
+    ours = parents[:1] in (["evals"], ["sample"], ["mesh"])
+    if not sign or not (ours or parents[:2] == ["data", "source"]):
       raise config.ConfigError(
         f"override '{item}' is not understood; write evals.<name>.<key>=<value>, "
-        "sample.<key>=<value> or mesh.<key>=<value>"
+        "sample.<key>=<value>, mesh.<key>=<value> or data.source.<key>=<value>"
       )
+    if key == _KIND and value != run.data.source.kind:
+      tree["data"]["source"] = {}
     node = tree
     for part in parents:
       node = node.setdefault(part, {})
@@ -308,6 +339,11 @@ def main(argv) -> None:
   args = flags.FLAGS
   distributed.join_by_flags()
   workdir = cli.require(WORKDIR)
+  cli.useful(
+    needs={"quick": "protocol", "by": "sweep", "images": "sweep"},
+    # Weights are an axis of its grid, evaluators follow from --by.
+    without=dict.fromkeys(("weights", "evals", "protocol", "quick"), "sweep"),
+  )
   if args.sweep:
     found = sweep(
       workdir,
@@ -339,7 +375,9 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
   WORKDIR = cli.workdir_flag()
-  flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
+  flags.DEFINE_enum(
+    "weights", "ema", ["ema", "raw"], "Averaged or raw (not of a sweep)."
+  )
   flags.DEFINE_integer("step", None, "Checkpoint (default: the newest).")
   flags.DEFINE_list("evals", None, "Evaluators (default: those of the run).")
   flags.DEFINE_multi_string("override", None, "E.g. evals.geneval.n=4; repeatable.")

@@ -13,7 +13,7 @@ Nothing of a model is needed, and every image counts once, whatever the batch.
 """
 
 import os
-from typing import cast
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -22,28 +22,24 @@ from fluid import config, files
 from fluid.console import cli
 from fluid.evals import features as feature_nets
 from fluid.evals import geneval, measures, metrics, sets
-from fluid.evals.colors import ClipColors
-from fluid.evals.detectors import DETECTORS
-from fluid.evals.features import TextNet
+from fluid.evals.detectors import DETECTORS, finder
 from fluid.parallel import distributed
+
+OF_GENEVAL = ("detector", "detections")
 
 
 def geneval_of(x: sets.ImageSet, detector: str, detections: str) -> list[dict]:
   """Records of GenEval: each tag, and overall with its interval."""
   assert x.images is not None
-  images, classify = x.images, None
-  if detections:
-    found = geneval.read_detections(detections, len(x))
-  else:
+  images: Any = x.images
+  size = 0
+  if not detections:
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
       raise config.ConfigError(f"{x.name} has images of several sizes: {shapes}")
-    find = DETECTORS[detector](*{shape[0] for shape in shapes})
-    if detector != "shapes":
-      classify = ClipColors(cast(TextNet, feature_nets.load("CLIP-L14")))
-    found = geneval.detect(
-      find, np.stack(list(images)), x.lines, classify, distributed.track
-    )
+    images, size = np.stack(list(images)), shapes.pop()[0]
+  find, classify = finder(x.lines, size, detector=detector, detections=detections)
+  found = geneval.detect(find, images, x.lines, classify, distributed.track)
   rows = geneval.judged(found, x.lines)
   values = geneval.summarize(rows)
   by = detections or detector
@@ -72,14 +68,26 @@ def main(argv: list[str]) -> None:
       "usage: python -m fluid.metrics_of SET [REAL]; a set is a folder of images or "
       "an .npz; see --help"
     )
+  alone = bool(f.statistics) and len(argv) == 2 and not f.metrics
+  unused = "statistics" if alone else "metrics"
+  cli.useful(without=dict.fromkeys((*OF_GENEVAL, *["json"] * alone), unused))
+  cli.useful(without={"detector": "detections"})
   if f.weights:
     os.environ[feature_nets.FOLDER] = f.weights
   x, *rest = (sets.open_set(path) for path in argv[1:])
   y = rest[0] if rest else None
+  for name in OF_GENEVAL:
+    if cli.given(name) and not x.lines:
+      raise cli.UserError(
+        f"flag --{name} is of GenEval, and {x.name} is no folder in its layout "
+        "(00000/metadata.jsonl, 00000/samples/0000.png)"
+      )
+  if f.detections:  # One that is of no use is refused now, not after hours.
+    geneval.read_detections(f.detections, len(x))
   options = dict(cache=f.cache, batch=f.batch, track=distributed.track)
   if f.statistics:
     write_statistics(f.statistics, x, f.protocol, **options)
-    if y is None and not f.metrics:
+    if alone:
       return
   records = measures.measure(
     f.metrics or measures.possible(x, y),

@@ -122,14 +122,16 @@ def _prepare(
       f"{told.tokenizer.path} was trained for {tokenizer.image_size}"
     )
   # Before the folder is touched: a config that no source accepts must leave no trace.
-  sources = {split: make_source(run.data, split) for split in SPLITS}
+  # Of one whose texts are encoded by a given file, 'train' may not be at hand.
+  opened = splits if run.text.path else dict.fromkeys((*splits, "train"))
+  sources = {split: make_source(run.data, split) for split in opened}
   made_from = _identity(run, tokenizer.spec, digest, batch)
   lead(functools.partial(_mend, mirror, made_from))
   metadata = _begin(mirror, made_from)  # Nothing is left to mend: this reads.
   if set(splits) <= set(metadata["splits"]):
     log(f"{told.data.cache} is complete: {_summary(metadata)}")
     return metadata
-  lead(lambda: _fit(run, sources["train"], log))
+  lead(lambda: _fit(run, sources.get("train"), log))
   vocabulary = text.load(run.text, run.data.cache)
   width = run.text.feature_width
   metadata |= {
@@ -221,10 +223,11 @@ def _finish(
   records.write_metadata(run.data.cache, metadata)
 
 
-def _fit(run: config_lib.Run, source: Source, log) -> None:
+def _fit(run: config_lib.Run, source: Source | None, log) -> None:
   """The text encoder of the cache: given by text.path, made, or already there."""
   cache = pathlib.Path(run.data.cache)
   if not run.text.install(cache):
+    assert source is not None
     total = count(run.data, "train", source)
     log(f"prepare text: {run.text.kind} from {total} captions")
     # Words that no record has would only take up pieces.

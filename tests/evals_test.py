@@ -14,6 +14,7 @@ from fluid import evaluate as evaluate_lib
 from fluid import sample as sample_lib
 from fluid.data import captions, pipeline, records
 from fluid.durable import checkpoint
+from fluid.durable.workdir import commit
 from fluid.evals import (
   distribution,
   features,
@@ -168,6 +169,7 @@ def test_evaluate_writes_every_value_once(workdir, monkeypatch):
 
   stored = json.loads((workdir / "eval" / "2-ema.json").read_text())
   assert stored["values"] == got and stored["step"] == 2
+  _recorded(got, stored["records"])
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   assert len(lines) == 1 and json.loads(lines[0]).items() >= got.items()
   grid = Image.open(workdir / "samples" / "step_00000002.png")
@@ -182,6 +184,40 @@ def test_evaluate_writes_every_value_once(workdir, monkeypatch):
   # Of a state at its start the average is the weights themselves.
   assert raw["raw/val/loss"] == pytest.approx(got["val/loss"])
   assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def _recorded(values, found):
+  """Each number has a record, which says what it hangs on."""
+  by_name = {}
+  for record in found:
+    name = record["metric"].removesuffix("@Fake")
+    own = "reconstruction/" * (record["of"] == "reconstruction")
+    by_name[own + name] = record
+    assert record["step"] == 2 and record["weights"] == "ema"
+    assert {"checkpoint", *commit()} <= record.keys()
+  assert len(by_name) == len(found)
+  ends = ("_lo", "_hi", "_sem", "_count", "_n", "_images", "_real", "/images")
+  alone = {k for k, v in values.items() if isinstance(v, float)}
+  alone = {k for k in alone if not k.endswith(ends)} - {"sample/seconds_per_image"}
+  assert alone == by_name.keys()
+  assert {k: values[k] for k in alone} == {k: r["value"] for k, r in by_name.items()}
+  overall, colors = by_name["geneval/overall"], by_name["geneval/colors"]
+  settings = {
+    "detector": "shapes",
+    "prompts": "shapes",
+    "n": 1,
+    "k": 2,
+    "noise_seed": 0,
+  }
+  assert settings.items() <= overall.items() and overall["images"] == 12
+  assert overall["lo"] == values["geneval/overall_lo"] and colors["images"] == 2
+  lost = by_name["val/loss"]
+  assert lost["images"] == 24 and lost["sem"] == values["val/loss_sem"]
+  for record in (lost, by_name["kid"], by_name["reconstruction/psnr"]):
+    assert record["split"] == "val" and record["source"]["kind"] == "shapes"
+  for record in (overall, by_name["kid"]):
+    assert record["sample"]["guidance"] == 3.0 and record["prompts"]
+  assert by_name["kid"]["features"] == "Fake" and by_name["kid"]["real"] == 12
 
 
 @pytest.mark.parametrize("kind", evals.EVALS)
@@ -283,14 +319,21 @@ def test_user_errors_are_one_line(workdir, tmp_path):
   (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
   assert "no checkpoint" in message(fluid.load, tmp_path)
   override = lambda *items: evaluate_lib.override(loaded.config, items)
-  assert "model.width=3" in message(override, "model.width=3")
+  for item in ("model.width=3", "data.image_size=8"):
+    assert item in message(override, item)
+  assert "data.source.path'" in message(override, "data.source.path=x")
   assert "sample.warmth" in message(override, "sample.warmth=3")
   got = override(
     "evals.geneval.n=4", "sample.guidance=2", "evals.geneval.prompts=x.txt"
   )
   assert got.evals["geneval"].n == 4 and got.sample.guidance == 2.0
   assert got.evals["geneval"].prompts == "x.txt"
-  for name, bad in (("fid", {}), ("loss", {"size": 3}), ("geneval", {"detector": "x"})):
+  for name, bad in (
+    ("fid", {}),
+    ("loss", {"size": 3}),
+    ("geneval", {"detector": "x"}),
+    ("geneval", {"prompts": "val"}),
+  ):
     tree = config.to_dict(loaded.config) | {"evals": {name: bad}}
     assert f"evals.{name}" in message(config.from_config_dict, tree)
 
@@ -432,7 +475,7 @@ def test_what_is_drawn_larger_than_a_protocol_is_scaled_to_it():
   for size, said in ((384, []), (256, []), (128, ["images of 128 pixels (protocol:"])):
     run = config.replaced(RUNS["llamagen_b"](), {"data.image_size": size})
     run = protocols.apply(run, "imagenet50k")
-    found = protocols.deviations(run, "imagenet50k")
+    found = protocols.deviations(run, "imagenet50k", classes=1000)
     assert [line.partition(" 256")[0] for line in found] == said
     assert run.evals["distribution"].image_size == (256 if size == 384 else 0)
   # A slope stays a slope, at half the pixels; the borders repeat.

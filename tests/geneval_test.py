@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fluid import metrics_of
+from fluid.data import shapes
 from fluid.errors import ConfigError
-from fluid.evals import geneval, sets
+from fluid.evals import detectors, geneval, prompts, sets
 
 
 def box(x, y, score=0.95, color=None, size=10):
@@ -159,14 +161,9 @@ def test_detections_and_layout_are_read_back(tmp_path):
   found = [{"dog": [box(0, 1, 0.5, "red")]}, {}]
   geneval.write_detections(tmp_path / "d.jsonl", found)
   assert geneval.read_detections(tmp_path / "d.jsonl", 2) == found
-  with pytest.raises(ConfigError, match="d.jsonl are of 2 images, but 3 were drawn"):
+  with pytest.raises(ConfigError, match="d.jsonl are of 2 images, but there are 3"):
     geneval.read_detections(tmp_path / "d.jsonl", 3)
-  (tmp_path / "bad.jsonl").write_text("{")
-  for name in ("bad", "none"):
-    with pytest.raises(ConfigError, match=f"{name}.jsonl cannot be read"):
-      geneval.read_detections(tmp_path / f"{name}.jsonl", 1)
-
-  meta = [{"tag": "colors", "prompt": "a"}, {"tag": "position", "prompt": "b"}]
+  meta = [single(t) | {"prompt": p} for t, p in (("colors", "a"), ("position", "b"))]
   images = np.random.RandomState(0).randint(0, 256, (2, 3, 4, 4, 3)).astype(np.uint8)
   geneval.write_layout(tmp_path / "out", meta, images)
   assert json.loads((tmp_path / "out/00001/metadata.jsonl").read_text()) == meta[1]
@@ -189,8 +186,95 @@ def test_results_of_the_reference_evaluator(tmp_path):
   path.write_text('{"tag": "colors"}\n')
   with pytest.raises(ConfigError, match="line 1 is no result"):
     geneval.read_results(path)
-  with pytest.raises(ConfigError, match="no .*none.jsonl: name"):
+  with pytest.raises(ConfigError, match="none.jsonl cannot be read .No such file"):
     geneval.read_results(tmp_path / "none.jsonl")
+
+
+LINE = {"tag": "colors", "prompt": "a", "include": [{"class": "dog", "count": 1}]}
+TWO = [*LINE["include"], {"class": "cat", "count": 1, "position": ["above", 1]}]
+
+
+@pytest.mark.parametrize(
+  "read, content, said",
+  [
+    (geneval.read_detections, "{", "Expecting"),
+    (geneval.read_detections, [], "no object of JSON"),
+    (geneval.read_detections, {"dog": 3}, "not iterable"),
+    (geneval.read_detections, {"dog": [[0, 0, 9, 9]]}, "dog has [0, 0, 9, 9]"),
+    (geneval.read_detections, {"dog": [[0, 0, 9, 9, "1"]]}, "dog has [0, 0, 9"),
+    (geneval.read_detections, {"dog": [[0, 0, 9, 9, 1, "red", 0]]}, "dog has [0, 0"),
+    (geneval.read_detections, {"dog": [[0, 0, 9, np.nan, 1]]}, "dog has [0, 0, 9, nan"),
+    (geneval.read_detections, {"dog": [[0, 0, 9, 9, 1, 7]]}, "dog has the colour 7"),
+    (geneval.read_metadata, "a red circle", "Expecting"),
+    (geneval.read_metadata, [LINE], "no object of JSON"),
+    (geneval.read_metadata, {"prompt": "a"}, "no 'tag'"),
+    (geneval.read_metadata, LINE | {"include": {}}, "include is {}"),
+    (geneval.read_metadata, LINE | {"include": [{"class": "dog"}]}, "no 'count'"),
+    (geneval.read_metadata, LINE | {"include": TWO}, "a position is ['above', 1]"),
+    (geneval.read_results, {"tag": "colors"}, "no 'prompt'"),
+  ],
+)
+def test_a_line_that_is_none_of_its_file_is_named(tmp_path, read, content, said):
+  path = tmp_path / "file.jsonl"
+  path.write_text("\n" + (content if isinstance(content, str) else json.dumps(content)))
+  with pytest.raises(ConfigError) as e:
+    read(path, 1) if read is geneval.read_detections else read(path)
+  assert "file.jsonl line 2 is no" in str(e.value) and said in str(e.value)
+  assert "it must have" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_metadata_of_all_prompts_is_read_as_it_is(tmp_path):
+  lines = [*prompts.geneval(), *shapes.geneval_prompts(4)]
+  path = tmp_path / "metadata.jsonl"
+  path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+  assert geneval.read_metadata(path) == lines
+  path.write_text("\n")
+  with pytest.raises(ConfigError, match="is empty"):
+    geneval.read_metadata(path)
+
+
+def test_colours_that_detections_leave_open_are_looked_for(tmp_path, monkeypatch):
+  """A file of a detector that knows none scores as one that names them."""
+  loaded = []
+
+  class Pixels:
+    """The colour in the middle of the box."""
+
+    def __init__(self, net):
+      loaded.append(net)
+
+    def __call__(self, image, boxes, name, masks=None):
+      middles = [image[int(b[1] + b[3]) // 2, int(b[0] + b[2]) // 2] for b in boxes]
+      return [{255: "red"}.get(int(m[0]), "blue") for m in middles]
+
+  monkeypatch.setattr(detectors, "ClipColors", Pixels)
+  monkeypatch.setattr(detectors.features, "load", lambda name: name)
+  pixels = np.zeros((2, 3, 20, 20, 3), np.uint8)
+  pixels[:, :2, :, :, 0] = 255  # Of three images of a prompt, two are red.
+  lines = [
+    single("colors", color="red") | {"prompt": "a red dog"},
+    single("colors", color="blue") | {"prompt": "a blue dog"},
+  ]
+  geneval.write_layout(tmp_path / "out", lines, pixels)
+  images = sets.open_set(tmp_path / "out")
+
+  def scores(rows):
+    (tmp_path / "found.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
+    found = metrics_of.geneval_of(images, "mask2former", str(tmp_path / "found.jsonl"))
+    return {r["metric"]: r["value"] for r in found}
+
+  named = [
+    {"dog": [box(0, 0, color=c)], "cat": [box(5, 5)]}
+    for c in 2 * ("red", "red", "blue")
+  ]
+  want = scores(named)
+  assert want["geneval/colors"] == 0.5 and not loaded
+  for width in (5, 6):  # Without a colour, or null in its place.
+    bare = [
+      {k: [(d + [None])[:5] + [None] * (width - 5) for d in v] for k, v in r.items()}
+      for r in named
+    ]
+    assert scores(bare) == want and loaded.pop() == "CLIP-L14" and not loaded
 
 
 def test_chance_is_the_share_of_other_prompts_that_fit():

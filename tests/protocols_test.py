@@ -20,7 +20,7 @@ import pytest
 from fluid import config, evaluate
 from fluid.data import make_source
 from fluid.data.imagenet import ImageNetConfig
-from fluid.evals import distribution, features, samples
+from fluid.evals import distribution, features, protocols, samples
 from fluid.evals.features import clip
 from fluid.evals.loss import LossConfig
 from fluid.models.conditions.label import ClassConfig
@@ -28,7 +28,7 @@ from fluid.text.classes import ClassesConfig
 from fluid.text.learned import LearnedConfig
 from tests.conftest import ROOT
 from tests.evals_test import written
-from tests.measures_test import _Fake, noise
+from tests.measures_test import _Fake, folder, noise
 from tests.sources_test import WNIDS, kaggle, write_coco, write_imagenet
 from tests.vision_test import DATA as VISION
 
@@ -46,30 +46,53 @@ def networks(monkeypatch):
 
 
 def test_the_protocol_of_coco(tmp_path, networks, monkeypatch):
-  """On a small set: a model that draws each caption's own image has no distance."""
-  train_ids, val_ids = range(1, 9), range(100, 112)
-  source = write_coco(tmp_path / "coco", [*train_ids], [*val_ids])
+  """A model of other images, which draws each caption's own image: no distance."""
   words = LearnedConfig(length=12, vocab_size=120)
-  workdir = written(tmp_path, words, {"loss": LossConfig()}, source)
-  run = lambda: evaluate.evaluate(workdir, protocol="coco30k-fid", quick=True)
-  found = run()
+  workdir = written(tmp_path, words, {"loss": LossConfig()})
+  shutil.copy(tmp_path / "data" / words.FILE, workdir)
+
+  def coco(name, ids):
+    found = config.to_dict(write_coco(tmp_path / name, [*range(1, 9)], [*ids]))
+    keys = ("kind", "val_annotations", "val_images")
+    return [f"data.source.{key}={found[key]}" for key in keys]
+
+  def run(source, **options):
+    return evaluate.evaluate(workdir, overrides=source, **options)
+
+  first = coco("first", range(100, 112))
+  protocol = {"protocol": "coco30k-fid", "quick": True}
+  found = run(first, **protocol)
   assert np.isfinite([found[k] for k in ("fid", "cmmd", "clip_score")]).all()
   assert found["fid"] > 1e-3 and found["fid_images"] == found["fid_real"] == 12
   said = found["deviations"]
   assert said.startswith("not comparable with coco30k-fid: --quick; images of 16 pix")
-  assert "12 images (protocol: 30000)" in said
+  assert "12 images (protocol: 30000)" in said and "images of 'coco'" not in said
+  (file,) = (workdir / "eval").glob("*coco30k*.json")
+  fid = json.loads(file.read_text())["records"][0]
+  assert "published numbers are of 30000 images, this of 12" in fid["notes"]
+  trained = config.from_file(workdir / "config.json")
+  off = protocols.deviations(protocols.apply(trained, "coco30k-fid"), "coco30k-fid")
+  assert off[1:] == ["images of 'shapes' (protocol: coco)"]
 
-  data = config.from_file(workdir / "config.json").data
-  val = make_source(data, "val")
-  images = {val.caption(i): val[i]["image"] for i in range(len(val))}
-  assert len(images) == 12
+  # Another set of as many images: what is kept of the first is not taken for its own.
+  second, images = coco("second", range(140, 152)), {}
   monkeypatch.setattr(
     distribution, "draw", lambda net, context, params, step, prompts, **_: (
       np.stack([images[p] for p in prompts]), {},
     ),
   )  # fmt: skip
-  own = run()
-  assert abs(own["fid"]) < 1e-6 < found["fid"] and abs(own["cmmd"]) < 1e-3
+  for source in (first, second):
+    data = evaluate.override(trained, source).data
+    val = make_source(data, "val")
+    images |= {val.caption(i): val[i]["image"] for i in range(len(val))}
+    own = run(source, **protocol)
+    assert abs(own["fid"]) < 1e-6 < found["fid"] and abs(own["cmmd"]) < 1e-3
+  assert len(images) == 24
+
+  # And its tokens are not those of the training.
+  before, there, after = (run(s, names=["loss"]) for s in ([], first, []))
+  assert before == after and before["val/loss_count"] == 24
+  assert there["val/loss_count"] == 12 and there["val/loss"] != before["val/loss"]
 
 
 def test_the_protocol_of_imagenet(tmp_path, networks, monkeypatch):
@@ -102,6 +125,7 @@ def test_the_protocol_of_imagenet(tmp_path, networks, monkeypatch):
   judged = json.loads(file.read_text())["records"]
   assert {r["features"] for r in judged} == {"Fake, adm"}
   assert "--quick" in found["deviations"]
+  assert "4 classes (protocol: 1000)" in found["deviations"]
   assert "reference" not in found["deviations"]
   again = evaluate.evaluate(workdir, protocol="imagenet50k-rfid", quick=True)
   assert again["reconstruction/fid"] > 1e-3
@@ -152,24 +176,29 @@ def commands():
   return out
 
 
-def test_the_commands_of_the_docs_say_what_is_missing(tmp_path):
-  """In a folder without weights and data: each ends well, or names what it needs."""
-  (tmp_path / "configs").symlink_to(ROOT / "configs")
-  asked = commands()
-  assert len(asked) > 12
+def ended(commands, cwd):
+  """Runs them in a folder without weights: status of each, and what it said."""
   env = {k: v for k, v in os.environ.items() if k != "FLUID_WEIGHTS"}
   done = subprocess.run(
-    [sys.executable, "-c", EACH, json.dumps(asked)],
-    cwd=tmp_path,
+    [sys.executable, "-c", EACH, json.dumps(commands)],
+    cwd=cwd,
     env=env | {"PYTHONPATH": str(ROOT)},
     capture_output=True,
     text=True,
   )
   codes = [int(code) for code in done.stdout.split()]
-  assert len(codes) == len(asked), done.stderr
-  for number, (words, code) in enumerate(zip(asked, codes)):
-    said = (tmp_path / f"{number}.log").read_text()
-    assert "Traceback" not in said, (words, said)
+  assert len(codes) == len(commands), done.stderr
+  said = [(cwd / f"{number}.log").read_text() for number in range(len(codes))]
+  assert not [s for s in said if "Traceback" in s]
+  return list(zip(codes, said))
+
+
+def test_the_commands_of_the_docs_say_what_is_missing(tmp_path):
+  """In a folder without weights and data: each ends well, or names what it needs."""
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  asked = commands()
+  assert len(asked) > 12
+  for words, (code, said) in zip(asked, ended(asked, tmp_path)):
     if code == 0:
       continue
     last = said.strip().splitlines()[-1]
@@ -178,3 +207,30 @@ def test_the_commands_of_the_docs_say_what_is_missing(tmp_path):
     values = [w.partition("=")[2] or w for w in words[1:] if w[0] != "-" or "=" in w]
     named = any(v and v.split(":")[0] in last for v in values)
     assert named or not values, (words, last)
+
+
+USELESS = (
+  ("fluid.evaluate --workdir=w --quick", "quick protocol"),
+  ("fluid.evaluate --workdir=w --by=fid", "by sweep"),
+  ("fluid.evaluate --workdir=w --images=8 --protocol=toy", "images sweep"),
+  ("fluid.evaluate --workdir=w --sweep=guidance=1,2 --weights=raw", "weights sweep"),
+  ("fluid.evaluate --workdir=w --sweep=guidance=1,2 --evals=loss", "evals sweep"),
+  ("fluid.evaluate --workdir=w --sweep=guidance=1,2 --protocol=toy", "protocol sweep"),
+  ("fluid.metrics_of set --metrics=vendi --detections=none", "detections metrics"),
+  ("fluid.metrics_of set --statistics=s.npz --detector=shapes", "detector statistics"),
+  ("fluid.metrics_of set --detections=d --detector=shapes", "detector detections"),
+  ("fluid.metrics_of set --detections=none", "detections layout"),
+)
+
+
+def test_flags_that_would_do_nothing_are_refused(tmp_path):
+  folder(tmp_path / "set", noise(2))
+  useful = "fluid.evaluate --workdir=w --quick --protocol=toy --weights=raw"
+  asked = [shlex.split(command) for command, _ in USELESS] + [useful.split()]
+  *refused, (code, said) = ended(asked, tmp_path)
+  assert code == 2 and "\nerror: no run in w" in said
+  for (command, names), (code, said) in zip(USELESS, refused, strict=True):
+    first, other = names.split()
+    last = said.strip().splitlines()[-1]
+    assert code == 2 and last.startswith(f"error: flag --{first} "), (command, said)
+    assert other in last, (command, said)

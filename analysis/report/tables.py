@@ -136,8 +136,10 @@ def correlations(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def metrics(s: Study) -> pd.DataFrame:
-  """Every metric of fluid.evaluate's records, of each cell's largest run."""
+  """Every metric of images in fluid.evaluate's records, of each cell's largest run."""
   table = s.metrics
+  if "of" in table:  # Losses are of other units in each cell.
+    table = table[~table["of"].isin(("loss", "likelihood"))]
   if table.empty:
     return table
   last = table.sort_values("N").groupby("cell")["run"].last()

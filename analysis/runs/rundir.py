@@ -203,7 +203,9 @@ def _measured(folder: Path | None) -> list[dict]:
   out: dict[tuple, dict] = {}
   for path in sorted((folder / "eval").glob("*.json")) if folder else ():
     for record in _json(path.parent, path.name).get("records", ()):
-      key = tuple(record.get(k, "") for k in ("metric", "of", "features", "weights"))
+      # Of before all evaluators had records, those of one do not name it.
+      named = {"of": "distribution"} | record
+      key = tuple(named.get(k, "") for k in ("metric", "of", "features", "weights"))
       if record.get("step", 0) >= out.get(key, record).get("step", 0):
         out[key] = {k: v for k, v in record.items() if not isinstance(v, dict | list)}
   return list(out.values())

@@ -17,7 +17,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -90,6 +90,32 @@ def require(holder: flags.FlagHolder):
   if holder.name == "workdir":
     remote.check(holder.value, "--workdir")
   return holder.value
+
+
+def given(name: str) -> bool:
+  """Whether a flag says something in this command; its default says nothing."""
+  flag = flags.FLAGS[name]
+  return not flag.using_default_value and flag.value not in (None, False)
+
+
+def useful(
+  *, needs: Mapping[str, str] | None = None, without: Mapping[str, str] | None = None
+) -> None:
+  """Refuses flags that would do nothing.
+
+  Args:
+    needs: flag -> another one that it says more of.
+    without: flag -> another one that leaves it nothing to say.
+
+  Raises:
+    UserError: naming both.
+  """
+  for name, other in (needs or {}).items():
+    if given(name) and not given(other):
+      raise UserError(f"flag --{name} does nothing without --{other}: give both")
+  for name, other in (without or {}).items():
+    if given(name) and given(other):
+      raise UserError(f"flag --{name} does nothing beside --{other}: leave one out")
 
 
 def read(holder: flags.FlagHolder, *, buckets: bool = False) -> config.Run:

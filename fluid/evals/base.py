@@ -35,6 +35,14 @@ class Evaluation(config.Part):
     """What the evaluator itself is made with."""
     return {k: v for k, v in vars(self).items() if k not in ("every", "raw")}
 
+  def said(self) -> dict[str, Any]:
+    """What records of its numbers say of these settings, JSON-able.
+
+    Its seed as 'noise_seed': bootstraps have one of their own.
+    """
+    found = {k: v for k, v in self.arguments().items() if k not in ("seed", "sample")}
+    return found | ({"noise_seed": self.seed} if hasattr(self, "seed") else {})
+
   def make(self, net, context: "EvalContext") -> Evaluator:
     """The evaluator; ConfigError for arguments that cannot be used here."""
     raise NotImplementedError

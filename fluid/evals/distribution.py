@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fluid.config import ConfigError, identity, rules
+from fluid.config import ConfigError, identity, rules, to_dict
 from fluid.data import make_source
 from fluid.evals import measures
 from fluid.evals.base import Evaluation
@@ -29,6 +29,8 @@ from fluid.evals.samples import (
   tokenizer_sha256,
 )
 from fluid.evals.sets import ImageSet, open_set
+
+PINNED = 30_000  # Images of published numbers of captions drawn by seed: FID-30K.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,13 @@ class DistributionConfig(Evaluation):
         f"tokenizer does not have: set '{name}tokenizer' to False"
       )
 
+  def said(self):
+    """See Evaluation: of networks and real images, records say more by themselves."""
+    kept = ("prompts", "reference", "image_size", "noise_seed")
+    found = {k: v for k, v in super().said().items() if k in kept}
+    given = self.reference and self.prompts not in ("val", "pinned")
+    return found | ({} if given else {"split": "val"})
+
   def make(self, net, context):
     """See Evaluation."""
     return Distribution(net, context, **self.arguments())
@@ -106,6 +115,7 @@ class Distribution:
   ):
     self.net, self.context, self.seed, self.sample = net, context, seed, sample
     self.image_size, self.data = image_size, context.run.data
+    self.usual = PINNED if prompts == "pinned" else 0
     if image_size:
       self.data = dataclasses.replace(self.data, image_size=image_size)
     self.source = make_source(self.data, "val")
@@ -165,16 +175,16 @@ class Distribution:
       if isinstance(record.get("real"), int):
         yield f"{first}_real", record["real"]
       yield "features", record.get("features", "")
-    described = {"step": step, "weights": weights, "noise_seed": self.seed}
-    described |= {"sample": self.context.run.sample.replace(**self.sample).flat()}
-    self.context.records += [r | described for r in records]
+    self.context.records += records
     if self.tokenizer and self.reference is None and named:
       record = self._measure(self.metrics[:1], self._decoded(), real)[0]
+      base, at, network = record["metric"].partition("@")
+      record |= {"metric": f"{base}_tokenizer{at}{network}"}
+      self.context.records.append(record)
       yield f"{first}_tokenizer", record["value"]
     yield from timing.items()
 
   def _measure(self, names, x, y):
-    cache = self.context.run.data.cache  # A folder given away has none.
     with jax.set_mesh(self.context.mesh):
       return measures.measure(
         names,
@@ -182,7 +192,8 @@ class Distribution:
         y,
         protocol=self.protocol,
         missing=self.missing,
-        cache=pathlib.Path(cache or self.context.workdir / "eval/cache") / "features",
+        usual=self.usual,
+        cache=pathlib.Path(self.data.cache) / "features",
         track=self.context.track,
       )
 
@@ -231,6 +242,10 @@ class ReconstructionConfig(Evaluation):
   def check(self, name):
     rules.choice(f"{name}protocol", self.protocol, PROTOCOLS)
 
+  def said(self):
+    """See Evaluation."""
+    return {"split": "val"}
+
   def make(self, net, context):
     """See Evaluation."""
     return Reconstruction(net, context, **self.arguments())
@@ -260,6 +275,7 @@ class Reconstruction:
       lambda: (
         identity.identity(context.run.data, "data.")
         | {"reconstructed": self.examples, "by": tokenizer_sha256(context.run)}
+        | {"source": to_dict(context.run.data.source)}
       ),
     )
     x, y = ImageSet("reconstructions", again), ImageSet("images", images)
@@ -274,5 +290,4 @@ class Reconstruction:
       if "lo" in record:
         yield from ((f"{name}_lo", record["lo"]), (f"{name}_hi", record["hi"]))
     yield "reconstruction/images", self.examples
-    described = {"step": step, "weights": weights, "of": "reconstruction"}
-    self.context.records += [r | described for r in records]
+    self.context.records += records

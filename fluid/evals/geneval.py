@@ -9,16 +9,17 @@ Legend: N images, H, W pixels, P prompts, K images of each.
 """
 
 import json
+import math
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from fluid.data.captions import TAGS
-from fluid.errors import ConfigError
+from fluid.errors import ConfigError, one_line
 
 COLORS = (
   "red",
@@ -32,6 +33,7 @@ COLORS = (
   "black",
   "white",
 )
+RELATIONS = ("left of", "right of", "above", "below")
 THRESHOLD = 0.3
 COUNTING_THRESHOLD = 0.9
 MAX_OBJECTS = 16
@@ -41,6 +43,7 @@ POSITION_THRESHOLD = 0.1
 # and a colour name, or None where a ColorClassifier has yet to look.
 Detection = Sequence[Any]
 Objects = dict[str, list[Detection]]
+Row = TypeVar("Row")
 
 
 class Detector(Protocol):
@@ -101,15 +104,31 @@ def detect(
   found: Iterable = rows(images) if rows else ((o, None) for o in detector(images))
   if track:
     found = track(found, "objects", len(images))
+  if classify is None:
+    return [objects for objects, _ in found]  # Images may be files: none is opened.
   out = []
   for image, line, (objects, masks) in zip(images, metadata, found, strict=True):
-    wanted = {c["class"] for c in line.get("include", ()) if "color" in c}
-    if classify is not None and wanted:
+    if wanted := _coloured(line):
       # The most confident alone are looked at, but counting them needs them all.
       asked = {k: v for k, v in objects.items() if k in wanted}
       objects = objects | add_colors(image, asked, classify, masks)
     out.append(objects)
   return out
+
+
+def _coloured(line: dict) -> set[str]:
+  """Classes of which a line of metadata asks for a colour."""
+  return {c["class"] for c in line.get("include", ()) if "color" in c}
+
+
+def colors_missing(objects: Iterable[Objects], metadata: Iterable[dict]) -> bool:
+  """Whether a colour that a line asks for is left open in the objects of its image."""
+  return any(
+    detection[5] is None
+    for found, line in zip(objects, metadata, strict=True)
+    for name in _coloured(line)
+    for detection in found.get(name, ())
+  )
 
 
 def score(objects: Objects, metadata: dict) -> tuple[bool, str]:
@@ -288,23 +307,61 @@ def write_detections(path, objects: Iterable[Objects]) -> None:
 def read_detections(path, images: int) -> list[Objects]:
   """What write_detections wrote, or another detector's output in that form.
 
+  A colour that is null or left out is for a ColorClassifier to find.
+
   Raises:
     ConfigError: the file is missing, damaged, or of another number of images.
   """
-  try:
-    lines = pathlib.Path(path).read_text().splitlines()
-    found = [json.loads(line) for line in lines if line.strip()]
-  except (OSError, ValueError) as e:
-    raise ConfigError(
-      f"detections {path} cannot be read ({e}): a line of JSON for each image, class "
-      "-> [[x1, y1, x2, y2, score, colour], ...]"
-    ) from e
+  form = "class -> [[x1, y1, x2, y2, score, colour], ...] of an image"
+  found = _rows(path, _objects, "detections", form)
   if len(found) != images:
     raise ConfigError(
-      f"detections {path} are of {len(found)} images, but {images} were drawn; detect "
-      "again in what evals.geneval.layout writes"
+      f"detections {path} are of {len(found)} images, but there are {images}: detect "
+      "again in the images that are judged (evals.geneval.layout writes those drawn)"
     )
   return found
+
+
+def _objects(row) -> Objects:
+  return {name: [_detection(name, d) for d in found] for name, found in row.items()}
+
+
+def _detection(name: str, found) -> Detection:
+  box = [*found, None][:6] if isinstance(found, list) else []
+  numbers = [v for v in box[:5] if type(v) in (int, float) and math.isfinite(v)]
+  if len(box) != max(6, len(found)) or len(numbers) != 5:
+    raise ValueError(f"{name} has {found!r}")
+  if not (box[5] is None or isinstance(box[5], str)):
+    raise ValueError(f"{name} has the colour {box[5]!r}")
+  return box
+
+
+def read_metadata(path) -> list[dict]:
+  """Lines of GenEval's metadata, as its evaluation_metadata.jsonl has them.
+
+  Raises:
+    ConfigError: the file is missing or empty, or a line is none of it.
+  """
+  form = "tag, include (class and count each) and prompt"
+  found = _rows(path, _metadata, "metadata of GenEval", form)
+  if not found:
+    raise ConfigError(f"{path} is empty: it must have lines with {form}")
+  return found
+
+
+def _metadata(line) -> dict:
+  for key, kind in (("tag", str), ("prompt", str), ("include", list)):
+    if not isinstance(line[key], kind):
+      raise ValueError(f"{key} is {line[key]!r}")
+  for number, clause in enumerate([*line["include"], *line.get("exclude", ())]):
+    if not (isinstance(clause["class"], str) and type(clause["count"]) is int):
+      raise ValueError(f"a clause is {clause!r}")
+    if "position" in clause:
+      relation, target = clause["position"]
+      earlier = type(target) is int and 0 <= target < number
+      if relation not in RELATIONS or not earlier:
+        raise ValueError(f"a position is {clause['position']!r}")
+  return line
 
 
 def read_results(path) -> list[dict]:
@@ -316,20 +373,35 @@ def read_results(path) -> list[dict]:
   Raises:
     ConfigError: the file is missing, or a line is none of its.
   """
-  out = []
+
+  def result(row):
+    kept = {"tag": row["tag"], "prompt": row["prompt"]}
+    return kept | {"correct": bool(row["correct"])}
+
+  form = "tag, prompt and correct"
+  return _rows(path, result, "result of GenEval's evaluator", form)
+
+
+def _rows(path, parse: Callable[[Any], Row], what: str, form: str) -> list[Row]:
+  """Lines of JSON, each parsed; a ConfigError names the file, the line and the form."""
   try:
-    lines = pathlib.Path(path).read_text().splitlines()
-  except OSError as e:
-    raise ConfigError(f"no {path}: name the results.jsonl of the evaluator") from e
+    lines = pathlib.Path(path).read_text().split("\n")
+  except (OSError, ValueError) as e:
+    raise ConfigError(
+      f"{path} cannot be read ({one_line(e)}): name a file of lines with {form}"
+    ) from e
+  out = []
   for number, line in enumerate(lines, 1):
     try:
-      row = json.loads(line)
-      out.append({"tag": row["tag"], "prompt": row["prompt"]})
-      out[-1]["correct"] = bool(row["correct"])
+      if not line.strip():
+        continue
+      if not isinstance(row := json.loads(line), dict):
+        raise ValueError("no object of JSON")
+      out.append(parse(row))
     except (ValueError, KeyError, TypeError) as e:
+      why = f"no {e}" if isinstance(e, KeyError) else one_line(e)
       raise ConfigError(
-        f"{path} line {number} is no result of GenEval's evaluator: it has no tag, "
-        "prompt and correct"
+        f"{path} line {number} is no {what} ({why}): it must have {form}"
       ) from e
   return out
 

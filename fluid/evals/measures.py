@@ -79,6 +79,7 @@ def measure(
   cache: str | pathlib.Path | None = None,
   batch: int = 0,
   missing: str = "raise",
+  usual: int = 0,
   track=progress.silent,
 ) -> list[dict]:
   """Measures a set, most metrics against another.
@@ -93,6 +94,7 @@ def measure(
     batch: images per call of a network, see features.extract.
     missing: 'raise', or 'say' so in the record where a network's weights are not
       there.
+    usual: images that published numbers are of (0: the protocol's).
     track: see progress.track.
 
   Returns:
@@ -108,6 +110,7 @@ def measure(
     )
   asked = [parse(name) for name in names]
   check(names, x, y)
+  usual = usual or PROTOCOLS[protocol].images
   # Each network's outputs of each set, all at once.
   wanted: dict[str, dict[str, None]] = {}
   for metric, _ in asked:
@@ -129,7 +132,7 @@ def measure(
       records.append({"metric": name, "value": None, "missing": str(found)})
       continue
     try:
-      records += _records(name, metric, found, x, y, protocol, seed)
+      records += _records(name, metric, found, x, y, protocol, seed, usual)
     except config.ConfigError as e:
       if missing == "raise":
         raise
@@ -274,7 +277,7 @@ def _features(net, images: ImageSet, outputs, *, cache, batch, track):
   return found
 
 
-def _records(name, metric, sides: Sides, x, y, protocol, seed):
+def _records(name, metric, sides: Sides, x, y, protocol, seed, usual):
   side, other = sides.judged[metric.output], sides.real[metric.output]
   try:
     values = metric.compute(side, other, PROTOCOLS[protocol], seed)
@@ -300,15 +303,14 @@ def _records(name, metric, sides: Sides, x, y, protocol, seed):
     if metric.network == "Inception":
       record["protocol"] = protocol
     record |= dict(found.said)
-    if notes := _notes(metric, record, protocol):
+    if notes := _notes(metric, record, usual):
       record["notes"] = notes
     yield record
 
 
-def _notes(metric, record, protocol) -> list[str]:
+def _notes(metric, record, usual: int) -> list[str]:
   """What keeps a number from being compared with published ones."""
-  notes = []
-  n, usual = record["images"], PROTOCOLS[protocol].images
+  notes, n = [], record["images"]
   if metric.network == "Inception" and n != usual:
     notes.append(f"published numbers are of {usual} images, this of {n}")
   if metric.needs == "real" and n <= record["width"]:

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fluid.evals.geneval import COLORS
+from fluid.evals.geneval import COLORS, RELATIONS
 
 SEED = 43
 _DRAWS = 100  # Of each tag but the first.
 # Of evaluation_metadata.jsonl and generation_prompts.txt.
 METADATA_SHA256 = "5c48e081"
 PROMPTS_SHA256 = "55b6e365"
-_RELATIONS = ("left of", "right of", "above", "below")
 _NUMBERS = {2: "two", 3: "three", 4: "four"}
 
 # COCO's classes in its order, as GenEval spells them.
@@ -80,7 +79,7 @@ def _records() -> Iterator[dict]:
     yield {"tag": "colors", "include": include, "prompt": prompt}
   for _ in range(_DRAWS):
     a, b = pair()
-    relation = _RELATIONS[rng.choice(len(_RELATIONS))]
+    relation = RELATIONS[rng.choice(len(RELATIONS))]
     include = _things(b, a)
     include[1]["position"] = [relation, 0]
     prompt = f"{_article(a)} {relation} {_article(b)}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from fluid import config
 from fluid.evals.base import Evaluation
-from fluid.evals.distribution import DistributionConfig, ReconstructionConfig
+from fluid.evals.distribution import PINNED, DistributionConfig, ReconstructionConfig
 from fluid.evals.samples import GenEvalConfig
 
 _NONE: dict[str, Any] = {}
@@ -25,12 +25,16 @@ class Protocol:
     evals: evaluators by name.
     quick: what a quick form changes of them: name -> fields.
     image_size: in pixels (0: any).
+    source: of captions and real images (fluid.data.SOURCES; '': any, or a file's).
+    classes: of a model of classes (0: any).
   """
 
   what: str
   evals: dict[str, Evaluation]
   quick: dict[str, dict[str, Any]]
   image_size: int = 0
+  source: str = ""
+  classes: int = 0
 
 
 def _imagenet(protocol: str, reference: str, *metrics: str) -> dict[str, Evaluation]:
@@ -59,6 +63,7 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     _FEW,
     256,
+    classes=1000,
   ),
   "imagenet50k-512": Protocol(
     "the same at 512 pixels",
@@ -69,6 +74,7 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     _FEW,
     512,
+    classes=1000,
   ),
   "imagenet50k-fidelity": Protocol(
     "the same images by torch-fidelity (MAR)",
@@ -80,6 +86,7 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     _FEW,
     256,
+    classes=1000,
   ),
   "imagenet50k-rfid": Protocol(
     "the tokenizer: 50,000 validation images against themselves, decoded again (rFID)",
@@ -89,13 +96,14 @@ PROTOCOLS: dict[str, Protocol] = {
       )
     },
     {"reconstruction": {"examples": 128}},
+    source="imagenet",
   ),
   "coco30k-fid": Protocol(
-    "30,000 captions of the validation split, drawn by seed, against their images",
+    "30,000 captions of COCO's validation split, drawn by seed, against their images",
     {
       "distribution": DistributionConfig(
-        examples=30_000,
-        real=30_000,
+        examples=PINNED,
+        real=PINNED,
         prompts="pinned",
         metrics=("fid", "cmmd", "clip_score"),
         tokenizer=False,
@@ -103,6 +111,7 @@ PROTOCOLS: dict[str, Protocol] = {
     },
     _FEW,
     256,
+    source="coco",
   ),
   "geneval": Protocol(
     "GenEval's 553 prompts, four images each",
@@ -123,6 +132,7 @@ PROTOCOLS: dict[str, Protocol] = {
     },
     {"geneval": {"n": 4}, "distribution": {"examples": 48}},
     32,
+    source="shapes",
   ),
 }
 
@@ -162,13 +172,21 @@ def short(records: Sequence[dict], name: str) -> list[str]:
   return [f"{n} images (protocol: {part.examples})" for n in sorted(found)]
 
 
-def deviations(run: config.Run, name: str) -> Sequence[str]:
-  """How a run's evaluators differ from a protocol's; empty: on protocol."""
+def deviations(run: config.Run, name: str, *, classes: int = 0) -> Sequence[str]:
+  """How a run's evaluators differ from a protocol's; empty: on protocol.
+
+  Args:
+    classes: that a model of classes knows.
+  """
   entry, out = PROTOCOLS[name], []
   wanted_evals = _scaled(run, entry, entry.evals)
   same = run.data.image_size == entry.image_size or wanted_evals is not entry.evals
   if entry.image_size and not same:
     out.append(f"images of {run.data.image_size} pixels (protocol: {entry.image_size})")
+  if entry.source and (kind := run.data.source.kind) != entry.source:
+    out.append(f"images of '{kind}' (protocol: {entry.source})")
+  if entry.classes and classes != entry.classes:
+    out.append(f"{classes} classes (protocol: {entry.classes})")
   for key, part in wanted_evals.items():
     mine = run.evals.get(key)
     if mine is None:

@@ -8,11 +8,10 @@ Legend: N images, P prompts, K images of each.
 
 import dataclasses
 import functools
-import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,12 +20,9 @@ from fluid import config, rng, sampling
 from fluid.config import identity, rules
 from fluid.data import make_source, shapes
 from fluid.durable import integrity
-from fluid.evals import features as feature_nets
 from fluid.evals import geneval, parts, prompts
 from fluid.evals.base import Evaluation
-from fluid.evals.colors import ClipColors
-from fluid.evals.detectors import DETECTORS
-from fluid.evals.features import TextNet
+from fluid.evals.detectors import DETECTORS, finder
 from fluid.evals.parts import InParts
 from fluid.evals.sets import open_set
 from fluid.sampling import Sampler, to_uint8, turned
@@ -219,12 +215,11 @@ def metadata(
   if which == "pinned":
     source, text = make_source(context.run.data, "val"), context.run.text
     return [{"prompt": text.prompt(source, i)} for i in pinned(len(source), n)]
-  path = pathlib.Path(which)
-  if not path.is_file():
+  if not pathlib.Path(which).is_file():
     raise config.ConfigError(
       f"no prompts '{which}': name 'shapes', 'official' or a file of GenEval's metadata"
     )
-  return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+  return geneval.read_metadata(which)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +236,7 @@ class GenEvalConfig(Evaluation):
       laid out for the reference evaluator, and not judged.
     colors: feature network that names colours which the detector leaves open.
     detections: a file with the objects of all images (geneval.read_detections), in
-      place of a detector.
+      place of a detector; colours that it leaves open are named by `colors`.
     results: what the reference evaluator wrote of the layout, in place of judging: no
       image is drawn.
     known: a folder in the layout whose images show what their prompts say. A detector
@@ -270,11 +265,28 @@ class GenEvalConfig(Evaluation):
 
   def check(self, name):
     rules.choice(f"{name}detector", self.detector, (*DETECTORS, "none"))
+    if self.prompts in ("val", "geneval", "classes", "pinned"):
+      raise config.ConfigError(
+        f"config key '{name}prompts' is '{self.prompts}', which says of no image what "
+        "it must show; choose 'shapes', 'official' or a file of GenEval's metadata"
+      )
     if self.detector == "none" and not (self.layout or self.detections):
       raise config.ConfigError(
         f"config key '{name}detector' is 'none': set '{name}layout' to write the "
         f"images, or '{name}detections' to what was found in them"
       )
+
+  def said(self):
+    """See Evaluation; of those who may judge, who did."""
+    if self.results:
+      return {"results": self.results}
+    left = {"known", "layout", "results"}
+    if self.prompts != "shapes":
+      left |= {"n"}
+    left |= {"detector"} if self.detections else {"detections"}
+    if not self.detections and self.detector == "shapes":
+      left |= {"colors"}
+    return {k: v for k, v in super().said().items() if k not in left}
 
   def make(self, net, context):
     """See Evaluation."""
@@ -292,16 +304,17 @@ class GenEval:
     lines = _lines(context, cfg)
     self.groups, self.lines = [g for g, _ in lines], [line for _, line in lines]
     self.results = geneval.read_results(cfg.results) if cfg.results else None
-    self.detections = self.detect = self.classify = None
+    self.detect = self.classify = None
     if self.results is not None:
       return
     check_prompts(context, [line["prompt"] for line in self.lines])
-    if cfg.detections:
-      self.detections = geneval.read_detections(cfg.detections, len(self.lines))
-    elif cfg.detector != "none":
-      self.detect = DETECTORS[cfg.detector](context.run.data.image_size)
-      if cfg.detector != "shapes":
-        self.classify = ClipColors(cast(TextNet, feature_nets.load(cfg.colors)))
+    if cfg.detections or cfg.detector != "none":
+      options = {k: getattr(cfg, k) for k in ("detector", "detections", "colors")}
+      size = context.run.data.image_size
+      self.detect, self.classify = finder(self.lines, size, **options)
+    # Of a file one knows of these images alone what is in them.
+    self.others = self.detect is not None and not cfg.detections
+    if self.others:
       self._check_detector()
 
   def run(
@@ -327,9 +340,7 @@ class GenEval:
       seed=cfg.seed,
       **cfg.sample,
     )
-    found = self.detections
-    if self.detect is not None:
-      found = self._found(images, self.lines)
+    found = None if self.detect is None else self._found(images, self.lines)
     if cfg.layout and jax.process_index() == 0:
       out = self.context.workdir / "geneval" / f"step_{step:08d}-{weights}"
       shaped = images[:].reshape(-1, cfg.k, *images[0].shape)
@@ -343,7 +354,7 @@ class GenEval:
       for group, rows in results.items():
         yield from _scores(group, rows)
       yield "geneval/chance", geneval.chance(found, self.lines)
-    if self.detect is not None and (ceiling := self._ceiling()) is not None:
+    if self.others and (ceiling := self._ceiling()) is not None:
       yield "geneval/tokenizer", ceiling
     yield from timing.items()
 
@@ -401,5 +412,6 @@ def _lines(context, cfg: GenEvalConfig) -> list[tuple[str, dict]]:
 def _scores(group: str, rows: Sequence[dict]) -> Iterator[tuple[str, float]]:
   for name, value in geneval.summarize(rows).items():
     yield f"{group}/{name}", value
+  yield f"{group}/overall_n", len(rows)
   for tag in dict.fromkeys(row["tag"] for row in rows):
     yield f"{group}/{tag}_n", sum(row["tag"] == tag for row in rows)

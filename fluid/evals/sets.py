@@ -24,6 +24,7 @@ import numpy as np
 from fluid import config, files
 from fluid.config import identity
 from fluid.data import images as image_files
+from fluid.evals import geneval
 from fluid.evals.metrics.frechet import Statistics
 
 # Names of mean and covariance in a file, by the output of the network.
@@ -138,16 +139,18 @@ def _folder(path: pathlib.Path) -> ImageSet:
         f"{path}/samples.json is not what fluid.sample writes ({e!r}): remove it"
       ) from e
   elif layout := sorted(path.glob("[0-9]*/metadata.jsonl")):  # GenEval's.
-    try:
-      images = [(json.loads(f.read_text()), f.parent / "samples") for f in layout]
-      pairs = [(line, p) for line, folder in images for p in sorted(folder.iterdir())]
-      lines, paths = tuple(line for line, _ in pairs), [p for _, p in pairs]
-      texts = tuple(line["prompt"] for line in lines)
-    except (ValueError, KeyError, TypeError, OSError) as e:
-      raise config.ConfigError(
-        f"{path} looks like GenEval's layout, but {layout[0].name} in its folders is "
-        f"none of it ({e!r}): a line with tag, include and prompt in each, and samples"
-      ) from e
+    pairs = []
+    for file in layout:
+      about, samples = geneval.read_metadata(file), file.parent / "samples"
+      if len(about) != 1 or not samples.is_dir():
+        what = "no folder samples" if len(about) == 1 else f"{len(about)} lines"
+        raise config.ConfigError(
+          f"{path} looks like GenEval's layout, but {file} has {what}: one line, and "
+          "samples beside it"
+        )
+      pairs += [(about[0], p) for p in sorted(samples.iterdir())]
+    lines, paths = tuple(line for line, _ in pairs), [p for _, p in pairs]
+    texts = tuple(line["prompt"] for line in lines)
   else:
     found = (
       pathlib.Path(folder, name)

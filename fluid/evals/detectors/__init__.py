@@ -7,7 +7,13 @@ when counting, 0.3 else), and a colour name, or None to leave it to a ColorClass
 (fluid.evals.geneval). A new detector is one file here and one entry below.
 """
 
+from collections.abc import Sequence
+from typing import cast
+
+from fluid.evals import features, geneval
+from fluid.evals.colors import ClipColors
 from fluid.evals.detectors.shapes import ShapesDetector
+from fluid.evals.features import TextNet
 
 
 def _mask2former(image_size):
@@ -18,3 +24,33 @@ def _mask2former(image_size):
 
 
 DETECTORS = {"shapes": ShapesDetector, "mask2former": _mask2former}
+
+
+def finder(
+  lines: Sequence[dict],
+  image_size: int,
+  *,
+  detector: str,
+  detections: str = "",
+  colors: str = "CLIP-L14",
+) -> tuple[geneval.Detector, geneval.ColorClassifier | None]:
+  """Who finds the objects of images and their colours, as geneval.detect takes them.
+
+  Args:
+    lines: metadata of each image.
+    image_size: of all images; of no account to `detections`.
+    detector: entry of DETECTORS.
+    detections: a file with the objects of these images in their order
+      (geneval.read_detections), in place of a detector.
+    colors: feature network that names the colours left open; loaded where a detector
+      leaves them open, or a file one of those that are asked for.
+
+  Raises:
+    ConfigError: a file that cannot be used, or weights that are missing.
+  """
+  if detections:
+    found = geneval.read_detections(detections, len(lines))
+    find, left = (lambda images: found), geneval.colors_missing(found, lines)
+  else:
+    find, left = DETECTORS[detector](image_size), detector != "shapes"
+  return find, ClipColors(cast(TextNet, features.load(colors))) if left else None
