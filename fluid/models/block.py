@@ -16,7 +16,6 @@ from fluid.models import layers, rows
 from fluid.models.attention import attend_cached, attention
 from fluid.models.dropout import dropouts
 from fluid.models.style import MODULATIONS, Given, Style
-from fluid.parallel import sharding
 
 _HOTTEST = 100.0  # The most that unit queries and keys are multiplied by (VAR).
 
@@ -181,7 +180,6 @@ class Block(nn.Module):
       added = self.attend(y, k, v, turns=turns, **given_self)
     else:
       past = tuple(_written(p, n, number, first) for p, n in zip(past, (k, v)))
-      past = sharding.by_rows(past, axis=1)
       slots, new = jnp.arange(past[0].shape[3]), x.shape[1]
       places = first + (jnp.arange(new) if self.causal else jnp.full(new, new - 1))
       seen = (slots <= places[:, None])[None]
