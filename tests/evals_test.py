@@ -299,6 +299,13 @@ def test_sample_writes_pngs_grid_and_prompts(workdir, tmp_path):
     p for p in prompts for _ in "123"
   ]
   assert described["sample"]["guidance"] == 3.0
+  # In batches of two the same images; a mesh of another machine becomes one of these.
+  sample_lib.sample(loaded, prompts, tmp_path / "two", n=3, guidance=3.0, batch=2)
+  for image in described["images"]:
+    one, two = (Image.open(tmp_path / f / image["file"]) for f in ("out", "two"))
+    np.testing.assert_array_equal(one, two)
+  mesh = sample_lib._mesh(config.Mesh(data=3, fsdp=5))
+  assert mesh.shape["fsdp"] == jax.device_count()
   for image in described["images"]:
     assert Image.open(tmp_path / "out" / image["file"]).size == (16, 16)
 
