@@ -127,6 +127,7 @@ def test_a_folder_has_one_owner_until_that_dies(tmp_path):
     # A container with this host's name, in which the number is another process.
     f"{os.getpid()} on {socket.gethostname()}\nboot pid:[1]",
   ],
+  ids=["other host, old form", "other host", "other container"],
 )
 def test_the_lock_of_a_lost_machine_is_waited_for(tmp_path, left, monkeypatch, capsys):
   """NFS keeps it for a while: flocks of two descriptors exclude each other as well."""
