@@ -17,8 +17,10 @@ from fluid.parallel import sharding
 def plain(q, k, v, mask, causal):
   scores = jnp.einsum("blhk,bthk->bhlt", q, k) / np.sqrt(q.shape[-1])
   allowed = jnp.broadcast_to(mask[:, None, None], scores.shape)
-  if causal:
+  if causal is True:
     allowed &= np.tril(np.ones(scores.shape[2:], bool))
+  elif causal:
+    allowed &= module.block_mask(causal)
   weights = jax.nn.softmax(jnp.where(allowed, scores, -jnp.inf), -1)
   return jnp.einsum("bhlt,bthk->blhk", weights, v)
 
@@ -54,7 +56,17 @@ def interpreted(monkeypatch):
   monkeypatch.setattr(module, "_splash", run)
 
 
-@pytest.mark.parametrize("causal, queries, keys", [(True, 256, 256), (False, 256, 128)])
+@pytest.mark.parametrize(
+  "causal, queries, keys",
+  [
+    (True, 256, 256),
+    (False, 256, 128),
+    # Lengths that blocks do not divide: a class token, an odd text, VAR's pyramid.
+    (True, 257, 257),
+    (False, 640, 130),
+    ((1, 4, 9, 16, 25, 36, 64), 155, 155),
+  ],
+)
 def test_splash(interpreted, causal, queries, keys):
   q, k, v, mask = case(queries, keys, heads=2, batch=2)
   run = lambda q, k, v: attention(q, k, v, mask=mask, causal=causal, kernel="splash")
@@ -75,6 +87,27 @@ def test_splash_on_a_mesh(interpreted):
     )
     assert jax.typeof(got).sharding.spec == heads
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "causal, queries, keys", [(True, 7, 7), (False, 6, 5), ((1, 4), 5, 5)]
+)
+def test_cudnn_gets_what_it_takes(monkeypatch, causal, queries, keys):
+  """A mask has the shape of the scores, whose sides are even; else it is refused."""
+  asked = []
+
+  def xla(q, k, v, *, mask, implementation, **rest):
+    asked.append(implementation)
+    assert mask.shape[2:] == (q.shape[1], k.shape[1])
+    assert not any(size % 2 for size in mask.shape[2:])
+    return real(q, k, v, mask=mask, implementation="xla", **rest)
+
+  real = jax.nn.dot_product_attention
+  monkeypatch.setattr(jax.nn, "dot_product_attention", xla)
+  q, k, v, mask = case(queries, keys)
+  run = lambda q, k, v: attention(q, k, v, mask=mask, causal=causal, kernel="cudnn")
+  check(run, q, k, v, mask, causal)
+  assert set(asked) == {"cudnn"}
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs a GPU")

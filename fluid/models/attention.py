@@ -38,8 +38,8 @@ def attention(
     causal: query i sees the keys up to i (L = T); or sizes of blocks, which see
       themselves and those before.
     kernel: 'xla', or 'splash' or 'cudnn', which never write the [L, T] scores to
-      memory. Splash leaves shapes that its blocks do not divide to XLA, such as the
-      few queries of a decoding step.
+      memory. Splash leaves what is shorter than a block of its own to XLA, such as
+      the few queries of a decoding step.
     drop: (keys [B], share) of attention weights that are dropped; by XLA alone.
 
   Returns:
@@ -47,7 +47,7 @@ def attention(
   """
   if drop is not None:
     return _per_device(_dropped, q, k, v, mask, causal, drop)
-  if kernel == "splash" and not (q.shape[1] % _BLOCK or k.shape[1] % _BLOCK):
+  if kernel == "splash" and min(q.shape[1], k.shape[1]) >= _BLOCK:
     return _per_device(_splash, q, k, v, mask, causal)
   if kernel == "cudnn" and q.shape[1] > 1:
     return _per_device(_cudnn, q, k, v, mask, causal)
@@ -105,6 +105,8 @@ def _xla(q, k, v, mask, causal, implementation="xla"):
   if not isinstance(causal, bool):
     blocks = block_mask(causal)[None, None]
     mask, causal = blocks if mask is None else blocks & mask, False
+  if mask is not None and implementation == "cudnn":
+    mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
   return jax.nn.dot_product_attention(
     q, k, v, mask=mask, is_causal=causal, implementation=implementation
   )
@@ -129,6 +131,20 @@ def _dropped(q, k, v, mask, causal, keys, head, rate):
   return y.astype(q.dtype)
 
 
+def _padded(q, k, v, mask, causal, multiple):
+  """The arguments with L and T multiples; what is added is seen by no real query."""
+  more, keys = -q.shape[1] % multiple, -k.shape[1] % multiple
+  if not more and not keys:
+    return q, k, v, mask, causal
+  if causal is False and mask is None:
+    mask = jnp.ones(k.shape[:2], bool)
+  longer = lambda x, by: jnp.pad(x, [(0, 0), (0, by)] + [(0, 0)] * (x.ndim - 2))
+  q, k, v = longer(q, more), longer(k, keys), longer(v, keys)
+  mask = None if mask is None else longer(mask, keys)
+  # Of causal attention the new keys come last.
+  return q, k, v, mask, causal if isinstance(causal, bool) else (*causal, more)
+
+
 def _splash(q, k, v, mask, causal, *, interpret=False):
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash,
@@ -137,13 +153,15 @@ def _splash(q, k, v, mask, causal, *, interpret=False):
     splash_attention_mask as masks,
   )
 
+  length = q.shape[1]
+  q, k, v, mask, causal = _padded(q, k, v, mask, causal, _BLOCK)
   n, t, heads, width = q.shape[1], k.shape[1], q.shape[2], q.shape[3]
   if isinstance(causal, bool):
     allowed = masks.CausalMask((n, t)) if causal else masks.FullMask((n, t))
   else:
     allowed = masks.NumpyMask(block_mask(causal))
   # One block a head where it fits the chip's vector memory; 512 is known to.
-  a, b = min(n, 512), min(t, 512)
+  a, b = (next(s for s in (512, 384, 256, _BLOCK) if x % s == 0) for x in (n, t))
   run = splash.make_splash_mha(
     masks.MultiHeadMask([allowed] * heads),
     block_sizes=splash.BlockSizes(
@@ -168,8 +186,12 @@ def _splash(q, k, v, mask, causal, *, interpret=False):
     heads_first = (a.swapaxes(0, 1) for a in (q * width**-0.5, k, v))
     return run(*heads_first, segment_ids=ids).swapaxes(0, 1)
 
-  return jax.vmap(one)(q, k, v, mask)
+  return jax.vmap(one)(q, k, v, mask)[:, :length]
 
 
 def _cudnn(q, k, v, mask, causal):
-  return _xla(q, k, v, mask, causal, implementation="cudnn")
+  # A mask becomes a bias there, of the scores' own L and T, both even.
+  length = q.shape[1]
+  if mask is not None or not isinstance(causal, bool):
+    q, k, v, mask, causal = _padded(q, k, v, mask, causal, 2)
+  return _xla(q, k, v, mask, causal, implementation="cudnn")[:, :length]
