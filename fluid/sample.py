@@ -82,8 +82,16 @@ def sample(
 
 
 def read_prompts(path: str) -> list[str]:
-  """One prompt a line; empty lines are left out."""
-  lines = pathlib.Path(path).read_text().splitlines()
+  """One prompt a line, in UTF-8; empty lines are left out.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  try:
+    lines = pathlib.Path(path).read_text("utf-8-sig").splitlines()
+  except (OSError, UnicodeDecodeError) as e:
+    said = config.one_line(e)
+    raise cli.UserError(f"--prompts {path} cannot be read as UTF-8: {said}") from e
   return [line.strip() for line in lines if line.strip()]
 
 

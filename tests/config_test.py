@@ -13,6 +13,7 @@ from configs import arguments, sizes, toy
 from configs import data as data_sets
 from configs import fluid as paper
 from fluid import config, sampling
+from fluid.config import part, read
 from tests import tiny
 
 
@@ -97,6 +98,42 @@ def test_wrong_configs_are_named(changes, message):
   with pytest.raises(config.ConfigError) as e:
     config.from_config_dict(ml_collections.ConfigDict(changes))
   assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def numbers(section):
+  """Name -> default of the fields that are numbers."""
+  found = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+  is_number = lambda v: isinstance(v, int | float) and not isinstance(v, bool)
+  return {k: v for k, v in found.items() if is_number(v)}
+
+
+SECTIONS = [config.Run(), config.Data(), config.Optim(), config.Mesh(), config.Init()]
+SECTIONS += [config.Filter()]
+SECTIONS += [
+  part.resolve(f, kind)() for f in part.FAMILIES for kind in part.registry(f)
+]
+SIGNED = {*vars(config.Mesh()), "step", "min_score"}  # -1 devices are what is left.
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda s: type(s).__name__)
+def test_numbers_are_finite_and_not_negative(section):
+  for field, value in numbers(section).items():
+    wrong = [float("nan"), float("inf")] if isinstance(value, float) else []
+    for number in wrong + ([type(value)(-1)] if field not in SIGNED else []):
+      changed = dataclasses.replace(section, **{field: number})
+      with pytest.raises(config.ConfigError, match=rf"'at\.{field}'") as e:
+        read.validate(changed, "at.")
+      assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("tokens", paper.HEADS)
+def test_sampling_numbers_are_finite_and_not_negative(tokens):
+  model = config.from_config_dict(paper.get_config(f"tokens={tokens}")).model
+  drawn = model.sample()
+  given = numbers(drawn) | numbers(drawn.head) | numbers(drawn.order)
+  for field, value in given.items():
+    with pytest.raises(config.ConfigError, match=rf"'sample\.{field}'"):
+      model.check_sample(drawn.replace(**{field: type(value)(-1)}), "sample.")
 
 
 @pytest.mark.parametrize(

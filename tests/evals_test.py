@@ -310,6 +310,16 @@ def test_sample_writes_pngs_grid_and_prompts(workdir, tmp_path):
     assert Image.open(tmp_path / "out" / image["file"]).size == (16, 16)
 
 
+def test_prompts_are_read_from_a_file_in_utf_8(tmp_path):
+  path = tmp_path / "prompts.txt"
+  path.write_bytes("\ufeffa red circle\n\n  ein gr\u00fcner Stern \n".encode())
+  assert sample_lib.read_prompts(path) == ["a red circle", "ein gr\u00fcner Stern"]
+  path.write_bytes("gr\u00fcn".encode("latin-1"))
+  for bad in (path, tmp_path, tmp_path / "none.txt"):
+    with pytest.raises(config.ConfigError, match=f"--prompts {bad} cannot be read"):
+      sample_lib.read_prompts(bad)
+
+
 def test_user_errors_are_one_line(workdir, tmp_path):
   def message(function, *args, **kwargs):
     with pytest.raises(config.ConfigError) as error:

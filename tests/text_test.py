@@ -159,6 +159,8 @@ def test_classes_go_by_name_and_by_number(classes):
     ("-1", "conditioned on classes"),
     ("a red circle", "classes, not on text: 'a red circle' is none of single_object"),
     ("Counting", "none of"),  # Names are exact.
+    ("²", "none of"),
+    ("", "classes, not on text: '' is none of"),
   ],
 )
 def test_what_is_no_class_is_refused(classes, prompt, message):

@@ -10,7 +10,8 @@ Field metadata says what a value is part of, for all who ask (fluid.config.ident
 `free` values may differ between a run and what continues it, `place` values say where
 files lie, `said` values are of no account to tokenizers, `drawn` values only to how
 training draws from caches. Everything else belongs to the identity of its section;
-`added` values do where they are not at their defaults.
+`added` values do where they are not at their defaults. Numbers that are `signed` may be
+below 0.
 """
 
 import dataclasses
@@ -86,6 +87,11 @@ def added(default: Any, *kinds: str) -> Any:
   return dataclasses.field(
     default=default, metadata=dict.fromkeys(("added", *kinds), True)
   )
+
+
+def signed(default: float) -> Any:
+  """A field whose number may be below 0; no other may (fluid.config.rules)."""
+  return dataclasses.field(default=default, metadata={"signed": True})
 
 
 def section(family: str, kind: str) -> Any:

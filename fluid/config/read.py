@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 
 from fluid import files
-from fluid.config import part, upgrade
+from fluid.config import part, rules, upgrade
 from fluid.config.sections import Run
 from fluid.errors import ConfigError
 
@@ -69,6 +69,7 @@ def validate(config: Any, prefix: str = "") -> None:
       if hasattr(node, "check"):
         validate(node, f"{prefix}{key}.")
   if hasattr(config, "check"):
+    rules.numbers(config, prefix)
     config.check(prefix)
 
 

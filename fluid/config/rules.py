@@ -1,6 +1,9 @@
 """Values a config may not have: refused at the start, not where they would fail."""
 
+import dataclasses
+import math
 from collections.abc import Iterable
+from typing import Any
 
 from fluid.errors import ConfigError
 
@@ -13,18 +16,30 @@ def choice(name: str, value, choices: Iterable[str]) -> None:
     )
 
 
+def numbers(section: Any, prefix: str) -> None:
+  """Raises ConfigError unless every number of a section is finite, and none is below 0.
+
+  Fields whose metadata say `signed` (fluid.config.part) may be below.
+  """
+  for field in dataclasses.fields(section):
+    value = getattr(section, field.name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      continue
+    if not math.isfinite(value):
+      raise ConfigError(
+        f"config key '{prefix}{field.name}' must be finite, not {value}"
+      )
+    if value < 0 and not field.metadata.get("signed"):
+      raise ConfigError(
+        f"config key '{prefix}{field.name}' must not be negative, and is {value}"
+      )
+
+
 def positive(section, prefix: str, *fields: str) -> None:
   """Raises ConfigError unless these fields are above zero."""
   for field in fields:
     if (value := getattr(section, field)) <= 0:
       raise ConfigError(f"config key '{prefix}{field}' must be positive, not {value}")
-
-
-def not_negative(section, prefix: str, *fields: str) -> None:
-  """Raises ConfigError where one of these fields is below zero."""
-  for field in fields:
-    if getattr(section, field) < 0:
-      raise ConfigError(f"config key '{prefix}{field}' must not be negative")
 
 
 def share(name: str, value: float, *, open_end: bool = False) -> None:

@@ -10,7 +10,16 @@ import re
 from typing import Any
 
 from fluid.config import rules
-from fluid.config.part import Draw, added, free, named, place, said, section
+from fluid.config.part import (
+  Draw,
+  added,
+  free,
+  named,
+  place,
+  said,
+  section,
+  signed,
+)
 from fluid.errors import ConfigError
 
 VERSION = 2  # Of the layout; fluid.config.upgrade reads older ones.
@@ -50,6 +59,8 @@ class Model:
 
   def check_sample(self, sample: "Sample", name: str) -> None:
     """Raises ConfigError for options that this model cannot follow."""
+    for options in (sample, sample.order, sample.head):
+      rules.numbers(options, name)
     sample.check(name)
     self.order.check_draw(sample.order, name)
     self.head.check_draw(sample.head, name)
@@ -86,13 +97,11 @@ class Filter:
   min_words: int = added(0)
   max_words: int = added(0)
   score: str = added("")
-  min_score: float = added(0.0)
+  min_score: float = added(0.0, "signed")
 
   def check(self, name: str) -> None:
-    rules.not_negative(self, name, "min_side")
     for what in ("aspect", "words"):
       low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
-      rules.not_negative(self, name, f"min_{what}", f"max_{what}")
       if high and low > high:
         raise ConfigError(
           f"config key '{name}min_{what}' ({low}) is above '{name}max_{what}' ({high})"
@@ -145,8 +154,8 @@ class Data:
   weights: tuple[float, ...] = added((), "drawn")
 
   def check(self, name: str) -> None:
+    rules.positive(self, name, "image_size")
     rules.share(f"{name}max_bad", self.max_bad)
-    rules.not_negative(self, name, "captions")
     fit = len(self.weights) == len(self.mixture)
     if not fit or not all(0 < w < math.inf for w in self.weights):
       raise ConfigError(
@@ -196,7 +205,9 @@ class Optim:
 
   def check(self, name: str) -> None:
     rules.choice(f"{name}schedule", self.schedule, ("constant", "cosine", "wsd"))
-    rules.not_negative(self, name, "lr_width", "lr_power", "muon", "max_skipped")
+    for field in ("b1", "b2", "ema", "decay_fraction"):
+      open_end = field != "decay_fraction"
+      rules.share(f"{name}{field}", getattr(self, field), open_end=open_end)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,10 +222,15 @@ class Mesh:
       copied to each, so that only gradients cross the slow links.
   """
 
-  data: int = -1
-  fsdp: int = 1
-  model: int = 1
-  slice: int = 1
+  data: int = signed(-1)
+  fsdp: int = signed(1)
+  model: int = signed(1)
+  slice: int = signed(1)
+
+  def check(self, name: str) -> None:
+    for field, size in vars(self).items():
+      if size != -1:
+        rules.positive(self, name, field)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +263,6 @@ class Sample:
     schedules = ("linear", "cosine", "constant")
     rules.choice(f"{name}guidance_schedule", self.guidance_schedule, schedules)
     rules.positive(self, name, "batch")
-    rules.not_negative(self, name, "temperature")
     if not 0 <= self.guidance_from <= self.guidance_to <= 1:
       raise ConfigError(
         f"config keys '{name}guidance_from' and '{name}guidance_to' must be ordered "
@@ -288,7 +303,7 @@ class Init:
   """
 
   workdir: str = place()
-  step: int = -1
+  step: int = signed(-1)
   weights: str = "ema"
   match: str = ".*"
 

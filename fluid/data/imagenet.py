@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fluid import config
-from fluid.config import ConfigError, rules
+from fluid.config import ConfigError
 from fluid.data import images, listed, stored
 
 # Classes of the images in a flat val: lines of a file and its class, or of a class
@@ -51,10 +51,6 @@ class ImageNetConfig(listed.Cropped):
 
   path: str = config.place()
   num_classes: int = 0
-
-  def check(self, name):
-    super().check(name)
-    rules.not_negative(self, name, "num_classes")
 
   def vouched(self, prefix):
     """Digests of what each split has, '' on a machine that only plans and has none."""

@@ -193,7 +193,6 @@ class ShapesConfig(config.Part):
 
   def check(self, name):
     rules.choice(f"{name}classes", self.classes, CLASSES)
-    rules.not_negative(self, name, "length")
     rules.share(f"{name}detail", self.detail)
 
   def make(self, *, split: str, image_size: int, seed: int = 0) -> "Shapes":

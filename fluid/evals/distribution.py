@@ -74,6 +74,7 @@ class DistributionConfig(Evaluation):
   sample: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def check(self, name):
+    rules.positive(self, name, "examples")
     rules.choice(f"{name}protocol", self.protocol, PROTOCOLS)
     if self.image_size and self.tokenizer:
       raise ConfigError(

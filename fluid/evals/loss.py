@@ -46,7 +46,6 @@ class LossConfig(Evaluation):
   seed: int = 0
 
   def check(self, name):
-    rules.not_negative(self, name, "examples", "batch")
     rules.positive(self, name, "draws")
 
   def make(self, net, context):

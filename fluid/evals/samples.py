@@ -264,6 +264,7 @@ class GenEvalConfig(Evaluation):
   layout: bool = False
 
   def check(self, name):
+    rules.positive(self, name, "n", "k")
     rules.choice(f"{name}detector", self.detector, (*DETECTORS, "none"))
     if self.prompts in ("val", "geneval", "classes", "pinned"):
       raise config.ConfigError(

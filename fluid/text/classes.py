@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fluid import files
-from fluid.config import ConfigError
+from fluid.config import ConfigError, rules
 from fluid.text.base import TextConfig
 from fluid.text.pieces import PromptError
 
@@ -26,6 +26,7 @@ class ClassesConfig(TextConfig):
   length: int = 1
 
   def check(self, name):
+    rules.positive(self, name, "vocab_size")
     if self.length != 1:
       raise ConfigError(f"config key '{name}length' must be 1, not {self.length}")
 
@@ -70,14 +71,19 @@ class Classes:
     self._ids = {name: i for i, name in enumerate(self.names)}
 
   def encode(
-    self, prompts: Sequence[str], length: int = 1, **_
+    self, prompts: Sequence[str], length: int = 1, *, on_unknown: str = "error", **_
   ) -> tuple[np.ndarray, np.ndarray]:
     """Class names or numbers (B) -> ids [B, 1] int32, mask [B, 1] bool.
+
+    With on_unknown='keep' an empty prompt, such as stands in the place of an example
+    that is skipped, is class 0.
 
     Raises:
       PromptError: naming the prompt, and the classes that there are.
     """
-    ids = np.array([self._id(p) if p else 0 for p in prompts], np.int32)[:, None]
+    ids = np.array(
+      [self._id(p) if p or on_unknown == "error" else 0 for p in prompts], np.int32
+    )[:, None]
     return ids, np.ones(ids.shape, bool)
 
   def count(self, prompt: str) -> int:
@@ -91,7 +97,7 @@ class Classes:
   def _id(self, prompt: str) -> int:
     if prompt in self._ids:
       return self._ids[prompt]
-    if prompt.strip().isdigit():
+    if prompt.strip().isdecimal():  # isdigit() has ² as well.
       number = int(prompt)
       if number < self.size:
         return number

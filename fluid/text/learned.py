@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from fluid.config import rules
 from fluid.data import BadExample, all_captions, caption
 from fluid.text.base import TextConfig
 from fluid.text.tokenization import Vocabulary, train_vocabulary, words_path
@@ -16,6 +17,9 @@ class LearnedConfig(TextConfig):
 
   def files(self, path):
     return [words_path(path), path]
+
+  def check(self, name):
+    rules.positive(self, name, "vocab_size", "length")
 
   def prompt(self, source, index, example=None):
     return example["caption"] if example else caption(source, index)

@@ -55,6 +55,8 @@ class AutoencoderConfig(base.TokenizerConfig):
   quant_kernel: ClassVar[int] = 1
 
   def check(self, name):
+    sizes = ("width", "channels", "stem", "patch", "quant_kernel", "batch")
+    rules.positive(self, name, *sizes)
     if self.width % 4:
       raise config.ConfigError(
         f"config key '{name}width' ({self.width}) must be a multiple of 4"

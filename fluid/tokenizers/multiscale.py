@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from fluid import config as config_lib
+from fluid.config import rules
 from fluid.tokenizers import autoencoder, base, latents, vq
 
 BLEND = 0.5  # Share of the smoothing convolution; the rest is the enlarged codes.
@@ -51,6 +52,7 @@ class VARVQConfig(autoencoder.AutoencoderConfig):
 
   def check(self, name):
     super().check(name)
+    rules.positive(self, name, "vocab")
     rising = all(a < b for a, b in zip((0, *self.scales), self.scales))
     if not self.scales or not rising:
       raise config_lib.ConfigError(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fluid.config import rules
 from fluid.tokenizers import autoencoder, base
 
 
@@ -29,6 +30,10 @@ class VAEConfig(autoencoder.AutoencoderConfig):
   kl_weight: float = 1e-6
 
   latent_scale: ClassVar[float] = 1.0
+
+  def check(self, name):
+    super().check(name)
+    rules.positive(self, name, "latent_scale")
 
   def make(self, image_size, variables=None):
     """See base.TokenizerConfig."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fluid.config import rules
 from fluid.tokenizers import autoencoder, base
 
 # A code that wins fewer than this share of its fair share of latents is dead.
@@ -75,6 +76,10 @@ class VQConfig(autoencoder.AutoencoderConfig):
   cosine: bool = False
   commitment: float = 0.25
   codebook_decay: float = 0.97
+
+  def check(self, name):
+    super().check(name)
+    rules.positive(self, name, "vocab")
 
   def make(self, image_size, variables=None):
     """See base.TokenizerConfig."""

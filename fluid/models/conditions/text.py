@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fluid import config
-from fluid.config import rules
 from fluid.models import layers
 from fluid.models.conditions.base import Cond, Condition
 from fluid.models.stack import matrices, parameters
@@ -40,10 +39,6 @@ class TextConfig(Condition):
 
   layers: int = 6
   width: int = 256
-
-  def check(self, name):
-    super().check(name)
-    rules.not_negative(self, name, "layers")
 
   def module(self, model: config.Model, text: config.Part, vocab: int) -> nn.Module:
     """See fluid.models.conditions."""

@@ -61,7 +61,6 @@ class CategoricalConfig(Head):
     rules.share(f"{name}label_smoothing", self.label_smoothing, open_end=True)
 
   def check_draw(self, draw, name):
-    rules.not_negative(draw, name, "top_k")
     rules.share(f"{name}top_p", draw.top_p)
 
   def module(self, model, spec):

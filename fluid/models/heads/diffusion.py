@@ -152,12 +152,10 @@ class DiffusionConfig(Head):
 
   def check(self, name):
     rules.positive(self, name, "layers", "batch_mul", "steps")
-    rules.not_negative(self, name, "width")
 
   def check_draw(self, draw, name):
     rules.choice(f"{name}solver", draw.solver, SOLVERS)
     rules.positive(draw, name, "diffusion_steps")
-    rules.not_negative(draw, name, "diffusion_steps_last", "clip")
     for field in ("diffusion_steps", "diffusion_steps_last"):
       if (steps := getattr(draw, field)) > self.steps:
         raise config.ConfigError(

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from fluid import config
-from fluid.config import rules
 from fluid.models.orders.random import permutation
 from fluid.models.orders.raster import Raster
 from fluid.models.plan import Plan
@@ -31,7 +30,6 @@ class Permuted(Raster):
   raster_from: int = 187_500
 
   def check(self, name):
-    rules.not_negative(self, name, "until")
     if self.raster_from < self.until:
       raise config.ConfigError(
         f"config key '{name}raster_from' ({self.raster_from}) must not come before "

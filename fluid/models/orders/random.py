@@ -76,7 +76,6 @@ class Random(Order):
   def check_draw(self, draw, name):
     rules.positive(draw, name, "steps")
     rules.choice(f"{name}choice", draw.choice, CHOICES)
-    rules.not_negative(draw, name, "choice_temperature")
 
   def likelihood(self):
     """Uniform numbers of masked tokens: the any-order bound (arXiv 2110.02037, 4.1)."""

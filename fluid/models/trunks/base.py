@@ -136,7 +136,6 @@ class Dropping(Blocks):
 
   def check(self, name):
     super().check(name)
-    rules.not_negative(self, name, "hidden_width")
     for field in ("dropout", "attention_dropout"):
       rules.share(f"{name}{field}", getattr(self, field), open_end=True)
 
