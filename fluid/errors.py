@@ -48,8 +48,13 @@ def raise_passing(error: Exception, name: str | os.PathLike) -> None:
   Raises:
     OSError: naming it, with exit_code REQUEUE.
   """
-  memory = isinstance(error, MemoryError)
-  code = errno.ENOMEM if memory else getattr(error, "errno", None)
+  if isinstance(error, MemoryError):
+    code = errno.ENOMEM
+  elif isinstance(error, OSError):
+    code = error.errno
+  else:  # Libraries in C++ pass on what the system said, not its number.
+    said = (c for c in _PASSES if f"failed: {os.strerror(c)}" in str(error))
+    code = next(said, None)
   if code in _PASSES:
     raise OSError(code, os.strerror(code), str(name)) from error
 

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 
 import msgpack
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from fluid import config
 from fluid.data import packing, records
+from fluid.errors import REQUEUE, exit_code
 
 
 def make_cache(path, n=20, per_shard=8, *, split="train", continuous=True, length=6):
@@ -179,6 +182,51 @@ def test_a_shard_is_read_in_parts_and_whole_or_not_at_all(tmp_path):
     file.unlink() if content is None else file.write_bytes(content)
     with pytest.raises(records.RecordError, match="a.array_record is damaged"):
       list(records.read_shard(file))
+
+
+AWAY = """
+import resource, sys
+import numpy as np
+import numpy.ma  # np.unique would, when no file can be opened any more.
+from fluid.data import records
+from fluid.errors import exit_code
+
+_, cache, file = sys.argv
+made = records.Records(cache, "train", memory=0)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+for read in (lambda: made.gather(np.arange(2)), lambda: list(records.read_shard(file))):
+  try:
+    read()
+  except OSError as e:
+    print(exit_code(e), e.strerror, e.filename)
+"""
+
+
+def test_a_file_system_that_is_away_is_no_damage(tmp_path, monkeypatch):
+  """What opens no file more, or loses its server, says nothing of records."""
+  cache = make_cache(tmp_path / "c")
+  file = records.shard_path(cache, "train", 0)
+  done = subprocess.run(
+    [sys.executable, "-c", AWAY, cache, file], capture_output=True, text=True
+  )
+  assert done.stdout == f"75 Too many open files {file}\n" * 2, done.stderr
+
+  class Stale:
+    """A reader whose file goes away once it is open."""
+
+    def __init__(self, *args, **kwargs):
+      del args, kwargs
+
+    def num_records(self):
+      return 8
+
+    def read(self, positions):
+      raise RuntimeError(f"pread() failed: Stale file handle; reading {file}")
+
+  monkeypatch.setattr(records.array_record_module, "ArrayRecordReader", Stale)
+  with pytest.raises(OSError, match="Stale file handle") as error:
+    records.Records(cache, "train", memory=0).gather(np.arange(2))
+  assert exit_code(error.value) == REQUEUE
 
 
 def rewrite(cache, changes):

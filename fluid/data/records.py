@@ -23,6 +23,7 @@ from fluid.config import ConfigError
 from fluid.data.packing import ARRAYS, FEATURES, corrupt, decode, texts, views
 from fluid.data.packing import pack as pack  # For whoever reads or writes records.
 from fluid.data.packing import unpack as unpack
+from fluid.errors import raise_passing
 
 METADATA = "metadata.json"
 SHARD = ".array_record"  # How names of shards end.
@@ -60,11 +61,11 @@ def read_shard(path: pathlib.Path) -> Iterator[bytes]:
   """All records of one file, a few held at a time; a damaged one -> RecordError."""
   try:
     reader = array_record_module.ArrayRecordReader(str(path), options=_READER)
-    if not (count := reader.num_records()):  # Also where its end is cut off.
-      raise RuntimeError("it holds no records")
+    count = _count(reader)
     for start in range(0, count, _PART):
       yield from reader.read(list(range(start, min(start + _PART, count))))
   except RuntimeError as e:
+    raise_passing(e, path)
     raise _damaged(path, e) from e
 
 
@@ -329,7 +330,9 @@ class Records:
       try:
         found = reader.read(positions)
       except (RuntimeError, IndexError):
-        found = [_read_one(reader, i) for i in positions]  # One of them is damaged.
+        # One of them is damaged, or the file system is away.
+        path = self.cache / self.shards[shard]["name"]
+        found = [_read_one(reader, i, path) for i in positions]
       for row, record in zip(rows, found):
         example = record if isinstance(record, dict) else decode(record)
         fault = self._fault(example)
@@ -343,9 +346,10 @@ class Records:
         reader = array_record_module.ArrayRecordReader(
           str(path), options=_READER, file_reader_buffer_size=32768
         )
-        if reader.num_records() != self.shards[shard]["records"]:
-          raise IndexError(f"{reader.num_records()} records")
+        if (count := _count(reader)) != self.shards[shard]["records"]:
+          raise IndexError(f"{count} records")
       except (RuntimeError, IndexError, ValueError) as e:
+        raise_passing(e, path)
         raise _damaged(path, e) from e
       self._readers[shard] = reader
     return self._readers[shard]
@@ -400,10 +404,19 @@ def _rows(columns: _Columns, at, k, v) -> dict[str, np.ndarray]:
   return out | {"bad": bad}
 
 
-def _read_one(reader, position: int) -> bytes | dict:
+def _count(reader) -> int:
+  """Records of a file. One that cannot be opened says so when it is first read."""
+  if not (count := reader.num_records()):  # Also where its end is cut off.
+    reader.read([0])
+    raise RuntimeError("it holds no records")
+  return count
+
+
+def _read_one(reader, position: int, path: pathlib.Path) -> bytes | dict:
   try:
     return reader.read([position])[0]
   except (RuntimeError, IndexError) as e:
+    raise_passing(e, path)
     return corrupt(e)
 
 
