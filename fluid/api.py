@@ -13,7 +13,7 @@ import numpy as np
 
 from fluid import config, models, remote, sampling, shipped, text, tokenizers
 from fluid.console import progress
-from fluid.durable import parameters, paths
+from fluid.durable import exported, parameters, paths
 from fluid.parallel import sharding
 
 CHOSEN = "sample.json"  # Beside the checkpoints: what a sweep found best.
@@ -97,8 +97,9 @@ def load(
   workdir = shipped.find(str(workdir))
   folder = remote.local(workdir)
   run, described = chosen(read_config(workdir, folder), folder), read_model(folder)
+  source = folder if exported.there(folder) else workdir  # It is here already.
   if mesh is None:  # Says what is missing before anything large is read.
-    params, found = parameters.restore(workdir, weights, step)
+    params, found = parameters.restore(source, weights, step)
   tokenizer = tokenizers.load(run.tokenizer.path, described.get("tokenizer_sha256", ""))
   vocabulary = text.load(run.text, folder, run.data.cache)
   net = models.Net.of(
@@ -108,7 +109,7 @@ def load(
     with jax.set_mesh(mesh):
       like = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
     like = sharding.concrete(like, mesh)
-    params, found = parameters.restore(workdir, weights, step, like=like)
+    params, found = parameters.restore(source, weights, step, like=like)
   return Loaded(run, net, params, found, weights, tokenizer, vocabulary, mesh)
 
 
@@ -127,7 +128,8 @@ def read_config(workdir, folder: pathlib.Path | None = None) -> config.Run:
     )
   run = config.from_file(path)
   old = read_model(folder).get("workdir", "")
-  return paths.near(paths.moved(run, old, str(folder)))
+  url = str(workdir) if remote.is_url(workdir) else ""
+  return paths.near(paths.moved(run, old, str(folder), url))
 
 
 def chosen(run: config.Run, workdir) -> config.Run:

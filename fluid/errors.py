@@ -48,6 +48,7 @@ def raise_passing(error: Exception, name: str | os.PathLike) -> None:
   Raises:
     OSError: naming it, with exit_code REQUEUE.
   """
+  code: int | None = None
   if isinstance(error, MemoryError):
     code = errno.ENOMEM
   elif isinstance(error, OSError):

@@ -26,8 +26,9 @@ from fsspec.exceptions import FSTimeoutError
 from fsspec.registry import _registry as known
 
 import analysis
+import fluid
 from fluid import api, config, evaluate, prepare, remote, train
-from fluid.durable import checkpoint, paths, workdir
+from fluid.durable import checkpoint, parameters, paths, workdir
 from fluid.errors import REQUEUE, exit_code
 from fluid.files import place
 from fluid.parallel.preemption import Preempted
@@ -191,6 +192,29 @@ def test_a_run_killed_in_a_bucket_becomes_what_it_would_have_been(
   assert remote.read_bytes(f"{url}/eval/6-ema-loss.json")
   rows = [analysis.load(str(x)) for x in (url, tmp_path / "run")]
   assert rows[0]["val/loss"].item() == rows[1]["val/loss"].item() == found["val/loss"]
+
+
+def test_a_model_given_away_is_loaded_from_a_bucket(bucket):
+  """With the tokenizer that its config names beside it."""
+  folder = ROOT / "configs/checkpoints/shapes32-m/discrete-raster"
+  name = json.loads((folder / "config.json").read_text())["tokenizer"]["path"]
+  tokenizer = (folder / name).resolve()
+  for there in (folder, tokenizer):
+    url = f"gs://bucket/given/{there.relative_to(ROOT)}"
+    files(url).put(str(there), url, recursive=True)
+  here, url = fluid.load(folder), f"gs://bucket/given/{folder.relative_to(ROOT)}"
+  away = fluid.load(url)
+  assert away.step == here.step
+  assert pathlib.Path(away.config.tokenizer.path).is_relative_to(
+    os.environ["FLUID_CACHE"]
+  )
+  drawn = [x.sample("a red circle", key=3) for x in (here, away)]
+  np.testing.assert_array_equal(*drawn)
+  found, step = parameters.restore(url, "ema")
+  assert step == here.step
+  jax.tree.map(np.testing.assert_array_equal, found, here.params)
+  with pytest.raises(config.ConfigError, match="has weights ema alone, not raw"):
+    fluid.load(url, "raw")
 
 
 def test_a_tokenizer_and_a_cache_are_made_in_a_bucket(bucket, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 from flax import traverse_util
 
-from fluid import config, files, trees
+from fluid import config, files, remote, trees
 from fluid.convert import containers
 from fluid.parallel import distributed
 
@@ -60,7 +60,9 @@ def write(folder: pathlib.Path, params: Any, *, weights: str, step: int) -> str:
 
 
 def there(workdir) -> bool:
-  """Whether a folder is one of these."""
+  """Whether a folder, also one in a bucket, is one of these."""
+  if remote.is_url(workdir):
+    return FILE in remote.names(workdir)
   return (pathlib.Path(workdir) / FILE).is_file()
 
 

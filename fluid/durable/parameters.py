@@ -5,7 +5,7 @@ import re
 import jax
 from flax import traverse_util
 
-from fluid import config, trees
+from fluid import config, remote, trees
 from fluid.durable import checkpoint, exported
 
 
@@ -15,6 +15,7 @@ def restore(
   """As checkpoint.restore_params, also of what fluid.export wrote."""
   if not exported.there(workdir):
     return checkpoint.restore_params(workdir, which, step, like=like, part=part)
+  workdir = remote.local(workdir)  # Of a bucket, a copy.
   places = [x.sharding for x in jax.tree.leaves(like)]
   together = not all(place.is_fully_addressable for place in places)
   found, step = exported.read(workdir, which, step, together=together)

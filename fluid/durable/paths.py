@@ -67,18 +67,22 @@ def here(path: str) -> str:
   return str(target)
 
 
-def moved(run: Run, old: str, new: str) -> Run:
+def moved(run: Run, old: str, new: str, url: str = "") -> Run:
   """The run of workdir `old`, found in `new`: what is gone is looked for beside it.
 
   A sweep's folder can so be copied or renamed as a whole.
+
+  Args:
+    url: of the folder in a bucket that `new` is a copy of.
   """
+  bucket, there, folder = (url or new).rpartition("://")
 
   def move(path):
-    if path and "://" not in path and not os.path.isabs(path):
-      return os.path.normpath(os.path.join(new, path))  # Of a folder given away.
+    if path and "://" not in path and not os.path.isabs(path):  # Of one given away.
+      return bucket + there + os.path.normpath(os.path.join(folder, path))
     if not path or "://" in path or os.path.exists(path):
       return path
-    there = os.path.normpath(os.path.join(new, os.path.relpath(path, old)))
-    return there if os.path.exists(there) else path
+    beside = os.path.normpath(os.path.join(new, os.path.relpath(path, old)))
+    return beside if os.path.exists(beside) else path
 
   return places(run, move)
