@@ -65,8 +65,9 @@ def run(
   """
   began = time.time()
   clocks = clocks_lib.Clocks(since, join=distributed.joined_in if since else 0.0)
-  told = paths.made_absolute(cfg)
+  told, step = paths.made_absolute(cfg), 0
   with contextlib.ExitStack() as stack:
+    stack.enter_context(distributed.steps(lambda: (step, clocks.cause), hang))
     preemption = stack.enter_context(Preemption())
     folder = stack.enter_context(Workdir(workdir))
     path, cfg = folder.path, paths.near(told)
@@ -95,6 +96,7 @@ def run(
     stack.enter_context(jax.set_mesh(mesh))
     saved = checkpoint.Checkpoints(folder.place, keep=cfg.keep)
     stack.callback(saved.close)
+    distributed.meet()  # What comes next begins with a wait of its own.
     with clocks.of("restore"):
       state, extra = _start(cfg, net, mesh, saved, data)
     account = path / clocks_lib.FILE if jax.process_index() == 0 else None
@@ -163,7 +165,6 @@ def run(
       return distributed.everyone(preemption.since + saved.seconds < grace)
 
     startup: dict[str, float] = {}
-    stack.enter_context(distributed.steps(lambda: (step, clocks.cause), hang))
     while True:
       # Saved before it is judged: an evaluation that is cut short is done again.
       stop = preemption.reached()
@@ -199,7 +200,8 @@ def run(
         state, values = train_step(state, batch)
         feed.draw()
         if step == start:
-          jax.block_until_ready(values)
+          with distributed.waiting():
+            jax.block_until_ready(values)
       step += 1
       log.step(step, values)
       if step == start + 1:

@@ -87,6 +87,17 @@ def test_those_that_make_steps_or_evaluate_go_on(together, capfd):
   assert not ended
 
 
+def test_who_keeps_the_others_from_the_first_step_is_named(together, capfd):
+  """It may copy a cache that they have, so that all go on waiting."""
+  start, places, ended = together
+  places[:] = [(0, "restore"), (0, "data"), (0, "restore")]
+  first, _, third = start()
+  with first.waiting(), third.waiting():
+    warned = f"process 1 on {socket.gethostname()} is at step 0 (data), and 0, 2 wait"
+    assert _until(lambda: warned in capfd.readouterr().err)
+  assert not ended
+
+
 def test_the_first_error_is_that_of_all(together):
   start, places, ended = together
   places[:] = [(1, "steps")] * 3
@@ -108,6 +119,7 @@ def test_the_first_error_is_that_of_all(together):
     ),
     ({0: (9, "steps"), 1: (9, "saves")}, "process 1 on h is at step 9 (saves)", True),
     ({0: (9, "evaluations"), 1: (9, "steps")}, "is at step 9 (evaluations)", False),
+    ({0: (0, "steps"), 1: (0, "compile")}, "process 1 on h is at step 0 (c", False),
     ({0: (9, "steps"), 1: (9, "steps")}, "all processes wait for the devices", True),
     (
       {i: (8 if i == 9 else 9, "steps") for i in range(20)},

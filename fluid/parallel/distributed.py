@@ -237,6 +237,11 @@ def steps(where: Callable[[], tuple[int, str]], patience: float):
   return _watch.steps(where, patience) if _watch else contextlib.nullcontext()
 
 
+def waiting():
+  """A block in which this process waits for the others: see `watch.Watch.waiting`."""
+  return _watch.waiting() if _watch else contextlib.nullcontext()
+
+
 def lost(error: BaseException | None) -> LostError | None:
   """What an error means if its cause is that a process that had joined is gone."""
   while error is not None:
@@ -256,7 +261,8 @@ def meet() -> None:
   if jax.process_count() > 1:
     client = service.global_state.client
     assert client is not None
-    client.wait_at_barrier(f"fluid/{next(_MEETINGS)}", _DAYS)
+    with waiting():
+      client.wait_at_barrier(f"fluid/{next(_MEETINGS)}", _DAYS)
 
 
 def first(action: Callable[[], None]) -> None:

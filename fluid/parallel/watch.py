@@ -19,6 +19,9 @@ from collections.abc import Callable, Iterable
 from fluid.errors import REQUEUE
 
 WAITS = "steps"  # Of a process that waits for the devices, and so for the others.
+# Where one process may have work for as long as it takes that others have not: a cache
+# to copy, a program to compile.
+LONG = frozenset(("evaluations", "rest", "data", "restore", "compile"))
 PATIENCE = 900.0  # Seconds that a wait for a step may take.
 AGAIN = "start all of them again: the run goes on from its last checkpoint"
 _FAILED, _PLACES = "fluid/failed", "fluid/at/"
@@ -53,6 +56,7 @@ class Watch:
     # A thousand processes ask 256 times a second, all together.
     self._period, self._own = period or max(1.0, processes / 256), own
     self._where: Callable[[], tuple[int, str]] | None = None
+    self._waiting = 0
     self._patience = 0.0
     self._host = socket.gethostname()
     self._place: tuple[int, str] | None = None
@@ -84,6 +88,15 @@ class Watch:
     finally:
       self._where = None
 
+  @contextlib.contextmanager
+  def waiting(self):
+    """In this block the process waits for the others, whatever `where` says."""
+    self._waiting += 1
+    try:
+      yield
+    finally:
+      self._waiting -= 1
+
   def fail(self, text: str, status: int) -> None:
     """Tells the others why this process ends, where none has before it."""
     self._stop.set()
@@ -109,15 +122,20 @@ class Watch:
       return
     if self._process == 0:  # The service is here: the others have to hear it, too.
       time.sleep(2 * self._period)
-    where = self._where
-    if where and where()[1] != WAITS:
+    if (place := self._at()) and place[1] != WAITS:
       faulthandler.dump_traceback(sys.stderr)  # Of one that stands still: where.
     self._leave(*self.failed)
 
+  def _at(self) -> tuple[int, str] | None:
+    if not (where := self._where):
+      return None
+    step, does = where()
+    return step, WAITS if self._waiting else does
+
   def _look(self) -> None:
     """Says where this process is; where it has waited for long, looks at the others."""
-    where, now = self._where, time.monotonic()
-    if not (place := where and where()):
+    now = time.monotonic()
+    if not (place := self._at()):
       self._place = None
       return
     if place != self._place:
@@ -155,8 +173,7 @@ def verdict(places: dict[int, tuple[int, str, str]]) -> tuple[str, bool]:
     places: process -> (step, what it does there, host), of processes that stand still.
 
   Returns:
-    What to tell of them; False where the others wait for an evaluation, which may take
-    as long as it does.
+    What to tell of them; False where the others wait for what may be LONG.
   """
   busy = {p for p, (_, does, _) in places.items() if does != WAITS}
   first = min(step for step, _, _ in places.values())
@@ -173,7 +190,7 @@ def verdict(places: dict[int, tuple[int, str, str]]) -> tuple[str, bool]:
   )
   stuck += f" and {len(behind) - 8} more" if len(behind) > 8 else ""
   waits = "; ".join(f"{_ranges(v)} wait at step {k}" for k, v in groups.items())
-  ends = any(places[p][1] != "evaluations" for p in behind)
+  ends = any(places[p][1] not in LONG for p in behind)
   return f"{stuck}, and {waits}", ends
 
 
