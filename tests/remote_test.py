@@ -27,6 +27,7 @@ from fsspec.registry import _registry as known
 
 import analysis
 import fluid
+from analysis import report
 from fluid import api, config, evaluate, prepare, remote, train
 from fluid.durable import checkpoint, parameters, paths, workdir
 from fluid.errors import REQUEUE, exit_code
@@ -40,6 +41,7 @@ from tests import (
   compiled_test,
   engines_test,
   prepare_test,
+  synthetic,
   tiny,
   tokenizers_test,
 )
@@ -355,6 +357,23 @@ def test_a_sweep_lies_in_a_bucket(
     retry.main(["--failed", "--workdir", url], build=machine.build)
     machine.until(engine, lambda s: set(s.values()) == {"finished"}, 400)
   assert not pathlib.Path("gs:").exists()
+
+
+def test_a_sweep_in_a_bucket_is_reported(bucket, tmp_path):
+  """The page and its tables are those of the same folder on disk."""
+  here, url = tmp_path / "w", "gs://bucket/sweeps/reported"
+  synthetic.write_study(here, sizes=("xs", "s", "m", "l"))
+  files(url).put(str(here), url, recursive=True)
+  with pytest.raises(ValueError, match="--out is needed: a report is not written to"):
+    report.write(url)
+  local, away = (report.write(f, tmp_path / n) for f, n in ((here, "a"), (url, "b")))
+  made = lambda index: {
+    p.relative_to(index.parent): p.read_bytes()
+    for p in index.parent.rglob("*")
+    if p.suffix in (".csv", ".png")
+  }
+  assert made(away) == made(local) and len(made(local)) > 15
+  assert away.read_text().replace(url, str(here)) == local.read_text()
 
 
 def test_a_damaged_step_is_named_and_replaced(bucket, capsys):
