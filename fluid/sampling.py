@@ -50,6 +50,10 @@ class Decoder:
     return self.net.tokens.length
 
   @property
+  def skips(self) -> bool:
+    return self.net.model.trunk.skips
+
+  @property
   def scales(self):
     return self.net.scales
 

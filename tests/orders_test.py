@@ -17,8 +17,8 @@ from tests.nets import L, cell_of, keys_of, options, part, tiny
 class _Recorder:
   """A net of positions: what is drawn is one more than was known before."""
 
-  def __init__(self, b):
-    self.keys, self.length = keys_of(b), L
+  def __init__(self, b, skips=False):
+    self.keys, self.length, self.skips = keys_of(b), L, skips
 
   def blank(self):
     return jnp.zeros((len(self.keys), L), jnp.int32)
@@ -45,9 +45,10 @@ ONE_GRID = [o for o in ORDERS if config.resolve("order", o).pattern != "scales"]
 
 @pytest.mark.parametrize("order", ONE_GRID)
 @pytest.mark.parametrize("steps", [1, 3, 7, 15, 16, 40])
-def test_every_position_is_revealed_once(order, steps):
+@pytest.mark.parametrize("skips", [False, True])
+def test_every_position_is_revealed_once(order, steps, skips):
   net = tiny(cell_of(order=order))
-  got = np.asarray(net.order.sample(_Recorder(5), options(net, steps=steps)))
+  got = np.asarray(net.order.sample(_Recorder(5, skips), options(net, steps=steps)))
   left = np.arange(L, -1, -1)
   if order == "random":
     left = random_order.remaining(L, steps)
@@ -70,6 +71,9 @@ def test_decoding_schedule_is_the_reference_one():
     groups = random_order.segments(left, [k > length / 2 for k in left[:-1]])
     flat = [n for g in groups for n in g[2]]
     np.testing.assert_array_equal(flat, -np.diff(left))
+    near = random_order.segments(left, [0] * (len(left) - 1), spread=length // 5)
+    assert [n for g in near for n in g[1]] == left[:-1].tolist()
+    assert all(max(g[1]) - min(g[1]) <= length // 5 for g in near)
 
 
 @pytest.mark.parametrize(

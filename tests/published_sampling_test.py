@@ -26,7 +26,7 @@ class _MAR(sampling.Decoder):
     diffusion = Diffusion(1000).respace(len(later), "ancestral")
 
     def run(m):
-      both = jnp.stack(jnp.split(z, 2))
+      both = z.reshape(len(positions), 2, *z.shape[1:])
       cond, times = (
         m.head.net.condition(both),
         m.head.net.time(jnp.asarray(diffusion.tables["timestep"]), z.dtype),
@@ -34,7 +34,7 @@ class _MAR(sampling.Decoder):
 
       def network(x, i):
         y = cond + times[i]
-        x = jnp.broadcast_to(x, (*y.shape[:-1], x.shape[-1]))
+        x = jnp.broadcast_to(x[:, None], (*y.shape[:-1], x.shape[-1]))
         return guide(m.head.net.denoise(x, y), True, guidance)
 
       # The fixture counts reverse steps from the first one.

@@ -1,6 +1,6 @@
 """A sweep on a real Slurm of two nodes, and everything done to it.
 
-  python -m tests.e2e.drills_slurm --workdir DIR [--short] [--markdown]
+  python -m tests.e2e.drills_slurm --workdir DIR [--short]
 
 Needs the package slurm-wlm and root. Eight runs of two processes behind a tokenizer and
 a cache: one fails by design, one is cancelled, one is preempted without grace and one

@@ -113,7 +113,8 @@ class Random(Order):
     tokens, kept = net.blank(), net.start(past=False)
     unknown_at = remaining(n, options.order.steps)
     stages = [stage(options, 1 - k / n) for k in unknown_at[:-1]]
-    for now_stage, left, counts in segments(unknown_at, stages):
+    spread = max(n // 5, 1) if net.skips else n
+    for now_stage, left, counts in segments(unknown_at, stages, spread=spread):
       width = max(counts)
       padded = jnp.pad(order, ((0, 0), (0, width)))
 
@@ -235,7 +236,9 @@ def remaining(length: int, steps: int, *, single: bool = False) -> np.ndarray:
   return np.array([*left, 0]) if steps < length else np.arange(length, -1, -1)
 
 
-def segments(left: np.ndarray, stages: list, waste: float = 1.5) -> list[tuple]:
+def segments(
+  left: np.ndarray, stages: list, waste: float = 1.5, spread: int = 1 << 30
+) -> list[tuple]:
   """Groups consecutive steps so that padding to a group's largest count wastes little.
 
   Args:
@@ -243,6 +246,8 @@ def segments(left: np.ndarray, stages: list, waste: float = 1.5) -> list[tuple]:
     stages: the stage of each step [K]; a group has one.
     waste: a step joins a group while padded work stays within so many times the real
       work: few programs are compiled, and the head rarely runs on padding.
+    spread: and while the tokens that are known differ by no more than this, to which a
+      trunk may pad.
 
   Returns:
     (stage, unknown before each step, tokens decoded in each) per group.
@@ -252,7 +257,8 @@ def segments(left: np.ndarray, stages: list, waste: float = 1.5) -> list[tuple]:
   for now, before, count in zip(stages, left[:-1].tolist(), counts, strict=True):
     if groups and groups[-1][0] == now:
       merged = [*groups[-1][2], count]
-      if max(merged) * len(merged) <= waste * sum(merged):
+      near = groups[-1][1][0] - before <= spread
+      if near and max(merged) * len(merged) <= waste * sum(merged):
         groups[-1][1].append(before)
         groups[-1][2].append(count)
         continue

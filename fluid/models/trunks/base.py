@@ -28,6 +28,7 @@ class Trunk(config.Part):
       matrices, one for each index of their other axes: what Muon works on.
     follows: patterns of orders whose plans it can follow.
     reads: of a condition's Cond, the field that it needs.
+    skips: whether slots that do not show their token cost it less (Plan.most).
   """
 
   PARAMETERS: ClassVar[tuple] = ()
@@ -35,6 +36,7 @@ class Trunk(config.Part):
   MATRICES: ClassVar[tuple] = ()
   follows: ClassVar[tuple[str, ...]] = ("next", "masked")
   reads: ClassVar[str] = "tokens"
+  skips: ClassVar[bool] = False
 
   width: int = 768
   heads: int = 12

@@ -35,6 +35,7 @@ class MARConfig(Dropping):
   kind = "mar"
   follows = ("masked",)
   reads = "vector"
+  skips = True
   PARAMETERS = (
     *parameters("encoder", "decoder"),
     (r"join/w", True, "core"),
