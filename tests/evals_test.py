@@ -619,3 +619,16 @@ def test_other_real_images_are_others(total, others, monkeypatch):
   cfg = distribution.DistributionConfig(prompts="pinned", examples=8, features="Fake")
   made = cfg.make(None, context)
   assert len(made.others) == others and not set(made.others) & set(made.index)
+
+
+@pytest.mark.parametrize(
+  "part, key",
+  [
+    (lambda: distribution.DistributionConfig(metrics=()), "x.metrics"),
+    (lambda: images.ImagesConfig(n=0), "x.n"),
+    (lambda: images.ImagesConfig(prompts=()), "x.prompts"),
+  ],
+)
+def test_nothing_to_do_is_refused_before_training(part, key):
+  with pytest.raises(config.ConfigError, match=f"'{key}' (is empty|must be positive)"):
+    part().check("x.")

@@ -78,6 +78,8 @@ class DistributionConfig(Evaluation):
   def check(self, name):
     rules.positive(self, name, "examples")
     rules.choice(f"{name}protocol", self.protocol, PROTOCOLS)
+    if not self.metrics:
+      raise ConfigError(f"config key '{name}metrics' is empty: name one, such as 'kid'")
     if self.image_size and self.tokenizer:
       raise ConfigError(
         f"config key '{name}image_size' is {self.image_size}, a size that the "
