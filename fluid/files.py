@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
+import secrets
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -25,8 +26,10 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  # Hidden, and without the file's own ending: nothing takes it for one of its kind.
-  scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  # Hidden, and without the file's own ending: nothing takes it for one of its kind. Of
+  # many hosts that write to one folder, containers give all processes one number.
+  own = f"{os.getpid()}-{secrets.token_hex(4)}"
+  scratch = path.with_name(f".{path.name}.{own}.tmp")
   try:
     yield scratch
     with scratch.open("rb+") as f:

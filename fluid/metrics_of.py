@@ -32,12 +32,19 @@ def geneval_of(x: sets.ImageSet, detector: str, detections: str) -> list[dict]:
   """Records of GenEval: each tag, and overall with its interval."""
   assert x.images is not None
   images: Any = x.images
-  size = 0
+  size: int | tuple[int, int] = 0
   if not detections:
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
       raise config.ConfigError(f"{x.name} has images of several sizes: {shapes}")
-    images, size = np.stack(list(images)), shapes.pop()[0]
+    height, width, _ = shapes.pop()
+    if detector == "shapes" and height != width:
+      raise config.ConfigError(
+        f"{x.name} has images of {height} x {width} pixels; the shapes detector is for "
+        "square ones"
+      )
+    images = np.stack(list(images))
+    size = height if height == width else (height, width)
   find, classify = finder(x.lines, size, detector=detector, detections=detections)
   found = geneval.detect(find, images, x.lines, classify, distributed.track)
   rows = geneval.judged(found, x.lines)

@@ -397,3 +397,20 @@ def test_two_spellings_of_one_network_hold_the_same_numbers(fixtures):
   total = lambda w: sum(float(np.abs(v).sum(dtype=np.float64)) for v in w.values())
   assert len(ldm) == len(diffusers)
   assert total(ldm) == pytest.approx(total(diffusers), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+  "entry",
+  [
+    {"shape": [2], "data_offsets": [0, 8, 9]},
+    {"shape": [-2, -1], "data_offsets": [0, 8]},
+    {"shape": ["2"], "data_offsets": [0, 8]},
+    {"shape": [2], "data_offsets": ["0", "8"]},
+  ],
+)
+def test_a_header_of_safetensors_that_makes_no_sense_is_one_line(entry, tmp_path):
+  header = json.dumps({"w": {"dtype": "F32"} | entry}).encode()
+  path = tmp_path / "w.safetensors"
+  path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+  with pytest.raises(containers.FileError, match="has a damaged header"):
+    containers.read(path)

@@ -12,12 +12,14 @@ import fluid
 from fluid import api, config, evals, models, prepare, text
 from fluid import evaluate as evaluate_lib
 from fluid import sample as sample_lib
-from fluid.data import captions, pipeline, records
+from fluid.data import captions, make_source, pipeline, records
+from fluid.data.folder import FolderConfig
 from fluid.durable import checkpoint
 from fluid.durable.workdir import commit
 from fluid.evals import (
   distribution,
   features,
+  geneval,
   images,
   loss,
   parts,
@@ -28,7 +30,7 @@ from fluid.files import write_json
 from fluid.models.conditions.label import ClassConfig
 from fluid.models.published import RUNS
 from fluid.parallel import sharding
-from fluid.text.classes import ClassesConfig
+from fluid.text.classes import Classes, ClassesConfig
 from fluid.text.learned import LearnedConfig
 from fluid.tokenizers import store
 from fluid.tokenizers.vq import VQConfig
@@ -533,3 +535,100 @@ def test_a_sweep_is_kept_beside_the_checkpoint(workdir, monkeypatch):
     (workdir / api.CHOSEN).unlink(missing_ok=True)
   with pytest.raises(config.ConfigError, match="unknown sampling option 'guidanse'"):
     sweep("guidanse=1:3:1")
+
+
+def given(source, text, **fields):
+  """What evaluators need of a run that has this source and text encoder."""
+  data = config.Data(source=source, image_size=16)
+  run = types.SimpleNamespace(data=data, text=text, evals={}, **fields)
+  return types.SimpleNamespace(run=run, vocabulary=None)
+
+
+def test_as_many_of_each_class_whatever_classes_are_called(tmp_path):
+  names = sorted(map(str, range(1, 13)))  # As folders are: 1, 10, 11, 12, 2.
+  (tmp_path / "classes.txt").write_text("\n".join(names))
+  context = given(None, ClassesConfig())
+  context.vocabulary = Classes(tmp_path / "classes.txt")
+  lines = samples.metadata(context, "classes", n=36)
+  ids, _ = context.vocabulary.encode([line["prompt"] for line in lines])
+  np.testing.assert_array_equal(ids[:, 0], np.arange(36) % 12)
+
+
+def test_bad_examples_are_passed_over(tmp_path):
+  """As prepare does, which has counted them."""
+  (tmp_path / "val").mkdir()
+  lines = []
+  for i in range(8):
+    Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(tmp_path / "val" / f"{i}.png")
+    lines.append({"file_name": f"{i}.png", "text": f"number {i}" if i != 2 else ""})
+  (tmp_path / "val" / "4.png").write_bytes(b"junk")
+  text = "\n".join(map(json.dumps, lines))
+  (tmp_path / "val" / "metadata.jsonl").write_text(text)
+  context = given(FolderConfig(path=str(tmp_path)), LearnedConfig())
+  found = samples.metadata(context, "val", n=3, first=1)
+  assert [line["prompt"] for line in found] == ["number 1", "number 3", "number 4"]
+  assert len(samples.metadata(context, "pinned", n=8)) == 7
+  source = make_source(context.run.data, "val")
+  seen = distribution._images(source, range(1, 6))[:, 0, 0, 0]
+  np.testing.assert_array_equal(seen, [20, 60, 60, 100, 100])
+
+
+def test_geneval_needs_no_images_of_a_model_given_away(monkeypatch):
+  """What was drawn in hours is not lost for the lack of real ones."""
+  cfg = samples.GenEvalConfig(prompts="official", k=1, detector="mask2former")
+  judge = samples.GenEval.__new__(samples.GenEval)
+  context = given(FolderConfig(), LearnedConfig())  # Of no folder.
+  judge.net, judge.context, judge.cfg = None, context, cfg
+  pairs = samples._lines(context, cfg)
+  judge.groups, judge.lines = zip(*pairs)
+  judge.results, judge.others, judge.detect = None, True, True
+  judge._found = lambda images, lines: [{} for _ in images]
+  monkeypatch.setattr(samples, "draw", lambda *args, **kwargs: ([None] * 553, {}))
+  found = dict(judge.run(None, 0))
+  assert found["geneval/overall_n"] == 553 and "geneval/tokenizer" not in found
+
+
+def test_known_images_that_cannot_be_used_are_one_line(tmp_path):
+  line = {"tag": "colors", "include": [{"class": "dog", "count": 1}], "prompt": "p"}
+  geneval.write_layout(tmp_path / "g", [line], np.zeros((1, 1, 8, 8, 3), np.uint8))
+  np.savez(tmp_path / "a.npz", arr_0=np.zeros((2, 16, 16, 3), np.uint8))
+  np.savez(tmp_path / "b.npz", mu=np.zeros(4), sigma=np.eye(4))
+  judge = samples.GenEval.__new__(samples.GenEval)
+  judge.context = given(None, None)
+  for name, said in (
+    ("a.npz", "no metadata.jsonl"),
+    ("b.npz", "no metadata.jsonl"),
+    ("g", "has images of .8, 8. pixels"),
+  ):
+    judge.cfg = samples.GenEvalConfig(known=str(tmp_path / name))
+    with pytest.raises(config.ConfigError, match=said):
+      judge._check_detector()
+
+
+@pytest.mark.parametrize("total, others", [(8, 0), (12, 4), (40, 8)])
+def test_other_real_images_are_others(total, others, monkeypatch):
+  class Source(list):
+    def caption(self, index):
+      return f"number {index}"
+
+  source = Source({"image": np.full((16, 16, 3), i, np.uint8)} for i in range(total))
+  for module in (distribution, samples):
+    monkeypatch.setattr(module, "make_source", lambda data, split: source)
+  monkeypatch.setitem(features.FEATURES, "Fake", FakeFeatures)
+  context = given(None, LearnedConfig())
+  cfg = distribution.DistributionConfig(prompts="pinned", examples=8, features="Fake")
+  made = cfg.make(None, context)
+  assert len(made.others) == others and not set(made.others) & set(made.index)
+
+
+@pytest.mark.parametrize(
+  "part, key",
+  [
+    (lambda: distribution.DistributionConfig(metrics=()), "x.metrics"),
+    (lambda: images.ImagesConfig(n=0), "x.n"),
+    (lambda: images.ImagesConfig(prompts=()), "x.prompts"),
+  ],
+)
+def test_nothing_to_do_is_refused_before_training(part, key):
+  with pytest.raises(config.ConfigError, match=f"'{key}' (is empty|must be positive)"):
+    part().check("x.")

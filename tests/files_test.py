@@ -47,3 +47,14 @@ def test_what_cannot_take_the_name_leaves_no_scratch(tmp_path):
   with pytest.raises(OSError, match="file"):
     files.write_bytes(tmp_path / "file", b"new")
   assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_hosts_whose_processes_have_one_number_do_not_meet(tmp_path):
+  """Containers of many hosts start alike, and write to one folder."""
+  with files.replacing(tmp_path / "file") as ours:
+    ours.write_text("whole")
+    with files.replacing(tmp_path / "file") as theirs:
+      theirs.write_text("half")
+    assert (tmp_path / "file").read_text() == "half"
+  assert (tmp_path / "file").read_text() == "whole"
+  assert [p.name for p in tmp_path.iterdir()] == ["file"]

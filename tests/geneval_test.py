@@ -288,3 +288,22 @@ def test_chance_is_the_share_of_other_prompts_that_fit():
   ]
   assert geneval.overall(objects, lines) == 1
   assert geneval.chance(objects, lines, draws=400) == pytest.approx(9 / 19, abs=0.03)
+
+
+def test_images_that_are_not_square_are_judged_or_named(tmp_path, monkeypatch):
+  line = single() | {"prompt": "a dog"}
+  geneval.write_layout(tmp_path, [line], np.zeros((1, 2, 20, 30, 3), np.uint8))
+  images = sets.open_set(tmp_path)
+  with pytest.raises(ConfigError, match="20 x 30 pixels; the shapes detector"):
+    metrics_of.geneval_of(images, "shapes", "")
+  made = []
+
+  def detector(size):
+    made.append(size)
+    return lambda images: [{"dog": [box(0, 0)]} for _ in images]
+
+  monkeypatch.setitem(detectors.DETECTORS, "mask2former", detector)
+  monkeypatch.setattr(detectors.features, "load", lambda name: name)
+  monkeypatch.setattr(detectors, "ClipColors", lambda net: None)
+  found = metrics_of.geneval_of(images, "mask2former", "")
+  assert made == [(20, 30)] and found[-1]["value"] == 1

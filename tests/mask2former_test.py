@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fluid import config
-from fluid.evals import detectors
+from fluid.evals import detectors, parts
 from fluid.evals.detectors import mask2former, mask2former_net, mmdet, swin
 from fluid.parallel import sharding
 
@@ -328,3 +328,28 @@ def test_missing_weights_say_where_they_come_from(tmp_path, monkeypatch):
     detectors.DETECTORS["mask2former"](64)
   shutil.copy(FIXTURE / "model.safetensors", inside)
   assert detectors.DETECTORS["mask2former"](64).image_size == (64, 64)
+
+
+def test_many_images_may_be_in_files(monkeypatch):
+  """What is drawn for a large evaluation has no shape, only images."""
+  monkeypatch.setattr(parts, "PART", 2)
+  pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+  many = parts.InParts(3, lambda first, stop: pixels[first:stop])
+  found = mask2former.Mask2Former.__new__(mask2former.Mask2Former)
+  found.image_size, found.network = (16, 16), None
+  found._place = lambda mesh: setattr(found, "_params", None)
+  seen = []
+
+  def detect(params, images, *, network):
+    seen.append(images)
+    blank = np.zeros((len(images), 1))
+    boxes = np.zeros((len(images), 1, 4))
+    found = {"boxes": boxes, "scores": blank, "labels": blank, "masks": blank}
+    return {name: jnp.asarray(array) for name, array in found.items()}
+
+  monkeypatch.setattr(mask2former, "_detect", detect)
+  assert len(list(found.detect_with_masks(many))) == 3
+  np.testing.assert_array_equal(np.concatenate(seen), pixels)
+  found.image_size = (16, 8)
+  with pytest.raises(ValueError, match="made for images of 16 x 8"):
+    list(found.detect_with_masks(many))

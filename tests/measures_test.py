@@ -404,3 +404,10 @@ def test_adm_numbers_are_those_of_its_formulas_in_float64(fake, monkeypatch):
   between = scipy.spatial.distance.cdist(x, y)
   assert got["precision"] == (between <= reach(y)).any(1).mean()
   assert got["recall"] == (between <= reach(x)[:, None]).any(0).mean()
+
+
+def test_statistics_that_say_nonsense_are_one_line(tmp_path):
+  path = tmp_path / "stats.npz"
+  np.savez(path, mu=np.zeros(4), sigma=np.eye(4), made_with=np.array("[1]"))
+  with pytest.raises(config.ConfigError, match="stats.npz cannot be read"):
+    sets.open_set(path)

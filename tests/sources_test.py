@@ -16,7 +16,15 @@ from scipy import io
 
 from fluid import config, prepare
 from fluid.config import identity
-from fluid.data import BadExample, examples, images, listed, make_source, records
+from fluid.data import (
+  BadExample,
+  examples,
+  images,
+  listed,
+  make_source,
+  records,
+  stored,
+)
 from fluid.data.coco import COCOConfig
 from fluid.data.folder import FolderConfig
 from fluid.data.imagenet import ImageNetConfig
@@ -230,6 +238,28 @@ def test_folder_errors_name_the_file(folder):
   (folder / "metadata.csv").unlink()
   refused(config.ConfigError, "data.source.path", open_it)
   refused(config.ConfigError, "needs.*path", lambda: open_source(FolderConfig()))
+
+
+def test_half_a_character_is_a_bad_caption_and_no_end(tmp_path):
+  """JSON may escape one half of a pair, which no vocabulary or record can hold."""
+  half = "a cat \ud83d"
+  save(tmp_path / "train" / "a.png")
+  lines = [{"file_name": "a.png", "text": t} for t in (half, "a cat", ["a", half])]
+  path = tmp_path / "train" / "metadata.jsonl"
+  path.write_text("\n".join(map(json.dumps, lines)))
+  source = open_folder(tmp_path)
+  assert [source.caption(i) for i in range(3)] == ["", "a cat", ""]
+  assert [e.get("bad") for e in read(source)] == ["caption", None, "caption"]
+  LearnedConfig().fit(source, 3, tmp_path / "text.model")
+  row = stored.Row("it", None, [half], None, {})
+  refused(BadExample, "no text", lambda: stored._texts(row))
+  content = {"images": [{"id": 1, "file_name": "a.png"}]}
+  content["annotations"] = [{"image_id": 1, "id": 1, "caption": half}]
+  (tmp_path / "coco.json").write_text(json.dumps(content))
+  made = COCOConfig(
+    train_annotations=str(tmp_path / "coco.json"), train_images=str(tmp_path / "train")
+  )
+  assert open_source(made).captions(0) == []
 
 
 CASES = {

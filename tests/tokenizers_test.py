@@ -76,7 +76,7 @@ def trained(request):
   images = train.Images(Pictures("train"))
   config = request.param
   tokenizer, params, state = train.fit(config, SIZE, images.batches(16, 0), seed=0)
-  variables = tokenizer.finish(params, state, images.first(64), 16)
+  variables = tokenizer.finish(params, state, images.some(64), 16)
   return config.make(SIZE, variables)
 
 
@@ -200,7 +200,7 @@ def test_training_raises_psnr(trained):
 def test_latent_scale_gives_zero_mean_unit_variance(trained):
   if trained.spec.kind == "discrete":
     pytest.skip("ids have no scale")
-  images = train.Images(Pictures("train")).first(64)
+  images = train.Images(Pictures("train")).some(64)
   mean, std = trained.moments(images)
   mean, std = (base.unpatchify(x, TINY.patch, trained.spec.grid) for x in (mean, std))
   axes = (0, 1, 2)  # One channel of the latent at a time.
@@ -297,6 +297,8 @@ def test_damaged_folders_are_one_clear_line(tmp_path):
     ({"width": 18}, "'tokenizer.width' .18. must be a multiple of 4"),
     ({"stem": 16}, "'data.image_size' .16. must be a multiple of 32"),
     ({"attention": "some"}, "'tokenizer.attention' is 'some'; choose from none, mid"),
+    ({"multipliers": ()}, "'tokenizer.multipliers' .*must hold numbers above 0"),
+    ({"multipliers": (1, 0)}, "'tokenizer.multipliers' .*must hold numbers above 0"),
     ({"vocab": 64}, "unknown config key 'tokenizer.vocab'"),  # Of the other kind.
   ],
 )
@@ -473,3 +475,22 @@ def test_every_kind_trains_a_step(kind):
   assert np.isfinite(found).all() and len(found) == 2
   metrics, _ = train.evaluate(config.make(SIZE, variables), train.to_float(pictures(8)))
   assert np.isfinite(metrics["val/psnr"])
+
+
+def test_a_tokenizer_of_scales_smooths_them():
+  with pytest.raises(config_lib.ConfigError, match="'x.smoothers' must be positive"):
+    shrunk("var_vq", smoothers=0).check("x.")
+
+
+@pytest.mark.parametrize("side", [0, -16])
+def test_a_size_of_no_image_is_refused(side):
+  with pytest.raises(config_lib.ConfigError, match="'data.image_size'"):
+    TINY.make(side)
+
+
+def test_what_is_measured_of_images_is_from_all_over_them():
+  """Sets by class begin with images of one class, whose latents are like no others."""
+  images = train.Images([{"image": np.full((2, 2, 3), i, np.uint8)} for i in range(90)])
+  some = (images.some(9)[:, 0, 0, 0] + 1) * 127.5
+  np.testing.assert_allclose(some, range(0, 90, 10), atol=1e-3)
+  assert len(images.some(200)) == 90

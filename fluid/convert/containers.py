@@ -132,14 +132,11 @@ def _safetensors(path: pathlib.Path) -> Weights:
     try:
       header = json.loads(f.read(length))
       header.pop("__metadata__", None)
-      entries = {
-        k: (SAFETENSORS[v["dtype"]], tuple(v["shape"]), *v["data_offsets"])
-        for k, v in header.items()
-      }
+      entries = {k: _entry(v) for k, v in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as e:
       raise FileError(path, f"has a damaged header ({one_line(e)})", AGAIN) from e
   for name, (dtype, shape, start, end) in entries.items():
-    if end - start != dtype.itemsize * math.prod(shape) or start < 0:
+    if end - start != dtype.itemsize * math.prod(shape):
       raise FileError(path, f"gives {name} the wrong number of bytes", AGAIN)
     if 8 + length + end > size:
       raise FileError(path, f"is cut short (before the end of {name})", AGAIN)
@@ -152,6 +149,14 @@ def _safetensors(path: pathlib.Path) -> Weights:
     return np.frombuffer(content, dtype).reshape(shape)
 
   return Weights({k: functools.partial(make, *v) for k, v in entries.items()})
+
+
+def _entry(said: dict) -> tuple[np.dtype, tuple[int, ...], int, int]:
+  """What a header of safetensors says of a tensor: dtype, shape, first byte, end."""
+  shape, (start, end) = tuple(said["shape"]), said["data_offsets"]
+  if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
+    raise ValueError(f"a tensor has shape and bytes {shape, start, end}")
+  return SAFETENSORS[said["dtype"]], shape, start, end
 
 
 def _msgpack(path: pathlib.Path) -> Weights:

@@ -90,6 +90,17 @@ def kept_captions(captions: Iterable[str], data: config.Data) -> list[str]:
   return (fit or found[:1])[: data.captions or None]
 
 
+def is_text(value: Any) -> bool:
+  """Whether it is a text that UTF-8 can hold: JSON may have half a character."""
+  if not isinstance(value, str):
+    return False
+  try:
+    value.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
 def words_fit(caption: str, wanted: config.Filter) -> bool:
   """Whether a caption has as many words as a filter asks for."""
   return within(len(caption.split()), wanted.min_words, wanted.max_words)

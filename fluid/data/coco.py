@@ -17,7 +17,7 @@ import numpy as np
 
 from fluid import config, files
 from fluid.config import ConfigError
-from fluid.data import BadExample, listed, stored
+from fluid.data import BadExample, is_text, listed, stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +156,6 @@ def _read(path: pathlib.Path, key: str) -> tuple[dict[int, str], dict[int, list[
   for found, number, caption in rows:
     if found not in names:
       raise ConfigError(f"{path} has caption {number} of image {found}, but not that")
-    if isinstance(caption, str) and caption.strip():
+    if is_text(caption) and caption.strip():
       captions.setdefault(found, []).append(" ".join(caption.split()))
   return names, captions

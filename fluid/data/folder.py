@@ -17,7 +17,7 @@ from typing import Any
 
 from fluid import config
 from fluid.config import ConfigError
-from fluid.data import BadExample, listed
+from fluid.data import BadExample, is_text, listed
 from fluid.data.listed import VAL_EVERY, VAL_IDS
 
 
@@ -110,7 +110,7 @@ class Folder:
     found = row.get(self.caption_key)
     found = found if isinstance(found, list) else [found]
     found = [c for c in found if c is not None]
-    if not all(isinstance(c, str) for c in found):
+    if not all(map(is_text, found)):
       return []
     return [c for c in found if c.strip()]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fluid.config import ConfigError
-from fluid.data import BadExample, images
+from fluid.data import BadExample, images, is_text
 from fluid.data.listed import VAL_IDS
 
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
@@ -142,7 +142,7 @@ def _texts(row: Row) -> list[str]:
   except UnicodeDecodeError as e:
     raise BadExample(f"the caption of {row.where} is not UTF-8 ({e})", "caption") from e
   for text in texts:
-    if not isinstance(text, str | None):
+    if text is not None and not is_text(text):
       raise BadExample(f"a caption of {row.where} is {text!r:.40}, no text", "caption")
   texts = [t.strip() for t in texts if t and t.strip()]
   if not texts:

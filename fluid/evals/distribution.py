@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from fluid.config import ConfigError, identity, rules, to_dict
-from fluid.data import make_source
+from fluid.data import BadExample, make_source
+from fluid.errors import one_line
 from fluid.evals import measures
 from fluid.evals.base import Evaluation
 from fluid.evals.metrics import PROTOCOLS, on
@@ -29,6 +30,7 @@ from fluid.evals.samples import (
   tokenizer_sha256,
 )
 from fluid.evals.sets import ImageSet, open_set
+from fluid.parallel import distributed
 
 PINNED = 30_000  # Images of published numbers of captions drawn by seed: FID-30K.
 
@@ -76,6 +78,8 @@ class DistributionConfig(Evaluation):
   def check(self, name):
     rules.positive(self, name, "examples")
     rules.choice(f"{name}protocol", self.protocol, PROTOCOLS)
+    if not self.metrics:
+      raise ConfigError(f"config key '{name}metrics' is empty: name one, such as 'kid'")
     if self.image_size and self.tokenizer:
       raise ConfigError(
         f"config key '{name}image_size' is {self.image_size}, a size that the "
@@ -122,7 +126,8 @@ class Distribution:
     self.source = make_source(self.data, "val")
     total = len(self.source)
     self.real = min(real or examples, total if prompts == "pinned" else total // 2)
-    self.index = pinned(total, self.real) if prompts == "pinned" else range(self.real)
+    every = pinned(total, total) if prompts == "pinned" else range(total)
+    self.index, self.others = every[: self.real], every[self.real : 2 * self.real]
     lines = metadata(context, prompts, n=examples, first=self.real)
     self.prompts = [line["prompt"] for line in lines]
     check_prompts(context, self.prompts)
@@ -177,7 +182,8 @@ class Distribution:
         yield f"{first}_real", record["real"]
       yield "features", record.get("features", "")
     self.context.records += records
-    if self.tokenizer and self.reference is None and named:
+    left = self.tokenizer and len(self.others) > 1  # KID is of pairs.
+    if left and self.reference is None and named:
       record = self._measure(self.metrics[:1], self._decoded(), real)[0]
       base, at, network = record["metric"].partition("@")
       record |= {"metric": f"{base}_tokenizer{at}{network}"}
@@ -205,10 +211,9 @@ class Distribution:
 
   def _decoded(self) -> ImageSet:
     """Other real images, as their tokens have them."""
-    index = range(self.real, min(2 * self.real, len(self.source)))
     sha256 = tokenizer_sha256(self.context.run)
     decoded = functools.partial(reconstruct, self.context.tokenizer)
-    return self._set("tokenizer", index, decoded, weights=sha256)
+    return self._set("tokenizer", self.others, decoded, weights=sha256)
 
   def _set(self, name, index, change, **made_with) -> ImageSet:
     """Fixed images, whose features are kept under what they depend on."""
@@ -220,7 +225,18 @@ class Distribution:
 
 
 def _images(source, index: Iterable[int]) -> np.ndarray:
-  return np.stack([source[i]["image"] for i in index])
+  return np.stack([_readable(source, i) for i in index])
+
+
+def _readable(source, index: int) -> np.ndarray:
+  """An image, or where it cannot be read the next one; prepare counts such."""
+  for i in range(index, index + len(source)):
+    try:
+      return source[i % len(source)]["image"]
+    except BadExample as e:
+      error = e
+      distributed.say(f"warning: {one_line(e)}; the next image is taken in its place")
+  raise error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fluid import files
+from fluid.config import ConfigError, rules
 from fluid.evals import samples
 from fluid.evals.base import Evaluation
 
@@ -51,6 +52,11 @@ class ImagesConfig(Evaluation):
   n: int = 16
   seed: int = 0
   sample: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def check(self, name):
+    rules.positive(self, name, "n")
+    if not self.prompts:
+      raise ConfigError(f"config key '{name}prompts' is empty: name texts, or 'val'")
 
   def make(self, net, context):
     """See Evaluation."""

@@ -6,11 +6,13 @@ GenEval prompts are balanced over tags, and so are the images of the shapes set:
 Legend: N images, P prompts, K images of each.
 """
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ import numpy as np
 
 from fluid import config, rng, sampling
 from fluid.config import identity, rules
-from fluid.data import make_source, shapes
+from fluid.data import BadExample, make_source, shapes
 from fluid.durable import integrity
 from fluid.evals import geneval, parts, prompts
 from fluid.evals.base import Evaluation
@@ -191,9 +193,7 @@ def metadata(
   """
   if which == "val":
     source = make_source(context.run.data, "val")
-    stop = min(first + n, len(source))
-    text = context.run.text
-    return [{"prompt": text.prompt(source, i)} for i in range(first, stop)]
+    return _prompts(context, source, range(first, len(source)), n)
   if which == "geneval":
     if "geneval" not in context.run.evals:
       raise config.ConfigError(
@@ -210,16 +210,30 @@ def metadata(
         f"prompts 'classes' are for models of classes, and this one's text is "
         f"'{context.run.text.kind}'"
       )
-    # Mixed: scores of parts of a set take any part for a sample of all.
-    return [{"prompt": str(i % context.vocabulary.size)} for i in range(n)]
+    # Mixed: scores of parts of a set take any part for a sample of all. By name: where
+    # folders are called '1' to '102', a number is the name of another class.
+    names = context.vocabulary.names
+    return [{"prompt": names[i % len(names)]} for i in range(n)]
   if which == "pinned":
-    source, text = make_source(context.run.data, "val"), context.run.text
-    return [{"prompt": text.prompt(source, i)} for i in pinned(len(source), n)]
+    source = make_source(context.run.data, "val")
+    return _prompts(context, source, pinned(len(source), len(source)), n)
   if not pathlib.Path(which).is_file():
     raise config.ConfigError(
       f"no prompts '{which}': name 'shapes', 'official' or a file of GenEval's metadata"
     )
   return geneval.read_metadata(which)
+
+
+def _prompts(context, source, index: Iterable[int], n: int) -> list[dict]:
+  """The first n of these examples that say something; prepare counts the others."""
+
+  def said():
+    for i in index:
+      with contextlib.suppress(BadExample):
+        if (prompt := context.run.text.prompt(source, i)).strip():
+          yield {"prompt": prompt}
+
+  return list(itertools.islice(said(), n))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,11 +381,19 @@ class GenEval:
     """Raises ConfigError where the detector fails on images of known answers."""
     if self.cfg.known:
       known = open_set(self.cfg.known)
-      lines, images = known.lines, np.stack(list(known.images or ()))
-      if not lines:
+      lines = known.lines
+      if not lines or known.images is None:
         raise config.ConfigError(
           f"{self.cfg.known} has no metadata.jsonl of GenEval beside its images"
         )
+      side = self.context.run.data.image_size
+      shapes = {image.shape[:2] for image in known.images} - {(side, side)}
+      if shapes:
+        raise config.ConfigError(
+          f"{self.cfg.known} has images of {shapes.pop()} pixels, but those of this "
+          f"run have {side}: scale them"
+        )
+      images = np.stack(list(known.images))
     elif self.cfg.detector == "shapes":
       real = self._real(24)
       images = np.stack([e["image"] for e in real])
@@ -393,9 +415,12 @@ class GenEval:
     return [source[i] for i in range(min(examples, len(source)))]
 
   def _ceiling(self, examples: int = 256) -> float | None:
-    real = self._real(examples)
-    if "include" not in real[0].get("meta", {}):
+    try:
+      if "include" not in self._real(1)[0].get("meta", {}):
+        return None
+    except config.ConfigError:  # A model given away has images of nobody.
       return None
+    real = self._real(examples)
     images = reconstruct(self.context.tokenizer, np.stack([e["image"] for e in real]))
     lines = [e["meta"] for e in real]
     return geneval.overall(self._found(images, lines), lines)

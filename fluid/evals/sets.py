@@ -30,6 +30,7 @@ from fluid.evals.metrics.frechet import Statistics
 # Names of mean and covariance in a file, by the output of the network.
 STATISTICS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 NAMED = 8  # Of many bad files.
+_DAMAGED = (OSError, ValueError, TypeError, KeyError)
 
 
 @dataclasses.dataclass
@@ -184,11 +185,11 @@ def _npz(path: pathlib.Path) -> ImageSet:
         for output, (mu, s) in STATISTICS.items()
         if {mu, s} <= names
       }
-      said = json.loads(str(found["made_with"])) if "made_with" in names else {}
+      said = dict(json.loads(str(found["made_with"]))) if "made_with" in names else {}
       images = _array(path, found) if "arr_0" in names else None
   except config.ConfigError:
     raise
-  except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as e:
+  except (*_DAMAGED, zipfile.BadZipFile, zlib.error) as e:
     raise config.ConfigError(f"{path} cannot be read ({e}); download it again") from e
   if images is None and not statistics:
     raise config.ConfigError(

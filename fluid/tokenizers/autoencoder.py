@@ -57,6 +57,10 @@ class AutoencoderConfig(base.TokenizerConfig):
   def check(self, name):
     sizes = ("width", "channels", "stem", "patch", "quant_kernel", "batch")
     rules.positive(self, name, *sizes)
+    if not self.multipliers or min(self.multipliers) < 1:
+      raise config.ConfigError(
+        f"config key '{name}multipliers' ({self.multipliers}) must hold numbers above 0"
+      )
     if self.width % 4:
       raise config.ConfigError(
         f"config key '{name}width' ({self.width}) must be a multiple of 4"
@@ -81,7 +85,7 @@ class AutoencoderConfig(base.TokenizerConfig):
   def grid(self, image_size: int) -> int:
     """Latents per side, before they are grouped into tokens."""
     side = self.factor * self.patch
-    if image_size % side:
+    if image_size < 1 or image_size % side:
       raise config.ConfigError(
         f"config key 'data.image_size' ({image_size}) must be a multiple of {side}, "
         "the pixels per token side (tokenizer.stem x halvings x tokenizer.patch)"

@@ -52,7 +52,7 @@ class VARVQConfig(autoencoder.AutoencoderConfig):
 
   def check(self, name):
     super().check(name)
-    rules.positive(self, name, "vocab")
+    rules.positive(self, name, "vocab", "smoothers")
     rising = all(a < b for a, b in zip((0, *self.scales), self.scales))
     if not self.scales or not rising:
       raise config_lib.ConfigError(

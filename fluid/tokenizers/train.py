@@ -76,9 +76,10 @@ class Images:
         error = e
     raise error
 
-  def first(self, count: int) -> np.ndarray:
-    """[N, H, W, 3] in [-1, 1]."""
-    return to_float(np.stack([self[i] for i in range(min(count, len(self)))]))
+  def some(self, count: int) -> np.ndarray:
+    """[N, H, W, 3] in [-1, 1], from all over it: its first may be of one class."""
+    count = min(count, len(self))
+    return to_float(np.stack([self[i * len(self) // count] for i in range(count)]))
 
   def batches(self, batch: int, seed: int, start: int = 0, rows: Any = slice(None)):
     """Endless shuffled uint8 batches [B, H, W, 3], read ahead by threads.
@@ -371,11 +372,11 @@ def _train(
 
   def finish():
     nonlocal tokenizer
-    sample = images.first(SAMPLE)
+    sample = images.some(SAMPLE)
     variables = tokenizer.finish(params, state, sample, min(config.batch, len(sample)))
     tokenizer = config.make(run.data.image_size, variables)
     source = data.make_source(run.data, "val")
-    held_out = Images(source, run.data.num_val).first(SAMPLE)
+    held_out = Images(source, run.data.num_val).some(SAMPLE)
     metrics, recon = evaluate(tokenizer, held_out)
     metrics["seconds"] = time.time() - start
     progress.write(config.steps, metrics)

@@ -28,7 +28,7 @@ DETECTORS = {"shapes": ShapesDetector, "mask2former": _mask2former}
 
 def finder(
   lines: Sequence[dict],
-  image_size: int,
+  image_size: int | tuple[int, int],
   *,
   detector: str,
   detections: str = "",
@@ -38,7 +38,7 @@ def finder(
 
   Args:
     lines: metadata of each image.
-    image_size: of all images; of no account to `detections`.
+    image_size: of all images, their side or (H, W); of no account to `detections`.
     detector: entry of DETECTORS.
     detections: a file with the objects of these images in their order
       (geneval.read_detections), in place of a detector.

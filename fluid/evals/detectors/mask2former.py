@@ -91,9 +91,11 @@ class Mask2Former:
     return self._found(images, masks=True)
 
   def _found(self, images, masks):
-    if images.shape[1:] != (*self.image_size, 3):
+    # Many images are in files, and have no shape but their own.
+    shape = (len(images), *images[0].shape)
+    if shape[1:] != (*self.image_size, 3):
       h, w = self.image_size
-      raise ValueError(f"detector made for images of {h} x {w}, got {images.shape}")
+      raise ValueError(f"detector made for images of {h} x {w}, got {shape}")
     mesh = jax.sharding.get_mesh()
     self._place(mesh)
     # One shape for all calls, so that each size is compiled once.
