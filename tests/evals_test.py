@@ -497,9 +497,10 @@ def test_what_is_drawn_larger_than_a_protocol_is_scaled_to_it():
     found = protocols.deviations(run, "imagenet50k", classes=1000)
     assert [line.partition(" 256")[0] for line in found] == said
     assert run.evals["distribution"].image_size == (256 if size == 384 else 0)
-  # A slope stays a slope, at half the pixels; the borders repeat.
-  slope = np.broadcast_to(np.linspace(-1, 1, 12), (1, 12, 12))[..., None]
-  decoder = types.SimpleNamespace(image_size=12, decode=lambda tokens: slope)
+  # A slope stays a slope, at half the pixels, and is not clipped before; the borders
+  # repeat.
+  slope = np.broadcast_to(np.linspace(-2, 2, 12), (1, 12, 12))[..., None]
+  decoder = types.SimpleNamespace(image_size=12, unclipped=lambda tokens: slope)
   found = samples._Resized(decoder, 6).decode(None)[0, :, :, 0]
   halves = slope[0, 0, :, 0].reshape(6, 2).mean(1)
   np.testing.assert_allclose(found[:, 1:-1], np.tile(halves[1:-1], (6, 1)), atol=1e-6)

@@ -27,6 +27,7 @@ from fluid.evals.samples import (
   metadata,
   pinned,
   reconstruct,
+  taken,
   tokenizer_sha256,
 )
 from fluid.evals.sets import ImageSet, open_set
@@ -126,8 +127,8 @@ class Distribution:
     self.source = make_source(self.data, "val")
     total = len(self.source)
     self.real = min(real or examples, total if prompts == "pinned" else total // 2)
-    every = pinned(total, total) if prompts == "pinned" else range(total)
-    self.index, self.others = every[: self.real], every[self.real : 2 * self.real]
+    order = pinned(total, total) if prompts == "pinned" else taken(context.run, total)
+    self.index, self.others = order[: self.real], order[self.real : 2 * self.real]
     lines = metadata(context, prompts, n=examples, first=self.real)
     self.prompts = [line["prompt"] for line in lines]
     check_prompts(context, self.prompts)
@@ -244,7 +245,7 @@ class ReconstructionConfig(Evaluation):
   """What the tokenizer keeps: images against decode(encode(image)).
 
   Attributes:
-    examples: the first of the split (0: all).
+    examples: of the split (0: all), see samples.taken.
     metrics: of fluid.evals.metrics.METRICS; 'fid' here is what papers call rFID.
     features, protocol: see DistributionConfig.
   """
@@ -277,6 +278,7 @@ class Reconstruction:
     self.metrics = [on(name, features) for name in metrics]
     self.source = make_source(context.run.data, "val")
     self.examples = min(examples or len(self.source), len(self.source))
+    self.index = taken(context.run, len(self.source))[: self.examples]
 
   def run(
     self, params, step: int, weights: str = "ema"
@@ -284,14 +286,15 @@ class Reconstruction:
     """Yields reconstruction/{metric} and its interval."""
     del params
     context = self.context
-    images = InParts(self.examples, lambda *ends: _images(self.source, range(*ends)))
+    source, index = self.source, self.index
+    images = InParts(len(index), lambda a, b: _images(source, index[a:b]))
     again = in_files(
       context,
       self.examples,
       lambda first, stop: reconstruct(context.tokenizer, images[first:stop]),
       lambda: (
         identity.identity(context.run.data, "data.")
-        | {"reconstructed": self.examples, "by": tokenizer_sha256(context.run)}
+        | {"reconstructed": list(index), "by": tokenizer_sha256(context.run)}
         | {"source": to_dict(context.run.data.source)}
       ),
     )

@@ -49,9 +49,9 @@ def check_prompts(context, asked: Sequence[str]) -> None:
 
 
 class _Resized:
-  """A tokenizer whose images have another side, scaled before they are rounded.
+  """A tokenizer whose images have another side, scaled before they are clipped.
 
-  By torch's bicubic, which LlamaGen's evaluation has.
+  By torch's bicubic, as in LlamaGen's evaluation.
   """
 
   def __init__(self, tokenizer, size: int):
@@ -59,7 +59,7 @@ class _Resized:
     self._matrix = multiscale.bicubic(tokenizer.image_size, size)
 
   def decode(self, tokens):
-    return multiscale.resize(self._tokenizer.decode(tokens), self._matrix)
+    return multiscale.resize(self._tokenizer.unclipped(tokens), self._matrix)
 
 
 def draw(
@@ -179,21 +179,30 @@ def pinned(total: int, n: int) -> list[int]:
   return np.random.default_rng(0).permutation(total)[:n].tolist()
 
 
+def taken(run: config.Run, total: int) -> Sequence[int]:
+  """The order in which evaluations take the examples of a split.
+
+  Sets of classes lie class by class, so that the first of them are of few classes.
+  """
+  return pinned(total, total) if run.text.kind == "classes" else range(total)
+
+
 def metadata(
   context, which: str, *, n: int = 0, first: int = 0, heldout: bool = False
 ) -> list[dict]:
   """Lines of metadata, each with a 'prompt'.
 
   Args:
-    which: 'val': captions first..first+n of the data source; 'geneval': the prompts of
-      config.evals.geneval; 'shapes': n a tag; 'official': GenEval's own; 'classes': n,
-      as many of each class; 'pinned': n captions of the validation split, see `pinned`;
-      else a file of GenEval's metadata.
+    which: 'val': captions first..first+n of the data source, in the order of `taken`;
+      'geneval': the prompts of config.evals.geneval; 'shapes': n a tag; 'official':
+      GenEval's own; 'classes': n, as many of each class; 'pinned': n captions of the
+      validation split, see `pinned`; else a file of GenEval's metadata.
     heldout: of 'shapes': colour-shape pairs that training does not show.
   """
   if which == "val":
     source = make_source(context.run.data, "val")
-    return _prompts(context, source, range(first, len(source)), n)
+    index = taken(context.run, len(source))
+    return _prompts(context, source, index[first:], n)
   if which == "geneval":
     if "geneval" not in context.run.evals:
       raise config.ConfigError(

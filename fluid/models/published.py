@@ -101,16 +101,12 @@ def llamagen(size: str, image_size: int = 256) -> config.Run:
 
 def llamagen_t2i(image_size: int) -> config.Run:
   """Its text-conditional XL, with 120 features of flan-T5-XL."""
-  run = llamagen("xl", image_size)
-  model = dataclasses.replace(run.model, size="llamagen_t2i", condition=CaptionConfig())
-  return dataclasses.replace(
-    run,
-    model=model,
-    text=T5Config(length=120, width=2048),
-    sample=model.sample(
-      guidance=7.5, guidance_schedule="constant", top_k=1000, batch=32
-    ),
+  model = dataclasses.replace(
+    llamagen("xl").model, size="llamagen_t2i", condition=CaptionConfig()
   )
+  text = T5Config(length=120, width=2048)
+  sample = dict(guidance=7.5, guidance_schedule="constant", top_k=1000, batch=32)
+  return _run(model, tokenizers.LlamaGenVQConfig(), image_size, text, **sample)
 
 
 def maskgit(image_size: int) -> config.Run:

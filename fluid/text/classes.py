@@ -66,7 +66,8 @@ class Classes:
         f"no class names {path}: run python -m fluid.prepare, or set config key "
         "'text.path'"
       )
-    self.names = path.read_text("utf-8").splitlines()
+    self._path = path
+    self.names = path.read_text("utf-8").removesuffix("\n").split("\n")
     self.size = len(self.names)
     self._ids = {name: i for i, name in enumerate(self.names)}
 
@@ -81,9 +82,9 @@ class Classes:
     Raises:
       PromptError: naming the prompt, and the classes that there are.
     """
-    ids = np.array(
-      [self._id(p) if p or on_unknown == "error" else 0 for p in prompts], np.int32
-    )[:, None]
+    of_data = on_unknown == "keep"
+    found = [0 if of_data and not p else self._id(p, of_data) for p in prompts]
+    ids = np.array(found, np.int32)[:, None]
     return ids, np.ones(ids.shape, bool)
 
   def count(self, prompt: str) -> int:
@@ -94,7 +95,7 @@ class Classes:
     """Ids [B, 1] -> names."""
     return [self.names[i] for i in np.asarray(ids)[:, 0].tolist()]
 
-  def _id(self, prompt: str) -> int:
+  def _id(self, prompt: str, of_data: bool) -> int:
     if prompt in self._ids:
       return self._ids[prompt]
     if prompt.strip().isdecimal():  # isdigit() has ² as well.
@@ -103,6 +104,12 @@ class Classes:
         return number
       raise PromptError(f"class id {number} is out of range: there are {self.size}")
     some = ", ".join(self.names[:8]) + (", ..." if self.size > 8 else "")
+    hint = ""
+    if of_data:
+      hint = (
+        f"; images with other names for these: copy {self._path} beside their train"
+      )
     raise PromptError(
       f"this model is conditioned on classes, not on text: {prompt!r} is none of {some}"
+      + hint
     )

@@ -29,7 +29,7 @@ class WordPiece(Pieces):
   def __init__(self, path: str | os.PathLike):
     self.path = pathlib.Path(path)
     try:
-      lines = self.path.read_text("utf-8").splitlines()
+      lines = self.path.read_text("utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as e:
       raise ConfigError(
         f"no vocabulary {self.path}: put the vocab.txt of the checkpoint there"

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
@@ -84,9 +85,10 @@ class Tokenizer:
 
   Subclasses define the pure functions `encode_with`, `decode_with` (and
   `moments_with`), whose first argument is `variables`, and `init`, `training_state`,
-  `loss`, `finish`, which train them. The bound methods are jitted, compile once per
-  batch size, and may be called inside another jit. On a mesh each device computes its
-  rows of a batch that divides, and the result is whole everywhere.
+  `loss`, `finish`, which train them. `decode_with` does not clip. The bound methods are
+  jitted, compile once per batch size, and may be called inside another jit. On a mesh
+  each device computes its rows of a batch that divides, and the result is whole
+  everywhere.
 
   Attributes:
     config, image_size: what the functions are made from.
@@ -132,7 +134,14 @@ class Tokenizer:
 
   def decode(self, tokens: jax.Array) -> jax.Array:
     """Tokens -> [B, H, W, 3] float32 in [-1, 1]."""
+    return self._jit("clipped_with")(self.variables, tokens)
+
+  def unclipped(self, tokens: jax.Array) -> jax.Array:
+    """As `decode`, as the network gives them: what is resized is clipped after that."""
     return self._jit("decode_with")(self.variables, tokens)
+
+  def clipped_with(self, variables, tokens):
+    return jnp.clip(self.decode_with(variables, tokens), -1.0, 1.0)
 
   def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     """[B, H, W, 3] -> posterior mean and std of the tokens, [B, L, C] each."""

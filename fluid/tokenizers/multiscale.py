@@ -220,8 +220,7 @@ class VARVQ(base.Tokenizer):
 
   def decode_with(self, variables, tokens):
     latent = self._apply(variables, self.module.latents, tokens)[-1]
-    images = self._apply(variables, self.module.decode, latent)
-    return jnp.clip(images, -1.0, 1.0)
+    return self._apply(variables, self.module.decode, latent)
 
   def training_state(self, variables):
     """What training carries beside the parameters: nothing."""

@@ -89,10 +89,9 @@ class VAE(base.Tokenizer):
   def decode_with(self, variables, tokens):
     z = base.unpatchify(tokens, self.config.patch, self.spec.grid)
     z = z / variables["latent"]["scale"] + variables["latent"]["shift"]
-    images = self.module.apply(
+    return self.module.apply(
       {"params": variables["params"]}, z, method=self.module.decode
     )
-    return jnp.clip(images, -1.0, 1.0)
 
   def training_state(self, variables):
     """What training carries beside the parameters: nothing."""

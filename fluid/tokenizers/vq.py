@@ -128,10 +128,9 @@ class VQ(base.Tokenizer):
   def decode_with(self, variables, tokens):
     z = self._unit(variables["codebook"])[tokens]
     z = z.reshape(tokens.shape[0], self.grid, self.grid, -1)
-    images = self.module.apply(
+    return self.module.apply(
       {"params": variables["params"]}, z, method=self.module.decode
     )
-    return jnp.clip(images, -1.0, 1.0)
 
   def training_state(self, variables):
     """Moving averages behind the codebook; zero counts: to be placed by data."""

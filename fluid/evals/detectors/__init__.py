@@ -7,8 +7,8 @@ when counting, 0.3 else), and a colour name, or None to leave it to a ColorClass
 (fluid.evals.geneval). A new detector is one file here and one entry below.
 """
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from fluid.evals import features, geneval
 from fluid.evals.colors import ClipColors
@@ -23,7 +23,10 @@ def _mask2former(image_size):
   return Mask2Former(image_size)
 
 
-DETECTORS = {"shapes": ShapesDetector, "mask2former": _mask2former}
+DETECTORS: dict[str, Callable[[Any], Any]] = {
+  "shapes": ShapesDetector,
+  "mask2former": _mask2former,
+}
 
 
 def finder(
