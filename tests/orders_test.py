@@ -11,6 +11,7 @@ from fluid import config
 from fluid.models import ORDERS
 from fluid.models.orders import random as random_order
 from fluid.models.plan import Plan
+from fluid.tokenizers.base import TokenSpec
 from tests.nets import L, cell_of, keys_of, options, part, tiny
 
 
@@ -70,6 +71,14 @@ def test_decoding_schedule_is_the_reference_one():
     groups = random_order.segments(left, [k > length / 2 for k in left[:-1]])
     flat = [n for g in groups for n in g[2]]
     np.testing.assert_array_equal(flat, -np.diff(left))
+
+
+def test_no_mask_leaves_more_tokens_than_the_plan_says():
+  """In float32 0.55 x 100 is 55, in float64 a little more."""
+  spec = TokenSpec("discrete", 100, (10, 10), vocab=8)
+  order = random_order.Random(mask="cosine", mask_min=0.55)
+  plan = order.plan(jax.random.split(jax.random.key(0), 64), None, spec)
+  assert int(plan.known.sum(1).max()) == plan.most == 44
 
 
 @pytest.mark.parametrize(
