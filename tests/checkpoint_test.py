@@ -1,10 +1,12 @@
 """Checkpoints: any mesh, the newest that can be read, one clear line otherwise."""
 
+import asyncio
 import dataclasses
 import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from fluid import config, files
@@ -85,6 +87,23 @@ def test_keeps_the_newest(tmp_path):
   _save(tmp_path, 1, 2, 3, keep=2)
   with pytest.raises(checkpoint.CheckpointError, match="steps there: 2, 3"):
     checkpoint.restore_params(tmp_path, step=1)
+
+
+def test_what_changes_after_a_save_is_not_in_it(tmp_path, monkeypatch):
+  """The JSON is written in the background, in a bucket when its folder is there."""
+  write = ocp.JsonCheckpointHandler._save_fn
+
+  async def late(*args):
+    await asyncio.sleep(0.2)
+    return await write(*args)
+
+  monkeypatch.setattr(ocp.JsonCheckpointHandler, "_save_fn", late)
+  saved = checkpoint.Checkpoints(tmp_path)
+  data = {"counts": {"data/skipped_text": 1}}
+  saved.save(state.init_state(NET, CFG, _mesh(1)), data, 1)
+  data["counts"]["data/skipped_text"] += 1
+  saved.close()
+  assert _restore(tmp_path, _mesh(1))[1] == {"counts": {"data/skipped_text": 1}}
 
 
 def test_a_damaged_step_falls_back_to_an_older_one(tmp_path, capsys):

@@ -3,11 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from fluid import config
 from fluid.models.attention import attention
+from fluid.models.block import Mlp
 from fluid.models.dropout import dropout, dropouts
 from fluid.models.style import Style
-from tests.nets import keys_of
+from fluid.parallel import sharding
+from tests.nets import batch_of, cell_of, keys_of, tiny
 
 B, L, D = 6, 40, 50
 X = jax.random.normal(jax.random.key(0), (B, L, D)) + 3
@@ -54,3 +58,34 @@ def test_attention_weights_are_dropped_by_example_and_head():
   assert np.abs(left[:, :, 0] - left[:, :, 1]).max() > 0.1
   alone = attention(q[1:3], k[1:3], v[1:3], drop=(keys[1:3], 0.4))
   np.testing.assert_allclose(alone[..., 0], left[1:3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("trunk", ["mar", "rar"])
+def test_what_an_mlp_holds_is_dropped_on_every_mesh(trunk):
+  """As in timm's Mlp, after the activation: also where its width is split."""
+  mlp = Mlp(8, 16, config.resolve("trunk", trunk)(width=8, heads=2).style)
+  x, keys = jax.random.normal(jax.random.key(0), (B, L, 8)), keys_of(B)
+  params = mlp.init(jax.random.key(1), x)["params"]
+
+  def run(params, x, keys):
+    drop = dropouts(keys, 0, mlp.style).hidden
+    return mlp.apply({"params": params}, x, drop)
+
+  alone = run(params, x, keys)
+  assert jnp.abs(alone - run(params, x, None)).max() > 0.01
+  with jax.set_mesh(sharding.make_mesh(config.Mesh(1, 2, 2), jax.devices()[:4])):
+    params = jax.jit(mlp.init)(jax.random.key(1), sharding.by_rows(x))["params"]
+    split = jax.jit(run)(params, *sharding.by_rows((x, keys)))
+  np.testing.assert_allclose(split, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_rar_drops_no_embeddings():
+  """Its gates begin at 0, so that nothing that blocks drop shows at first."""
+  cell = cell_of(trunk="rar")
+  params = jax.jit(tiny(cell).init)(jax.random.key(0))
+  losses = [
+    net.loss(params, batch_of(net), keys_of(), train=True, step=0)["loss"]
+    for rate in (0.0, 0.4)
+    for net in [tiny(cell, trunk__dropout=rate, trunk__attention_dropout=rate)]
+  ]
+  np.testing.assert_array_equal(*losses)

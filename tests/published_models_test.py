@@ -102,7 +102,7 @@ DECAYS = {
   # The null caption is a buffer.
   "llamagen": lambda name, axes: axes > 1 and "uncond_embedding" not in name,
   "rar": lambda name, axes: (
-    axes > 1 and not re.search("ln|bias|mask_token|embedding|norm|gamma", name)
+    axes > 1 and not re.search("ln|bias|mask_token|embed|norm|gamma", name)
   ),
   "var": lambda name, axes: (
     axes > 1 and not re.search("bias$|pos_1LC|pos_start|lvl_embed|ada_gss|scale_", name)

@@ -391,6 +391,19 @@ def test_a_damaged_step_is_named_and_replaced(bucket, capsys):
   assert remote.read_bytes(f"{url}/checkpoints-damaged/2.json") is None
 
 
+def test_what_is_saved_before_a_damaged_step_is_there(bucket):
+  """As by a run that is stopped between the good step and the damaged one."""
+  url, mesh = "gs://bucket/before", checkpoint_test._mesh(1)
+  checkpoint_test._save(url, 2, 4)
+  folder = f"{url}/checkpoints/4/params"
+  for name in files(folder).find(folder):
+    files(folder).pipe_file(name, b"damage")
+  assert int(checkpoint_test._restore(url, mesh)[0].step) == 2
+  checkpoint_test._save(url, 3)
+  assert int(checkpoint_test._restore(url, mesh)[0].step) == 3
+  assert remote.names(f"{url}/checkpoints-damaged") == set()
+
+
 def test_who_starts_last_has_the_folder(bucket):
   cfg, url = tiny.run(), "gs://bucket/owned"
   old, new = workdir.Workdir(url), workdir.Workdir(url)

@@ -36,13 +36,13 @@ RECIPES = {
     2048,
     config.Optim(lr=4e-4, schedule="cosine", b2=0.96, weight_decay=0.03, clip=1.0),
   ),
-  # Linearly down to 0; VAR's to a tenth.
+  # After a twentieth of what follows the warm-up linearly down to 0; VAR's to a tenth.
   "var": (
     200,
     4,
     768,
     config.Optim(
-      lr=3e-4, schedule="wsd", decay_fraction=0.98, weight_decay=0.05, clip=2.0
+      lr=3e-4, schedule="wsd", decay_fraction=0.931, weight_decay=0.05, clip=2.0
     ),
   ),
 }

@@ -8,6 +8,7 @@ what damage does to it later, the checksums tell.
 """
 
 import contextlib
+import copy
 import json
 import logging
 import os
@@ -94,20 +95,26 @@ class Checkpoints:
     began = time.monotonic()
     items = _items(state)
     sums = {k: integrity.checksums(v) for k, v in items.items()}
+    # Written when its folder is there, by when the run may have counted on.
+    sealed = _seal({"data": copy.deepcopy(data), "sums": sums})
     with self._written():
       self._manager.wait_until_finished()
       self.last, self._began = step, began
-      if step in _marked(self.folder):  # Of an object store, where nothing moves.
-        self._manager.delete(step)
+      # Of an object store, where nothing moves; below a step Orbax saves none.
+      for damaged in sorted(s for s in _marked(self.folder) if s >= step):
+        if damaged in self._manager.all_steps():
+          self._manager.delete(damaged)
         if jax.process_index() == 0:
-          _mark(self.folder, step).unlink()
-      self._manager.save(
+          _mark(self.folder, damaged).unlink()
+      done = self._manager.save(
         step,
         args=ocp.args.Composite(
           **{k: ocp.args.StandardSave(v) for k, v in items.items()},
-          data=ocp.args.JsonSave(_seal({"data": data, "sums": sums})),
+          data=ocp.args.JsonSave(sealed),
         ),
       )
+      if not done:
+        raise ValueError("there is a newer step")
 
   def check(self) -> None:
     """Raises UnsavedError where a save in the background failed. Does not wait."""
@@ -157,7 +164,7 @@ class Checkpoints:
 
     A step that is damaged, where an older one is good, is moved to
     WORKDIR/checkpoints-damaged with a warning. In a bucket nothing moves: it is named
-    there, passed over, and replaced when the run comes to it again.
+    there, passed over, and deleted with the next save of that or an older step.
 
     Args:
       abstract: `state.abstract_state` on the mesh to restore onto.

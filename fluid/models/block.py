@@ -105,7 +105,7 @@ class Mlp(nn.Module):
   style: Style = Style()
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, drop=None) -> jax.Array:
     d, f, bias = self.width, self.hidden, self.style.bias != "none"
     if self.style.mlp == "swiglu":
       axes = ("embed", None, "mlp")
@@ -114,6 +114,8 @@ class Mlp(nn.Module):
     else:
       h = layers.Linear((d,), (f,), ("embed", "mlp"), bias, name="up")(x)
       h = nn.gelu(h, approximate=self.style.mlp == "gelu_tanh")
+    if drop is not None:
+      h = drop(h)
     return layers.Linear((f,), (d,), ("mlp", "embed"), bias, name="down")(h)
 
 
@@ -195,7 +197,7 @@ class Block(nn.Module):
       else:
         added = self.read.cached(y, *text_kv, given.text_mask[:, None])
       x = self._out(self.norm_cross, x, added, None, 0, drops.read)
-    added = self.mlp(self._in(self.norm_mlp, x, six, 3))
+    added = self.mlp(self._in(self.norm_mlp, x, six, 3), drops.hidden)
     return (self._out(self.norm_mlp, x, added, six, 3, drops.mlp), past), None
 
   def _in(self, norm, x, six, part: int):

@@ -1,6 +1,6 @@
 """Dropout with a key for each example, so that batches may be cut as one likes.
 
-B batch, L tokens, D width.
+B batch, L tokens, D width (of a block, or of its MLP).
 """
 
 import dataclasses
@@ -10,23 +10,24 @@ import jax
 import jax.numpy as jnp
 
 from fluid.models.style import Style
+from fluid.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)
 class Dropouts:
-  """Keys of attention's [B], and functions on what a block's three layers add."""
+  """Keys of attention's [B], and functions on what a block's layers add or hold."""
 
   attention: Any = None
   attended: Any = None
   mlp: Any = None
   read: Any = None
+  hidden: Any = None
 
 
 def dropouts(keys, number, style: Style) -> Dropouts:
   """Of layer `number`; nothing without keys."""
-  if keys is None or not (
-    style.dropout or style.attention_dropout or style.path_dropout
-  ):
+  shares = style.dropout, style.hidden_dropout, style.attention_dropout
+  if keys is None or not any((*shares, style.path_dropout)):
     return Dropouts()
   fold = jax.vmap(jax.random.fold_in, (0, None))
   keys = fold(keys, number)
@@ -41,7 +42,8 @@ def dropouts(keys, number, style: Style) -> Dropouts:
 
     return drop
 
-  return Dropouts(fold(keys, 0), of(1), of(3), of(5))
+  hidden = lambda x: dropout(x, fold(keys, 7), style.hidden_dropout)
+  return Dropouts(fold(keys, 0), of(1), of(3), of(5), hidden)
 
 
 def dropout(x, keys, rate: float | jax.Array, *, whole: bool = False):
@@ -50,4 +52,6 @@ def dropout(x, keys, rate: float | jax.Array, *, whole: bool = False):
     return x
   shape = (1, 1) if whole else x.shape[1:]
   keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate, shape))(keys)
+  if sharding.explicit() and not whole:  # An MLP's width is split.
+    keep = jax.reshard(keep, jax.typeof(x).sharding.spec)
   return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

@@ -29,8 +29,9 @@ class Style:
     sharpness: factor on their products beside 1 / sqrt(K).
     modulation: AdaLN: '', 'own' (every block projects the condition's vector) or
       'shared' (all blocks have one projection, and a learned table each).
-    dropout, attention_dropout, path_dropout: shares of what blocks add, of attention
-      weights, and of examples whose block adds nothing, in training.
+    dropout, hidden_dropout, attention_dropout, path_dropout: shares of what blocks add,
+      of what their MLPs hold, of attention weights, and of examples whose block adds
+      nothing, in training.
     depth: blocks over which path_dropout grows, from 0 at the first (0: all alike).
   """
 
@@ -44,6 +45,7 @@ class Style:
   sharpness: float = 1.0
   modulation: str = ""
   dropout: float = 0.0
+  hidden_dropout: float = 0.0
   attention_dropout: float = 0.0
   path_dropout: float = 0.0
   depth: int = 0

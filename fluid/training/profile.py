@@ -14,6 +14,7 @@ class Profile:
   def __init__(self, text: str, workdir: pathlib.Path):
     self._folder = str(workdir / "profile")
     self._steps = None
+    self._on = False
     if not text:
       return
     try:
@@ -32,10 +33,12 @@ class Profile:
     if self._steps and step == self._steps[0]:
       with clocks.of("rest"):
         jax.profiler.start_trace(self._folder)
+      self._on = True
 
   def after(self, step: int, values, clocks: Clocks) -> None:
-    """Ends the trace, if this was its last step."""
-    if self._steps and step == self._steps[1]:
+    """Ends the trace, if this was its last step. A restart amid it has begun none."""
+    if self._on and self._steps and step == self._steps[1]:
       jax.block_until_ready(values)
       with clocks.of("rest"):
         jax.profiler.stop_trace()
+      self._on = False

@@ -88,14 +88,16 @@ class Random(Order):
   def plan(self, keys, step, spec):
     del step
     n = spec.length
+    # A trunk may rely on it, whatever the product below rounds to.
+    least = max(1, math.ceil(self.mask_min * n))
 
     def draw(key):
       key_rate, key_rank = jax.random.split(key)
-      count = jnp.ceil(masked_fraction(key_rate, self) * n).clip(1, n)
+      count = jnp.ceil(masked_fraction(key_rate, self) * n).clip(least, n)
       return permutation(key_rank, n) < count  # The rank of each position is one too.
 
     masked = jax.vmap(draw)(keys)
-    return _plan(n, masked, n - max(1, math.ceil(self.mask_min * n)))
+    return _plan(n, masked, n - least)
 
   def sample(self, net, options):
     """See RandomDraw."""

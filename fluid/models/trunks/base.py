@@ -129,7 +129,8 @@ class Dropping(Blocks):
 
   Attributes:
     hidden_width: of the MLPs (0: 4 x width).
-    dropout, attention_dropout: see Style; the first may be of embeddings as well.
+    dropout, attention_dropout: see Style; the first may be of embeddings, or inside
+      the MLPs, as well.
   """
 
   hidden_width: int = 0

@@ -57,7 +57,10 @@ class MARConfig(Dropping):
   def style(self):
     """See Blocks."""
     return Style(
-      mlp="gelu", dropout=self.dropout, attention_dropout=self.attention_dropout
+      mlp="gelu",
+      dropout=self.dropout,
+      hidden_dropout=self.dropout,
+      attention_dropout=self.attention_dropout,
     )
 
   def module(self, model, spec):

@@ -11,7 +11,7 @@ import dataclasses
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fluid.models import dropout, layers, rows
+from fluid.models import layers, rows
 from fluid.models.block import ModulatedNorm
 from fluid.models.plan import Plan
 from fluid.models.plan import rows as rows_of
@@ -32,8 +32,8 @@ class RARConfig(Dropping):
   PARAMETERS = (
     *parameters("trunk"),
     (r"final/modulation/(w|b)", False, "core"),
-    (r"(start_token|pos|pos_target)/w", True, "embeddings"),
-    (r"time/w", False, "embeddings"),
+    (r"start_token/w", True, "embeddings"),
+    (r"(pos|pos_target|time)/w", False, "embeddings"),
   )
   MATRICES = matrices("trunk")
 
@@ -45,6 +45,7 @@ class RARConfig(Dropping):
       match="layer",
       modulation="own",
       dropout=self.dropout,
+      hidden_dropout=self.dropout,
       attention_dropout=self.attention_dropout,
     )
 
@@ -100,7 +101,6 @@ class RARTrunk(nn.Module):
     else:
       before, of_it = self._first(vector)
       x = jnp.concatenate([before, x], 1)
-      x = dropout.dropout(x, keys, self.cfg.dropout)
       given = Given(vector=jnp.concatenate([of_it, about], 1), keys=keys)
       z, _ = self.trunk(x, given, causal=True)
       z = z[:, 1:]
