@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 
 NO_PROGRESS = (
@@ -22,6 +23,8 @@ _PASSES = {
   errno.EREMOTEIO, errno.ENFILE, errno.EMFILE, errno.ENOLCK, errno.ENOMEM,
   errno.ESHUTDOWN,
 }  # fmt: skip
+# What TensorStore says of a server that is away.
+_AWAY = re.compile(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED)\b")
 
 
 def exit_code(error: BaseException) -> int:
@@ -36,6 +39,22 @@ def exit_code(error: BaseException) -> int:
   return REQUEUE if any(passes) else 2
 
 
+def passing(error: BaseException) -> bool:
+  """Whether an error says nothing of a file: no memory, or what it lies on is away."""
+  said = any(_number(e) or _AWAY.search(str(e)) for e in causes(error))
+  return said or exit_code(error) == REQUEUE
+
+
+def _number(error: BaseException) -> int | None:
+  """Of _PASSES, which one it is."""
+  if isinstance(error, MemoryError):
+    return errno.ENOMEM
+  if isinstance(error, OSError):
+    return error.errno if error.errno in _PASSES else None
+  # Libraries in C++ pass on what the system said, not its number.
+  return next((c for c in _PASSES if os.strerror(c) in str(error)), None)
+
+
 def raise_passing(error: Exception, name: str | os.PathLike) -> None:
   """Raises what says nothing of a file: no memory, or a file system that is away.
 
@@ -48,15 +67,7 @@ def raise_passing(error: Exception, name: str | os.PathLike) -> None:
   Raises:
     OSError: naming it, with exit_code REQUEUE.
   """
-  code: int | None = None
-  if isinstance(error, MemoryError):
-    code = errno.ENOMEM
-  elif isinstance(error, OSError):
-    code = error.errno
-  else:  # Libraries in C++ pass on what the system said, not its number.
-    said = (c for c in _PASSES if f"failed: {os.strerror(c)}" in str(error))
-    code = next(said, None)
-  if code in _PASSES:
+  if code := _number(error):
     raise OSError(code, os.strerror(code), str(name)) from error
 
 

@@ -37,6 +37,8 @@ from fluid.training.profile import Profile
 from fluid.training.state import TrainState, abstract_state, init_state
 from fluid.training.step import make_step
 
+TEND_EVERY = 100  # Steps, where a run logs none.
+
 
 def run(
   cfg: config.Run,
@@ -206,7 +208,7 @@ def run(
       log.step(step, values)
       if step == start + 1:
         startup = log.first(step)
-      elif due(step, cfg.log_every, cfg.steps):
+      elif due(step, cfg.log_every or TEND_EVERY, cfg.steps):
         with clocks.of("saves"):
           folder.tend()
           saved.check()

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import errno
 import shutil
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 
 from fluid import config, files
 from fluid.durable import checkpoint, parameters, workdir
+from fluid.errors import REQUEUE, exit_code
 from fluid.parallel import parts, sharding
 from fluid.training import state
 from tests import tiny
@@ -113,6 +115,32 @@ def test_a_damaged_step_falls_back_to_an_older_one(tmp_path, capsys):
   assert int(found.step) == 3 and data == {"next_index": 3}
   assert "warning: checkpoint of step 5 cannot be read" in capsys.readouterr().err
   assert (tmp_path / "checkpoints-damaged/5").is_dir()
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    OSError(errno.ESTALE, "Stale file handle", "x"),
+    ValueError("Error reading local file 'x' [OS error 5: EIO Input/output error]"),
+    ValueError("UNAVAILABLE: CURL error Could not connect to server"),
+  ],
+)
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, error):
+  """The newest step stays the newest: the same command goes on from it."""
+  _save(tmp_path, 3, 5)
+
+  def away(folder, abstract, read=checkpoint._restore):
+    if folder.name == "5":
+      raise error
+    return read(folder, abstract)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint, "_restore", away)
+    with pytest.raises(checkpoint.UnreadError, match="step 5 .* cannot be read now"):
+      _restore(tmp_path, _mesh(1))
+  assert exit_code(checkpoint.UnreadError("")) == REQUEUE
+  assert not (tmp_path / "checkpoints-damaged").exists()
+  assert int(_restore(tmp_path, _mesh(1))[0].step) == 5
 
 
 def _flip(file, place):

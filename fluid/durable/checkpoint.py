@@ -24,7 +24,7 @@ from etils import epath  # Orbax's own paths.
 
 from fluid import config, files, remote, trees
 from fluid.durable import integrity
-from fluid.errors import REQUEUE
+from fluid.errors import REQUEUE, passing
 from fluid.parallel import distributed, parts
 from fluid.training.state import TrainState
 
@@ -44,6 +44,12 @@ class UnsavedError(CheckpointError):
 
   exit_code = REQUEUE
   at_once = True  # Threads of Orbax may still try, and would have the last word.
+
+
+class UnreadError(CheckpointError):
+  """A checkpoint that cannot be read now: its disk is away, or its bucket."""
+
+  exit_code = REQUEUE
 
 
 class _Manager(ocp.CheckpointManager):
@@ -171,18 +177,18 @@ class Checkpoints:
 
     Raises:
       CheckpointError: there are or were steps but none is good, or their arrays have
-        other shapes than `abstract`.
+        other shapes than `abstract`. UnreadError: the newest cannot be read now.
     """
     damaged: list[tuple[int, str]] = []
     steps = set(self._manager.all_steps()) - _marked(self.folder)
     for step in sorted(steps, reverse=True):
-      found, why = None, "another process cannot read it"
+      found, why, away = None, "another process cannot read it", False
       try:
         found = _restore(self.folder / str(step), abstract)
       except CheckpointError:
         raise
       except Exception as e:  # Orbax and tensorstore raise whatever they meet.
-        why = _why(e)
+        why, away = _why(e), passing(e)
       if distributed.everyone(found is not None):
         self._set_aside(damaged)
         if self._known() > step and not damaged:
@@ -191,6 +197,11 @@ class Checkpoints:
             "is used"
           )
         return found
+      if not distributed.everyone(not away):  # It is not damaged for that.
+        raise UnreadError(
+          f"checkpoint of step {step} in {self.folder} cannot be read now ({why}); the "
+          "same command goes on from it, or from the one before where it is moved away"
+        )
       damaged.append((step, why))
     if damaged:
       step, why = damaged[0]
@@ -366,7 +377,8 @@ def _reading(folder):
   except CheckpointError:
     raise
   except Exception as e:
-    raise CheckpointError(
+    kind = UnreadError if passing(e) else CheckpointError
+    raise kind(
       f"checkpoint of step {folder.name} in {folder.parent} cannot be read: {_why(e)}"
     ) from e
 

@@ -24,7 +24,7 @@ def restore(
   checkpoint.check_shapes(found, like, workdir)
   flat = trees.paths(found)
   place = lambda name, leaf: jax.make_array_from_callback(
-    leaf.shape, leaf.sharding, flat[name].__getitem__
+    leaf.shape, leaf.sharding, lambda i: flat[name][i].astype(leaf.dtype, copy=False)
   )
   return trees.map_names(place, like), step
 
