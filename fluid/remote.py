@@ -110,6 +110,11 @@ def opened(url: Any) -> tuple[Any, str]:
   return bucket, root.rstrip("/")
 
 
+def below(root: str, name: str) -> str:
+  """An object's name without that of the folder `root` that it lies in."""
+  return name.removeprefix(root).strip("/")
+
+
 def download(url: Any, names: Iterable[str], folder: pathlib.Path) -> None:
   """Copies objects below `url` into a folder, several at a time."""
   bucket, root = opened(url)
@@ -172,7 +177,7 @@ def names(url: Any) -> set[str]:
   bucket, root = opened(url)
   with asking(url), contextlib.suppress(FileNotFoundError):
     found = bucket.ls(root, detail=False, refresh=True)
-    return {name.removeprefix(root).strip("/") for name in found} - {""}
+    return {below(root, name) for name in found} - {""}
   return set()
 
 
@@ -211,7 +216,7 @@ def _names(bucket, root: str, target: pathlib.Path, deep: bool) -> Iterator[str]
   except FileNotFoundError:
     return
   for entry in entries:
-    name = entry["name"].removeprefix(root).strip("/")
+    name = below(root, entry["name"])
     if entry["type"] != "directory":
       if name:  # A folder may have an object of its own.
         yield name
@@ -219,7 +224,7 @@ def _names(bucket, root: str, target: pathlib.Path, deep: bool) -> Iterator[str]
       (target / name).mkdir()
     elif deep:
       for found in bucket.find(entry["name"]):
-        yield found.removeprefix(root).strip("/")
+        yield below(root, found)
 
 
 class Mirror:
@@ -269,7 +274,7 @@ class Mirror:
     with asking(self.url), contextlib.suppress(FileNotFoundError):
       bucket.invalidate_cache(root)
       found = bucket.find(root, detail=True)
-    self._there = {n.removeprefix(root).strip("/"): e["size"] for n, e in found.items()}
+    self._there = {below(root, n): e["size"] for n, e in found.items()}
     self.fetch(filter(wanted, self._there))
 
   def fetch(self, names: Iterable[str]) -> None:

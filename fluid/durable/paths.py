@@ -59,7 +59,7 @@ def here(path: str) -> str:
     if not target.exists():
       scratch = base / f".{target.name}.tmp"
       shutil.rmtree(scratch, ignore_errors=True)
-      relative = [name.removeprefix(root).strip("/") for name in names]
+      relative = [remote.below(root, name) for name in names]
       batches = [relative[i : i + 8] for i in range(0, len(names), 8)]
       for batch in distributed.track(batches, f"copying {path}", len(batches)):
         remote.download(path, batch, scratch)
