@@ -231,11 +231,15 @@ def test_rows_of_a_mixture_are_those_of_its_caches(tmp_path):
   assert np.bincount(cache).tolist() == [180, 60]
   ids = np.concatenate([b["id"] for b in batches])
   np.testing.assert_array_equal(ids, 10 + index)
-  alone = np.concatenate([b["id"] for b in take(train(tmp_path / "m0"), 23)])[:180]
+  alone = take(train(tmp_path / "m0"), 23)
+  assert "cache" not in alone[0]
+  alone = np.concatenate([b["id"] for b in alone])[:180]
   np.testing.assert_array_equal(ids[cache == 0], alone)
   tokens = np.concatenate([b["tokens"] for b in batches])
   for i, row in zip(ids - 10, tokens):
     np.testing.assert_array_equal(row, make_example(i, False)["tokens"])
+  # One id in two caches is two examples: their masks and noise are others.
+  np.testing.assert_array_equal(np.concatenate([b["cache"] for b in batches]), cache)
   epochs = ids[cache == 1].reshape(5, 12)
   assert (np.sort(epochs, 1) == np.arange(10, 22)).all()
 

@@ -73,7 +73,10 @@ class Batches:
   def __getitem__(self, number: int) -> dict[str, np.ndarray]:
     places = number * self.batch + self.rows
     real = places < len(self.order)
-    out = self._gather(*self.order.at(np.where(real, places, 0)))
+    cache, *where = self.order.at(np.where(real, places, 0))
+    out = self._gather(cache, *where)
+    if len(self.caches) > 1:  # An id may be in each of them.
+      out["cache"] = cache.astype(np.int32)
     out["bad"] = np.where(real, out["bad"], 0).astype(np.int8)
     mean, std = out.pop("mean", None), out.pop("std", None)
     if mean is None:

@@ -29,6 +29,8 @@ def make_step(net: models.Net, run: config.Run):
 
     def loss(params, batch):
       keys = rng.example_keys(key, batch["id"])
+      if "cache" in batch:  # Of a mixture, whose ids repeat.
+        keys = jax.vmap(jax.random.fold_in)(keys, batch["cache"])
       out = net.loss(params, batch, keys, train=True, step=state.step)
       mask = out["mask"] & batch["mask"][:, None]
       names = ("loss", "mse", "vb", "accuracy")
