@@ -80,7 +80,12 @@ def saved(workdir: Any) -> dict[str, dict]:
     return {}
 
 
+# Slurm's own lines, which come after those of the program and say its status alone.
+_SLURM = ("srun: ", "slurmstepd: ")
+
+
 def last_line(log: Any) -> str:
   """The last line of a log that says something, shortened."""
   lines = files.tail(log, 65_536).decode(errors="replace").strip().splitlines()
-  return lines[-1].strip()[-160:] if lines else ""
+  own = [line for line in lines[-64:] if not line.startswith(_SLURM)]
+  return (own or lines or [""])[-1].strip()[-160:]

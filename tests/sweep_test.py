@@ -20,7 +20,7 @@ from configs import sizes
 from fluid import config, flops
 from fluid.config import ConfigError, identity
 from fluid.evals.loss import LossConfig
-from launch import cost, engines, recommended, stop, sweep
+from launch import cost, engines, entries, recommended, stop, sweep
 from launch.plan import command, plan
 from launch.progress import Screen, progress
 from tests.schedulers import FAKE
@@ -505,3 +505,14 @@ assert not xla_bridge._backends
   assert found["toy_study.py"] == ["16", *four]
   assert found["toy_rates.py"] == ["24", *four]
   assert found["iconify_study.py"] == ["12", *four]
+
+
+def test_the_last_line_is_the_programs_own(tmp_path):
+  """Slurm adds lines of a status, of each task."""
+  log = tmp_path / "log"
+  slurm = "srun: error: n1: task 0: Exited with exit code 2\n"
+  log.write_text(f"step 3\nerror: its disk is gone\n{slurm}{slurm}slurmstepd: x\n")
+  assert entries.last_line(log) == "error: its disk is gone"
+  log.write_text(slurm)
+  assert entries.last_line(log) == slurm.strip()
+  assert entries.last_line(tmp_path / "none") == ""
