@@ -92,6 +92,11 @@ def run(
       distributed.say(f"{folder.place} is finished: {finished['step']} steps")
       return finished
     distributed.say(flops.table({"parameters [M]": described["params"]}, 1e6, ""))
+    if cfg.optim.warmup >= cfg.steps:
+      distributed.say(
+        f"warning: config key 'optim.warmup' is {cfg.optim.warmup}, but the run has "
+        f"{cfg.steps} steps: its learning rate never reaches 'optim.lr'"
+      )
     peak = flops.peak(mesh.devices.flatten())
 
     stack.enter_context(compiled.kept(folder.place))
