@@ -4,9 +4,11 @@
   python -m fluid.evaluate --workdir DIR --sweep=guidance=1:8:0.5,weights=ema,raw
 
 Runs the evaluators of the run's config, or those named by --evals, prints a table and
-writes WORKDIR/eval/<step>-<weights>[-<overrides>].json: a sweep over guidance keeps
-every point. Values that metrics.jsonl does not have for this step are appended to it,
-unless --override changed what is measured.
+writes WORKDIR/eval/<step>-<weights>[-<protocol>][-<evals>][-<overrides>].json, so
+that calls which differ overwrite nothing. Values that metrics.jsonl does not have for
+this step are appended to it, unless --override or --protocol changed what is measured.
+--sweep writes WORKDIR/eval/sweep-<step>.json, every point, and
+WORKDIR/sample.json, the best one.
 """
 
 import ast

@@ -4,7 +4,7 @@ DIR gets config.json, model.json, the text encoder's file, the weights as one
 safetensors file without the optimizer, and README.md, a card that says what it is.
 fluid.load, fluid.sample and fluid.evaluate take it as they take a run, and
 `init.workdir` starts another from it. Its tokenizer and a frozen text encoder stay
-where they are, named by the way from DIR to them and by their hashes.
+where they are, named by their paths relative to DIR and by their hashes.
 """
 
 import os

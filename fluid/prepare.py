@@ -1,6 +1,6 @@
 """Data set -> cached tokens and text that fluid.train reads.
 
-  python -m fluid.prepare --config=configs/toy.py:tokens=continuous \
+  python -m fluid.prepare --config=configs/toy.py:tokens=continuous \\
     --config.data.cache=DIR --config.tokenizer.path=DIR2
 
 Images are encoded once; records hold tokens, captions, text ids, the features of a
@@ -9,8 +9,9 @@ index. Started again, it goes on at the first missing shard, and ends at once wh
 nothing is missing. Many processes (--coordinator, --processes, --process, as of
 fluid.train) deal the shards out by number, and write what one would write. An example
 that cannot be used keeps its place in the records, says what is wrong, and is skipped
-in training; more of them than data.max_bad end the work. So does one that data.filter
-or data.dedupe leaves out, of which there may be any number: it is never drawn.
+in training; more of them than data.max_bad end the work. One that data.filter or
+data.dedupe leaves out keeps its place, too, and is never drawn; of these there may be
+any number.
 """
 
 import collections

@@ -1,6 +1,6 @@
 """A data set as one HTML page: what is in it, and what a model gets of it.
 
-  python -m fluid.data.browse --config=configs/toy.py:tokens=discrete \
+  python -m fluid.data.browse --config=configs/toy.py:tokens=discrete \\
     --config.data.cache=DIR --config.tokenizer.path=DIR2 [--split=val --count=64]
 
 Examples with their captions (as text ids say them again, words that are unknown or cut
