@@ -52,7 +52,7 @@ class DistributionConfig(Evaluation):
     metrics: of fluid.evals.metrics.METRICS; 'all': those that can be had here, of
       which records name what is missing.
     features: network of those that may have any and name none ('kid', 'fd').
-    protocol: entry of fluid.evals.PROTOCOLS.
+    protocol: entry of fluid.evals.metrics.PROTOCOLS.
     reference: file of statistics or folder of the real images (default: the source's);
       $NAME in it is an environment variable.
     tokenizer: also yield kid_tokenizer, the first metric of decode(encode(x)) for other
