@@ -1,6 +1,7 @@
 """Published families at laptop scale: `configs/toy_published.py:family=mar,size=s`.
 
-On shapes, by class (the object's shape), with the toy study's tokenizers and recipe.
+On shapes, by class (the GenEval tag of an image), with the toy study's tokenizers and
+recipe.
 """
 
 import dataclasses

@@ -113,11 +113,14 @@ def load(
   return Loaded(run, net, params, found, weights, tokenizer, vocabulary, mesh)
 
 
-def read_config(workdir, folder: pathlib.Path | None = None) -> config.Run:
+def read_config(
+  workdir, folder: pathlib.Path | None = None, *, near: bool = True
+) -> config.Run:
   """The config a run was started with; ConfigError where there is no run.
 
   Args:
     folder: the files of `workdir`, where they are on this host already.
+    near: of a tokenizer and caches in buckets it names copies on this host.
   """
   folder = folder or remote.local(workdir)
   path = folder / "config.json"
@@ -129,7 +132,8 @@ def read_config(workdir, folder: pathlib.Path | None = None) -> config.Run:
   run = config.from_file(path)
   old = read_model(folder).get("workdir", "")
   url = str(workdir) if remote.is_url(workdir) else ""
-  return paths.near(paths.moved(run, old, str(folder), url))
+  run = paths.moved(run, old, str(folder), url)
+  return paths.near(run) if near else run
 
 
 def chosen(run: config.Run, workdir) -> config.Run:

@@ -43,9 +43,11 @@ def export(workdir, out, *, weights: str = "ema", step: int | None = None) -> No
   described |= {"step": loaded.step, "weights": weights, "workdir": ""}
   sha256 = exported.write(out, loaded.params, weights=weights, step=loaded.step)
   files.write_json(out / "model.json", described | {"weights_sha256": sha256})
-  relative = os.path.relpath(run.tokenizer.path, out)
+  tokenizer = api.read_config(workdir, folder, near=False).tokenizer.path
+  if not remote.is_url(tokenizer):  # Which every machine can copy.
+    tokenizer = os.path.relpath(tokenizer, out)
   changes = {
-    "tokenizer.path": relative,
+    "tokenizer.path": tokenizer,
     "data.cache": "",
     "data.mixture": (),
     "data.weights": (),

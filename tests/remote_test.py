@@ -28,7 +28,7 @@ from fsspec.registry import _registry as known
 import analysis
 import fluid
 from analysis import report
-from fluid import api, config, evaluate, prepare, remote, train
+from fluid import api, config, evaluate, export, prepare, remote, train
 from fluid.durable import checkpoint, parameters, paths, workdir
 from fluid.errors import REQUEUE, exit_code
 from fluid.files import place
@@ -196,7 +196,7 @@ def test_a_run_killed_in_a_bucket_becomes_what_it_would_have_been(
   assert rows[0]["val/loss"].item() == rows[1]["val/loss"].item() == found["val/loss"]
 
 
-def test_a_model_given_away_is_loaded_from_a_bucket(bucket):
+def test_a_model_given_away_is_loaded_from_a_bucket(bucket, tmp_path):
   """With the tokenizer that its config names beside it."""
   folder = ROOT / "configs/checkpoints/shapes32-m/discrete-raster"
   name = json.loads((folder / "config.json").read_text())["tokenizer"]["path"]
@@ -217,6 +217,10 @@ def test_a_model_given_away_is_loaded_from_a_bucket(bucket):
   jax.tree.map(np.testing.assert_array_equal, found, here.params)
   with pytest.raises(config.ConfigError, match="has weights ema alone, not raw"):
     fluid.load(url, "raw")
+  export.export(url, tmp_path / "again")  # Its tokenizer stays where all can have it.
+  told = json.loads((tmp_path / "again/config.json").read_text())
+  assert told["tokenizer"]["path"] == f"gs://bucket/given/{tokenizer.relative_to(ROOT)}"
+  assert fluid.load(tmp_path / "again").step == here.step
 
 
 def test_a_tokenizer_and_a_cache_are_made_in_a_bucket(bucket, tmp_path, monkeypatch):

@@ -186,7 +186,7 @@ def _help(args) -> None:
   """Ends with status 0 where help is asked for: absl calls that a failure."""
   for arg in args[1:]:
     if re.fullmatch(r"--?(h|\?|help\w*)", arg):
-      with contextlib.suppress(SystemExit):
+      with contextlib.suppress(SystemExit, BrokenPipeError):
         flags.FLAGS([args[0], "--help" if arg.strip("-") == "h" else arg])
       sys.exit(0)
 
