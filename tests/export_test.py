@@ -27,7 +27,7 @@ def given(workdir, tmp_path_factory):  # noqa: F811
   run = api.read_config(workdir)
   moved = config.replaced(run, {"tokenizer.path": str(home / "first" / "tokenizer")})
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(api, "read_config", lambda *_: moved)
+    patch.setattr(api, "read_config", lambda *_, **__: moved)
     export.export(workdir, home / "first" / "model")
   os.rename(home / "first", home / "second")
   return home / "second" / "model"
