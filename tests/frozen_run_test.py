@@ -210,7 +210,7 @@ def test_a_run_given_away_finds_its_encoder(made, workdir, tmp_path):
     },
   )
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(api, "read_config", lambda *_: moved)
+    patch.setattr(api, "read_config", lambda *_, **__: moved)
     export.export(workdir, home / "model")
   os.rename(home, tmp_path / "second")
   given = tmp_path / "second" / "model"
