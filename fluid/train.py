@@ -97,6 +97,11 @@ def run(
         f"warning: config key 'optim.warmup' is {cfg.optim.warmup}, but the run has "
         f"{cfg.steps} steps: its learning rate never reaches 'optim.lr'"
       )
+    if (left := cfg.optim.ema**cfg.steps) > 0.02:
+      distributed.say(
+        f"warning: config key 'optim.ema' is {cfg.optim.ema}: after {cfg.steps} steps "
+        f"the averaged weights, which are judged, are {left:.0%} those of the start"
+      )
     peak = flops.peak(mesh.devices.flatten())
 
     stack.enter_context(compiled.kept(folder.place))
