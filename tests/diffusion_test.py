@@ -92,13 +92,14 @@ def test_samples_match_the_reference(reference, kind):
   steps = jnp.asarray(diffusion.tables["timestep"])
   first, noise = case["noise_init"], jnp.asarray(case["noise_steps"])
   if guided:
-    z = np.stack(np.split(z, 2))  # Conditional first, as here.
-    n = z.shape[1]
+    z = np.stack(np.split(z, 2), 1)  # Conditional first, as here.
+    n = len(z)
     first, noise = first[:n], noise[:, :n]
   z = jnp.asarray(z)
 
   def network(x, i):
-    rows = jnp.broadcast_to(x, (*z.shape[:-1], x.shape[-1]))
+    rows = x[:, None] if guided else x
+    rows = jnp.broadcast_to(rows, (*z.shape[:-1], x.shape[-1]))
     return guide(
       apply(rows, jnp.full(z.shape[:-1], steps[i]), z),
       guided,

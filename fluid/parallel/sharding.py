@@ -27,6 +27,8 @@ RULES = {
   "heads": "model",
   "vocab": "model",
 }
+# Of the batch's, those along which weights are copied.
+COPIES = tuple(axis for axis in RULES["batch"] if axis != RULES["embed"])
 PRODUCT = "product"  # What rematerialisation may keep: see `product`.
 
 
@@ -126,12 +128,13 @@ def product(equation, x, w, b=None, *, x_axes, w_axes, dtype=None) -> jax.Array:
   if explicit():  # Nothing to do, except for weights that lie whole on every device.
     w = jax.reshard(w, names(*w_axes))
   few = left_to_compiler() and _few(equation, x, w)
+  rows = COPIES if x_axes[0] == "batch" else None
   if few:
-    x = _told(x, None)
+    x = _told(x, rows)
   elif left_to_compiler() and x_axes[0] == "batch":
     x = by_rows(x)
   y = _product(equation, x_axes, w_axes, dtype or x.dtype, x, w, b)
-  return checkpoint_name(_told(y, None) if few else y, PRODUCT)
+  return checkpoint_name(_told(y, rows) if few else y, PRODUCT)
 
 
 def _few(equation, x, w) -> bool:
