@@ -287,7 +287,9 @@ class Reconstruction:
     del params
     context = self.context
     source, index = self.source, self.index
-    images = InParts(len(index), lambda a, b: _images(source, index[a:b]))
+    # Published figures are of just these images: one that cannot be read ends it.
+    read = lambda a, b: np.stack([source[i]["image"] for i in index[a:b]])
+    images = InParts(len(index), read)
     again = in_files(
       context,
       self.examples,
