@@ -12,8 +12,10 @@ import fluid
 from fluid import api, config, evals, models, prepare, text
 from fluid import evaluate as evaluate_lib
 from fluid import sample as sample_lib
-from fluid.data import captions, make_source, pipeline, records
+from fluid.console import progress
+from fluid.data import BadExample, Images, captions, make_source, pipeline, records
 from fluid.data.folder import FolderConfig
+from fluid.data.shapes import ShapesConfig
 from fluid.durable import checkpoint
 from fluid.durable.workdir import commit
 from fluid.evals import (
@@ -569,9 +571,44 @@ def test_bad_examples_are_passed_over(tmp_path):
   found = samples.metadata(context, "val", n=3, first=1)
   assert [line["prompt"] for line in found] == ["number 1", "number 3", "number 4"]
   assert len(samples.metadata(context, "pinned", n=8)) == 7
-  source = make_source(context.run.data, "val")
-  seen = distribution._images(source, range(1, 6))[:, 0, 0, 0]
-  np.testing.assert_array_equal(seen, [20, 60, 60, 100, 100])
+  images = Images(make_source(context.run.data, "val"), range(1, 6))
+  np.testing.assert_array_equal(images[:][:, 0, 0, 0], [20, 60, 60, 100, 100])
+  # In place of the last one the first of them: another set's are not touched.
+  images = Images(images.source, [6, 7, 2])
+  np.testing.assert_array_equal(images[:][:, 0, 0, 0], [120, 140, 120])
+  assert list(images.replaced) == [2]
+
+
+def test_records_say_which_real_images_others_stand_for(tmp_path, monkeypatch):
+  """Of images and of features that are kept; reconstructions have none."""
+
+  class Source(list):
+    def __getitem__(self, index):
+      if index == 3:
+        raise BadExample("image 3.png is cut short")
+      return super().__getitem__(index)
+
+  source = Source({"image": np.full((16, 16, 3), i, np.uint8)} for i in range(16))
+  monkeypatch.setattr(distribution, "make_source", lambda data, split: source)
+  monkeypatch.setitem(features.FEATURES, "Fake", FakeFeatures)
+  draw = lambda *args, **kwargs: (np.zeros((8, 16, 16, 3), np.uint8), {})
+  monkeypatch.setattr(distribution, "draw", draw)
+  lines = [{"prompt": str(i)} for i in range(8)]
+  monkeypatch.setattr(distribution, "metadata", lambda *args, **kwargs: lines)
+  cfg = distribution.DistributionConfig(
+    examples=8, metrics=("kid",), features="Fake", tokenizer=False
+  )
+  for _ in range(2):
+    context = given(ShapesConfig(), LearnedConfig())
+    context.run.data = config.replaced(context.run.data, {"cache": str(tmp_path)})
+    context.mesh, context.track = sharding.make_mesh(config.Mesh()), progress.silent
+    context.records, context.tokenizer = [], None
+    dict(cfg.make(None, context).run(None, 0))
+    (note,) = context.records[0]["notes"]
+    assert "1 of 8 images (real)" in note and "3.png is cut short" in note
+  whole = distribution.ReconstructionConfig(examples=8, features="Fake")
+  with pytest.raises(BadExample, match="3.png"):
+    dict(whole.make(None, context).run(None, 0))
 
 
 def test_geneval_needs_no_images_of_a_model_given_away(monkeypatch):

@@ -25,8 +25,10 @@ A source of labelled images has `classes` (names, each once) and `label(i)` as w
 new source is one file, with its config, and one row of SOURCES.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
+
+import numpy as np
 
 from fluid import config
 
@@ -66,6 +68,37 @@ class Source(Protocol):
 def make_source(data: config.Data, split: str) -> Source:
   """The source a config names; ConfigError for what the source itself refuses."""
   return data.source.make(split=split, image_size=data.image_size, seed=data.seed)
+
+
+class Images(Sequence):
+  """Images of a source, uint8 [H, W, 3]; in place of one that is bad, the next of them.
+
+  Args:
+    chosen: which ones of the source.
+
+  Attributes:
+    replaced: place -> why it has the image of another. As far as they were asked for.
+  """
+
+  def __init__(self, source: Source, chosen: Sequence[int]):
+    self.source, self.chosen = source, chosen
+    self.replaced: dict[int, str] = {}
+
+  def __len__(self) -> int:
+    return len(self.chosen)
+
+  def __getitem__(self, place):
+    if isinstance(place, slice):
+      return np.stack([self[i] for i in range(*place.indices(len(self)))])
+    error = None
+    for i in range(place, place + len(self)):
+      try:
+        return self.source[self.chosen[i % len(self)]]["image"]
+      except BadExample as e:
+        error = error or e
+        self.replaced.setdefault(place, config.one_line(e))
+    assert error is not None
+    raise error
 
 
 def caption(source: Source, index: int) -> str:

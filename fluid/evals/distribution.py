@@ -7,15 +7,14 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from fluid.config import ConfigError, identity, rules, to_dict
-from fluid.data import BadExample, make_source
-from fluid.errors import one_line
+from fluid.data import Images, make_source
 from fluid.evals import measures
 from fluid.evals.base import Evaluation
 from fluid.evals.metrics import PROTOCOLS, on
@@ -31,7 +30,6 @@ from fluid.evals.samples import (
   tokenizer_sha256,
 )
 from fluid.evals.sets import ImageSet, open_set
-from fluid.parallel import distributed
 
 PINNED = 30_000  # Images of published numbers of captions drawn by seed: FID-30K.
 
@@ -220,24 +218,10 @@ class Distribution:
     """Fixed images, whose features are kept under what they depend on."""
     made_from = identity.identity(self.data, "data.") | made_with
     made_from |= {"index": list(self.index), "of": name}
-    images = lambda first, stop: change(_images(self.source, index[first:stop]))
+    images = Images(self.source, index)
+    made = InParts(len(index), lambda first, stop: change(images[first:stop]))
     digest = identity.digest(made_from)
-    return ImageSet(name, InParts(len(index), images), digest=digest)
-
-
-def _images(source, index: Iterable[int]) -> np.ndarray:
-  return np.stack([_readable(source, i) for i in index])
-
-
-def _readable(source, index: int) -> np.ndarray:
-  """An image, or where it cannot be read the next one; prepare counts such."""
-  for i in range(index, index + len(source)):
-    try:
-      return source[i % len(source)]["image"]
-    except BadExample as e:
-      error = e
-      distributed.say(f"warning: {one_line(e)}; the next image is taken in its place")
-  raise error
+    return ImageSet(name, made, digest=digest, replaced=images.replaced)
 
 
 @dataclasses.dataclass(frozen=True)

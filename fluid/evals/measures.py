@@ -8,6 +8,7 @@ N images, D features.
 
 import dataclasses
 import functools
+import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ from fluid.evals.metrics import (
   parse,
 )
 from fluid.evals.sets import ImageSet
+
+REPLACED = "replaced"  # Kept beside features: ImageSet.replaced.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,8 +268,14 @@ def _features(net, images: ImageSet, outputs, *, cache, batch, track):
     size, kept = parts.PART, []
     for i in range(0, len(images), size):
       # Inside: images of a part that is kept are not asked for.
-      part = lambda i=i: run(images.images[i : i + size], outputs)
+      def part(i=i):
+        rows = run(images.images[i : i + size], outputs)
+        there = {k: v for k, v in images.replaced.items() if i <= k < i + size}
+        return rows | {REPLACED: np.array(json.dumps(there))}
+
       kept.append(feature_nets.cached(folder / f"{i // size:05d}.npz", part))
+      there = json.loads(str(kept[-1].get(REPLACED, "{}")))
+      images.replaced.update({int(k): v for k, v in there.items()})
     found = {o: np.concatenate([p[o] for p in kept]) for o in outputs}
   for output, rows in found.items():
     if bad := int((~np.isfinite(rows)).any(1).sum()):
@@ -303,18 +312,25 @@ def _records(name, metric, sides: Sides, x, y, protocol, seed, usual):
     if metric.network == "Inception":
       record["protocol"] = protocol
     record |= dict(found.said)
-    if notes := _notes(metric, record, usual):
+    if notes := _notes(metric, record, usual, x, y):
       record["notes"] = notes
     yield record
 
 
-def _notes(metric, record, usual: int) -> list[str]:
+def _notes(metric, record, usual: int, x, y) -> list[str]:
   """What keeps a number from being compared with published ones."""
   notes, n = [], record["images"]
   if metric.network == "Inception" and n != usual:
     notes.append(f"published numbers are of {usual} images, this of {n}")
   if metric.needs == "real" and n <= record["width"]:
     notes.append("fewer images than features: its bias is larger than most differences")
+  for images in filter(None, (x, y if "real" in record else None)):
+    if bad := images.replaced:
+      why = bad[min(bad)]
+      notes.append(
+        f"{len(bad)} of {len(images)} images ({images.name}) are bad, and the next "
+        f"were taken in their place; the first: {why}"
+      )
   return notes
 
 

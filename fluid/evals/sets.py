@@ -47,6 +47,7 @@ class ImageSet:
     texts: prompts of the images, in their order, where they are known.
     lines: metadata of GenEval's layout, one for each image.
     names: of the files below the folder, without endings.
+    replaced: place -> why the image there is another one's, see fluid.data.Images.
   """
 
   name: str
@@ -57,6 +58,7 @@ class ImageSet:
   texts: Sequence[str] = ()
   lines: Sequence[dict] = ()
   names: Sequence[str] = ()
+  replaced: dict[int, str] = dataclasses.field(default_factory=dict)
 
   def __len__(self) -> int:
     return 0 if self.images is None else len(self.images)

@@ -49,9 +49,9 @@ class Images:
   """Random access to the uint8 images of a source [H, W, 3], kept where they fit."""
 
   def __init__(self, source, limit: int = 0):
-    self.source = source
     self.size = min(limit or len(source), len(source))
-    shape = np.shape(self._read(0))
+    self._read = data.Images(source, range(self.size))
+    shape = np.shape(self._read[0])
     fits = self.size * int(np.prod(shape)) <= CACHE_BYTES
     self._kept = np.zeros((self.size, *shape), np.uint8) if fits else None
     self._seen = np.zeros(self.size, bool)
@@ -61,20 +61,11 @@ class Images:
 
   def __getitem__(self, index: int) -> np.ndarray:
     if self._kept is None:
-      return self._read(index)
+      return self._read[index]
     if not self._seen[index]:
-      self._kept[index] = self._read(index)
+      self._kept[index] = self._read[index]
       self._seen[index] = True
     return self._kept[index]
-
-  def _read(self, index: int) -> np.ndarray:
-    """The image, or where it cannot be read the next one; prepare counts such."""
-    for i in range(index, index + self.size):
-      try:
-        return self.source[i % self.size]["image"]
-      except data.BadExample as e:
-        error = e
-    raise error
 
   def some(self, count: int) -> np.ndarray:
     """[N, H, W, 3] in [-1, 1], from all over it: its first may be of one class."""
