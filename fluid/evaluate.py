@@ -212,6 +212,8 @@ def sweep(
       "sample.",
     )
   part, judge, each = run.evals[name], Judge(workdir, run, step), 2
+  for weights in dict.fromkeys(point.get("weights", "ema") for point in points):
+    judge.load(weights)  # What is not there is refused before anything is drawn.
   if name == "distribution":
     metric = metrics.parse(by)[0]
     if metric.needs == "pairs":

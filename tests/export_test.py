@@ -67,6 +67,8 @@ def test_what_it_has_not_is_one_line(given, tmp_path):
     fluid.load(given, "raw")
   with pytest.raises(config.ConfigError, match="has step 2 alone, not 7"):
     fluid.load(given, step=7)
+  with pytest.raises(config.ConfigError, match="alone, not raw"):
+    evaluate.sweep(given, "guidance=1:4:1,weights=ema,raw", images=32)
   shutil.copytree(given, tmp_path / "cut")
   file = tmp_path / "cut" / "weights.safetensors"
   file.write_bytes(file.read_bytes()[:-4])
