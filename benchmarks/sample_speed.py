@@ -5,14 +5,16 @@
 
 Random parameters: the work does not depend on what was learned (benchmarks.sample
 weighs speed against quality on trained runs). The sampler, the machine's best matmul
-and, with --peer=torch, a plain PyTorch sampler of the same steps (benchmarks/peers)
-run in turn. FLOPs are those of the products in the sampler's jaxpr, padding and masked
-keys included. --positions times a raster step by its position in the image.
+and, with --peer=torch, a plain PyTorch sampler of the same steps (benchmarks/peers, in
+a process of its own) run in turn. FLOPs are those of the products in the sampler's
+jaxpr, padding and masked keys included. --positions times a raster step by its position
+in the image.
 """
 
 import dataclasses
 import functools
 import statistics
+import sys
 import time
 
 import jax
@@ -32,10 +34,22 @@ def _arguments(net, batch: int):
   return params, jnp.asarray(rows["text"]), jnp.asarray(rows["text_mask"]), keys
 
 
+def peer(run: config.Run):
+  """A call of the PyTorch sampler."""
+  from benchmarks import peers
+
+  net = Net.of(run)
+  return peers.sample(net, train_step.random_batch(net, run.sample.batch), run.sample)
+
+
 def measure(
-  run: config.Run, peer: bool, positions: bool, rounds: int, warmup: int = 1
+  run: config.Run,
+  other: timing.Apart | None,
+  positions: bool,
+  rounds: int,
+  warmup: int = 1,
 ) -> dict:
-  """The report, JSON-able."""
+  """The report, JSON-able, beside a peer where there is one."""
   cfg, net = run.sample, Net.of(run)
   args = _arguments(net, cfg.batch)
 
@@ -61,11 +75,8 @@ def measure(
     "ours": lambda: jax.block_until_ready(program(*args)),
     "matmul": best,
   }
-  if peer:
-    from benchmarks import peers
-
-    batch = train_step.random_batch(net, cfg.batch)
-    variants["torch"] = peers.sample(net, batch, cfg)
+  if other:
+    variants["torch"] = other
   times = timing.interleave(variants, rounds=rounds, warmup=warmup)
   fastest = best_flops / min(times["matmul"])
   report["matmul_flops_per_s"] = fastest
@@ -74,7 +85,8 @@ def measure(
     report[name] = row | {"seconds_per_image": row["median_s"] / cfg.batch}
   rate = work / report["ours"]["median_s"]
   report["ours"] |= {"flops_per_s": rate, "share_of_matmul": rate / fastest}
-  if peer:
+  if other:
+    other.close()
     report["speedup"] = report["torch"]["median_s"] / report["ours"]["median_s"]
   if positions:
     report["positions"] = by_position(net, args, cfg, rounds)
@@ -127,7 +139,12 @@ def main(argv) -> None:
     run = dataclasses.replace(
       run, sample=dataclasses.replace(run.sample, batch=f.batch)
     )
-  timing.write(f.json, measure(run, f.peer == "torch", f.positions, f.rounds, f.warmup))
+  if f.serve:
+    timing.serve(peer(run))
+    return
+  command = ["-m", "benchmarks.sample_speed", *sys.argv[1:], "--serve"]
+  other = timing.Apart(command) if f.peer == "torch" else None
+  timing.write(f.json, measure(run, other, f.positions, f.rounds, f.warmup))
 
 
 if __name__ == "__main__":
@@ -137,5 +154,6 @@ if __name__ == "__main__":
   flags.DEFINE_bool("positions", False, "Time raster steps by position as well.")
   flags.DEFINE_integer("rounds", 3, "Timed rounds.", lower_bound=1)
   flags.DEFINE_integer("warmup", 1, "Rounds before; 0: long ones.", lower_bound=0)
+  flags.DEFINE_bool("serve", False, "Internal: the peer alone, for Apart.")
   flags.DEFINE_string("json", None, "Write the report to this file.")
   cli.run(main)

@@ -5,7 +5,8 @@
 
 A step is forward, backward, clipping, AdamW and the moving average, on random tokens.
 The step, the machine's best matmul and, with --peer=torch, a plain PyTorch eager step
-of the same shapes (benchmarks/peers, autocast for bfloat16) run in turn.
+of the same shapes (benchmarks/peers, autocast for bfloat16; a process of its own with
+the same settings of the allocator) run in turn, each twice, of which the second counts.
 Peak memory comes from one process for each, compared with a process that only imports;
 `program_bytes` is the compiled step alone (state and temporaries, as XLA assigned
 them), without the compiler and what initialisation left behind.
@@ -13,8 +14,6 @@ FLOPs are the model's (fluid.flops), three times the forward pass.
 """
 
 import dataclasses
-import json
-import subprocess
 import sys
 import time
 
@@ -78,11 +77,12 @@ def peer(run: config.Run):
   return peers.step(net, random_batch(net, run.batch), run.optim)
 
 
-def memory(args: list[str], variant: str) -> int:
-  """Peak bytes of a process that takes two steps of `variant`."""
-  command = [sys.executable, "-m", "benchmarks.train_step", *args, f"--only={variant}"]
-  done = subprocess.run(command, capture_output=True, text=True, check=True)
-  return json.loads(done.stdout.splitlines()[-1])["peak_memory_bytes"]
+def apart(args: list[str], variant: str, steps: int = 0) -> timing.Apart:
+  """A process that takes steps of `variant`, the first ones at once."""
+  run = timing.Apart(["-m", "benchmarks.train_step", *args, f"--only={variant}"])
+  for _ in range(steps):
+    run()
+  return run
 
 
 def measure(run: config.Run, args: list[str], with_peer: bool, rounds: int) -> dict:
@@ -92,8 +92,9 @@ def measure(run: config.Run, args: list[str], with_peer: bool, rounds: int) -> d
   best, best_flops = timing.matmul(dtype)
   variants = {"ours": call, "matmul": best}
   if with_peer:
-    variants["torch"] = peer(run)
-  times = timing.interleave(variants, rounds=rounds)
+    variants["torch"] = other = apart(args, "torch")
+  times = timing.interleave(variants, rounds=rounds, lead=1)
+  peaks = {"torch": other.close()} if with_peer else {}
   net = models.Net.of(run)
   work = 3 * flops.forward(net)["total"] * run.batch
   fastest = best_flops / min(times["matmul"])
@@ -111,13 +112,14 @@ def measure(run: config.Run, args: list[str], with_peer: bool, rounds: int) -> d
     "matmul_flops_per_s": fastest,
     **facts,
   }
-  idle = memory(args, "none")
+  peaks["ours"] = apart(args, "ours", steps=2).close()
+  idle = apart(args, "none").close()
   for name in [v for v in variants if v != "matmul"]:
     row = timing.summary(times[name])
     rate = work / row["median_s"]
     row |= {"flops_per_s": rate, "share_of_matmul": rate / fastest}
     row["images_per_s"] = run.batch / row["median_s"]
-    row["memory_bytes"] = memory(args, name) - idle
+    row["memory_bytes"] = peaks[name] - idle
     report[name] = row
   if with_peer:
     report["speedup"] = report["torch"]["median_s"] / report["ours"]["median_s"]
@@ -132,10 +134,12 @@ def main(argv) -> None:
   if f.batch:
     run = dataclasses.replace(run, batch=f.batch)
   if f.only:
-    if f.only != "none":
-      call = ours(run)[0] if f.only == "ours" else peer(run)
-      call(), call()
-    print(json.dumps({"peak_memory_bytes": timing.peak_memory()}))
+    calls = {
+      "none": lambda: None,
+      "ours": lambda: ours(run)[0],
+      "torch": lambda: peer(run),
+    }
+    timing.serve(calls[f.only]())
     return
   args = [a for a in sys.argv[1:] if not a.startswith(("--json", "--rounds"))]
   timing.write(f.json, measure(run, args, f.peer == "torch", f.rounds))
@@ -147,5 +151,7 @@ if __name__ == "__main__":
   flags.DEFINE_enum("peer", "none", ["none", "torch"], "What to time beside it.")
   flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
   flags.DEFINE_string("json", None, "Write the report to this file.")
-  flags.DEFINE_enum("only", None, ["none", "ours", "torch"], "Internal: memory of one.")
+  flags.DEFINE_enum(
+    "only", None, ["none", "ours", "torch"], "Internal: one, for Apart."
+  )
   cli.run(main)

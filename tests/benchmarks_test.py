@@ -62,7 +62,7 @@ def test_sample_speed_counts_the_work_of_any_cell(head, order, monkeypatch):
   monkeypatch.setattr(models.Net, "of", lambda run: net)
   monkeypatch.setattr(timing, "MATMUL", 64)
   raster = order == "raster"
-  report = sample_speed.measure(cfg, False, positions=raster, rounds=2)
+  report = sample_speed.measure(cfg, None, positions=raster, rounds=2)
   # The trunk runs on both halves, once a step on all tokens or on each token once.
   trunk = 2 * 3 * flops.forward(net)["core"]
   passes = cfg.sample.flat().get("steps", 1)
@@ -86,7 +86,7 @@ def test_safety_splits_a_save_from_the_steps_around_it(tmp_path, monkeypatch):
 def test_positions_are_for_raster_order():
   _, cfg = _tiny("diffusion", "random")
   with pytest.raises(cli.UserError, match="raster"):
-    sample_speed.measure(cfg, False, positions=True, rounds=1)
+    sample_speed.measure(cfg, None, positions=True, rounds=1)
 
 
 def _row(seconds, kid, geneval):
