@@ -26,7 +26,7 @@ from fluid.data.tfds import TfdsConfig
 from fluid.data.webdataset import WebDatasetConfig
 from fluid.text.learned import LearnedConfig
 from tests import shards_test
-from tests.prepare_test import Tokenizer
+from tests.caches import Tokenizer
 from tests.shards_test import png, write_tar
 
 

@@ -37,10 +37,10 @@ from fluid.tokenizers import train as train_tokenizer
 from fluid.training import clocks
 from launch import order, retry, status
 from tests import (
+  caches,
   checkpoint_test,
   compiled_test,
   engines_test,
-  prepare_test,
   synthetic,
   tiny,
   tokenizers_test,
@@ -292,11 +292,11 @@ def test_a_tokenizer_and_a_cache_are_made_in_a_bucket(bucket, tmp_path, monkeypa
 PROCESS = """
 import sys
 from fluid.parallel import distributed
-from tests import prepare_test
+from tests import caches
 
 port, number, cache = sys.argv[1:]
 distributed.join(f"localhost:{port}", 2, int(number))
-prepare_test.write(cache)
+caches.write(cache)
 """
 
 
@@ -309,11 +309,11 @@ def test_two_processes_fill_a_cache_in_a_bucket(bucket, tmp_path):
     for i in range(2)
   ]
   assert [p.wait(400) for p in processes] == [0, 0]
-  prepare_test.write(tmp_path / "one")
+  caches.write(tmp_path / "one")
   found = {
     n.rpartition("/")[2]: files(cache).cat_file(n) for n in files(cache).find(cache)
   }
-  assert found == prepare_test.content(tmp_path / "one") and len(found) > 5
+  assert found == caches.content(tmp_path / "one") and len(found) > 5
 
 
 machine = engines_test.machine

@@ -30,7 +30,7 @@ from fluid.data.folder import FolderConfig
 from fluid.data.imagenet import ImageNetConfig
 from fluid.text.classes import Classes, ClassesConfig
 from fluid.text.learned import LearnedConfig
-from tests.prepare_test import Tokenizer
+from tests.caches import Tokenizer
 
 
 def open_source(source, split="train"):
