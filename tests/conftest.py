@@ -18,6 +18,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+pytest.register_assert_rewrite("tests.sources")
+
 from tests import compiled, toy_parts  # noqa: E402, F401
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -29,7 +29,7 @@ from fluid.text.learned import LearnedConfig
 from tests.conftest import ROOT
 from tests.evals_test import written
 from tests.measures_test import _Fake, folder, noise
-from tests.sources_test import WNIDS, kaggle, write_coco, write_imagenet
+from tests.sources import WNIDS, kaggle, write_coco, write_imagenet
 from tests.vision_test import DATA as VISION
 
 
