@@ -99,3 +99,11 @@ def study(tmp_path):
   )
   (tmp_path / "study.py").write_text(f"def sweep():\n{body}\n")
   return tmp_path / "study.py"
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  """A run with random weights, to be evaluated, see tests.random_run."""
+  from tests import random_run
+
+  return random_run.judged(tmp_path_factory.mktemp("run"))
