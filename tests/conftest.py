@@ -101,6 +101,15 @@ def study(tmp_path):
   return tmp_path / "study.py"
 
 
+@pytest.fixture
+def machine(study, tmp_path, monkeypatch):
+  """That sweep on stand-ins of schedulers, see tests.machines."""
+  from tests import machines, schedulers
+
+  yield machines.install(study, tmp_path, monkeypatch)
+  schedulers.stop_all(tmp_path / "state")
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
   """A run with random weights, to be evaluated, see tests.random_run."""

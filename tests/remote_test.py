@@ -40,12 +40,12 @@ from tests import (
   caches,
   checkpoint_test,
   compiled_test,
-  engines_test,
   synthetic,
   tiny,
   tokenizers_test,
 )
 from tests.conftest import ROOT
+from tests.machines import specs_with
 
 gcsfs = pytest.importorskip("gcsfs")
 aiohttp = pytest.importorskip("aiohttp")
@@ -316,7 +316,6 @@ def test_two_processes_fill_a_cache_in_a_bucket(bucket, tmp_path):
   assert found == caches.content(tmp_path / "one") and len(found) > 5
 
 
-machine = engines_test.machine
 # A stage of a sweep, in a bucket.
 STAGE = """
 import json, sys
@@ -349,7 +348,7 @@ def test_a_sweep_lies_in_a_bucket(
   ended = lambda s: all(s.get(k) == v for k, v in want.items())
   result, _ = machine.until(engine, ended, 400)
   assert result == int(fails)
-  monkeypatch.setattr(order.Order, "specs", engines_test._with(machine.build))
+  monkeypatch.setattr(order.Order, "specs", specs_with(machine.build))
   capfd.readouterr()
   assert status.main(["--workdir", url, "--json"]) == int(fails)
   rows = {r["stage"]: r for r in json.loads(capfd.readouterr().out)}
