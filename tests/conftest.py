@@ -111,6 +111,15 @@ def machine(study, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+  """gs://bucket on this machine, see tests.buckets."""
+  from tests import buckets
+
+  with buckets.served(tmp_path_factory.mktemp("copies")) as said:
+    yield said
+
+
+@pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
   """A run with random weights, to be evaluated, see tests.random_run."""
   from tests import random_run
