@@ -25,9 +25,8 @@ from fluid.data.parquet import ParquetConfig
 from fluid.data.tfds import TfdsConfig
 from fluid.data.webdataset import WebDatasetConfig
 from fluid.text.learned import LearnedConfig
-from tests import shards_test
-from tests.prepare_test import Tokenizer
-from tests.shards_test import png, write_tar
+from tests.caches import Tokenizer
+from tests.shards import build, png, write_tar
 
 
 def as_file(image, kind, **options):
@@ -169,7 +168,7 @@ def parquet(root, broken):
 
 def tfds(root, broken):
   train, val = range(N), range(N, N + 1)
-  shards_test.build(
+  build(
     root,
     splits={"train": train, "validation": val},
     png=lambda n: content(n, broken.get(n)),

@@ -18,6 +18,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+pytest.register_assert_rewrite("tests.sources")
+
 from tests import compiled, toy_parts  # noqa: E402, F401
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -97,3 +99,29 @@ def study(tmp_path):
   )
   (tmp_path / "study.py").write_text(f"def sweep():\n{body}\n")
   return tmp_path / "study.py"
+
+
+@pytest.fixture
+def machine(study, tmp_path, monkeypatch):
+  """That sweep on stand-ins of schedulers, see tests.machines."""
+  from tests import machines, schedulers
+
+  yield machines.install(study, tmp_path, monkeypatch)
+  schedulers.stop_all(tmp_path / "state")
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+  """gs://bucket on this machine, see tests.buckets."""
+  from tests import buckets
+
+  with buckets.served(tmp_path_factory.mktemp("copies")) as said:
+    yield said
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  """A run with random weights, to be evaluated, see tests.random_run."""
+  from tests import random_run
+
+  return random_run.judged(tmp_path_factory.mktemp("run"))

@@ -15,11 +15,11 @@ from fluid import api, config, evaluate, export, models
 from fluid.durable import card, exported, parameters
 from fluid.evals import features
 from fluid.parallel import distributed
-from tests.evals_test import FakeFeatures, workdir  # noqa: F401
+from tests.random_run import FakeFeatures
 
 
 @pytest.fixture(scope="module")
-def given(workdir, tmp_path_factory):  # noqa: F811
+def given(workdir, tmp_path_factory):
   """A copy of the exported folder and its tokenizer, away from where both were made."""
   home = tmp_path_factory.mktemp("given")
   tokenizer = api.read_config(workdir).tokenizer.path
@@ -33,7 +33,7 @@ def given(workdir, tmp_path_factory):  # noqa: F811
   return home / "second" / "model"
 
 
-def test_it_draws_and_scores_what_the_run_does(workdir, given, monkeypatch):  # noqa: F811
+def test_it_draws_and_scores_what_the_run_does(workdir, given, monkeypatch):
   names = {p.name for p in given.iterdir()}
   assert {"config.json", "model.json", "weights.safetensors"} <= names
   assert not names & {"checkpoints", "metrics.jsonl"}
@@ -52,7 +52,7 @@ def test_it_draws_and_scores_what_the_run_does(workdir, given, monkeypatch):  # 
     assert got[name] == pytest.approx(wanted[name], rel=1e-5), name
 
 
-def test_training_starts_from_it(workdir, given):  # noqa: F811
+def test_training_starts_from_it(workdir, given):
   net = fluid.load(given).net
   params = models.Net.init(net, jax.random.key(9))
   for folder in (workdir, given):

@@ -15,7 +15,7 @@ from PIL import Image
 from fluid import config
 from fluid.evals import features, measures, metrics, parts, sets
 from fluid.evals.metrics import diversity, frechet, kernels
-from tests.evals_test import FakeFeatures
+from tests.random_run import FakeFeatures
 
 ROOT = pathlib.Path(__file__).parents[1]
 

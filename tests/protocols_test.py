@@ -27,9 +27,9 @@ from fluid.models.conditions.label import ClassConfig
 from fluid.text.classes import ClassesConfig
 from fluid.text.learned import LearnedConfig
 from tests.conftest import ROOT
-from tests.evals_test import written
 from tests.measures_test import _Fake, folder, noise
-from tests.sources_test import WNIDS, kaggle, write_coco, write_imagenet
+from tests.random_run import written
+from tests.sources import WNIDS, kaggle, write_coco, write_imagenet
 from tests.vision_test import DATA as VISION
 
 
