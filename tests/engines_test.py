@@ -180,7 +180,7 @@ def machine(study, tmp_path, monkeypatch):
 
     def order(self, engine, **changes):
       own = {"gke": {"mount": str(tmp_path)}}
-      own |= {name: {"setup": "true"} for name in ("slurm", "skypilot")}
+      own |= {name: {"setup": "true"} for name in ("slurm", "skypilot", "tpu_vm")}
       options = OPTIONS[engine] | own.get(engine, {})
       where = "cpu:1x1" if engine in ("slurm", "gke", "skypilot") else "v5e:1x1"
       return order.Order(str(study), engine, where, options=options, **changes)
@@ -485,6 +485,8 @@ def test_a_tpu_machine_makes_its_python_or_gives_up(tmp_path):
     done = start()
     assert done.stdout.startswith("3.11 -m fluid.train"), done.stderr
   said = (tmp_path / "code/said").read_text().splitlines()
+  (tmp_path / "bin/uv").write_text("exit 32")  # As a mount that fails.
+  assert str(start().returncode) in fatal
   assert [x.split()[0] for x in said] == ["venv", "pip", "pip"]
   assert said[-1].endswith(" -r requirements-tpu.txt")
 
@@ -629,7 +631,7 @@ def test_what_cannot_be_submitted_is_one_line(
   if engine == "gke" and "clame" not in options:
     options = options | {"claim": "c"}
   elif engine in ("skypilot", "tpu_vm"):
-    options = options | {"repository": "https://host/fluid.git"}
+    options = options | {"repository": "https://host/fluid.git", "setup": "true"}
   changes = {"mesh.data": -1} | ({} if where == "cpu:3x1" else {"batch": 8})
   asked = order.Order(str(study), engine, where, options=options, overrides=changes)
   with pytest.raises(ConfigError) as error:
