@@ -388,7 +388,7 @@ def test_what_a_sweep_takes_is_said_before(capsys):
   argv = ["--config", str(ROOT / "configs/sweeps/fig5_size_ladder.py")]
   argv += [
     "--workdir",
-    "/shared/fig5",
+    "gs://bucket/fig5",
     "--on",
     "tpu_vm",
     "--set",
