@@ -3,10 +3,11 @@
 import time
 
 import pytest
+from rich.console import Console
 
 from fluid import files, remote
 from fluid.errors import ConfigError
-from launch import engines, sweep
+from launch import engines, status, sweep
 from launch.order import Order
 from launch.plan import plan
 from tests.conftest import ROOT
@@ -149,3 +150,11 @@ def test_nothing_is_printed_before_all_is_rendered(study, tmp_path, capsys):
   with pytest.raises(ConfigError, match="a pod runs one process, not 2"):
     dry(*argv)
   assert capsys.readouterr().out == ""
+
+
+def test_a_narrow_table_leaves_states_whole(capsys):
+  blank = dict.fromkeys(("step", "loss", "images_per_s", "mfu", "goodput"))
+  row = {"stage": "run/continuous-random-10.5B", "state": "interrupted", **blank}
+  row |= {"eta_seconds": None, "restarts": 0, "note": "start the sweep again to go on"}
+  Console(width=80).print(status.table([row]))
+  assert " interrupted " in capsys.readouterr().out
