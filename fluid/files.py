@@ -75,11 +75,13 @@ def place(path: str | os.PathLike, name: str) -> pathlib.Path | remote.Url:
   """A folder to join names to: of this host, absolute, or in a bucket.
 
   Raises:
-    ConfigError: it is an address of something else; naming the flag `name`.
+    ConfigError: it is empty, or an address of something else; naming the flag `name`.
   """
+  if not str(path):
+    raise ConfigError(f"{name} is empty; a folder here is '.'")
   if not remote.is_url(path):
     return pathlib.Path(path).resolve()
-  if not str(path).startswith("gs://"):
+  if not remote.is_bucket(path):
     remote.check(path, name)  # It says which there are.
   return remote.Url(str(path).rstrip("/"))
 

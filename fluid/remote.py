@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -80,13 +81,17 @@ def is_url(path: Any) -> bool:
   return "://" in str(path)
 
 
+def is_bucket(path: Any) -> bool:
+  return bool(re.match("gs://[^/]", str(path)))
+
+
 def check(path: Any, name: str) -> None:
   """Refuses an address that is not of a bucket, or for which a package is missing.
 
   Raises:
     ConfigError: naming the flag or key `name`.
   """
-  if is_url(path) and not str(path).startswith("gs://"):
+  if is_url(path) and not is_bucket(path):
     raise ConfigError(
       f"{name} is {path}: of addresses only gs://BUCKET/FOLDER is understood; mount "
       "what is elsewhere and name the folder that it is there"

@@ -163,13 +163,14 @@ def table(stages: Iterable[Stage], price: float | None = None) -> list[str]:
   before = [s for s in stages if s.kind in ("tokenizer", "data")]
   rows = [row(s, price) for s in runs]
   width = max([len(s.name) for s in runs] + [len(s.id) for s in before] + [3])
+  wide = max(len(str(s.hardware)) for s in [*runs, *before])
   head = (
-    f"{'run':{width}} {'hardware':16} {'chips':>5} {'hours':>8} {'chip-hours':>11} "
+    f"{'run':{width}} {'hardware':{wide}} {'chips':>5} {'hours':>8} {'chip-hours':>11} "
     f"{'dollars':>11} {'GB kept':>8}  by"
   )
   out = [head]
   for stage, r in zip(runs, rows):
-    out.append(_line(stage.name, str(stage.hardware), r, width))
+    out.append(_line(stage.name, str(stage.hardware), r, width, wide))
   keys = ("chip_hours", "dollars", "gigabytes")
   total = {k: sum(r[k] or 0 for r in rows) or None for k in keys}
   missing = sum(r["hours"] is None for r in rows)
@@ -177,11 +178,11 @@ def table(stages: Iterable[Stage], price: float | None = None) -> list[str]:
   total["basis"] = (
     f"{missing} of {len(runs)} runs without an estimate" if missing else ""
   )
-  out.append(_line(f"{len(runs)} runs", "", total, width))
-  out += [_line(s.id, str(s.hardware), made(s, price), width) for s in before]
+  out.append(_line(f"{len(runs)} runs", "", total, width, wide))
+  out += [_line(s.id, str(s.hardware), made(s, price), width, wide) for s in before]
   out.append(
-    "hours of runs: of training steps alone, estimated, not measured; evaluations and "
-    "restarts come on top"
+    "hours of runs: of training steps alone, estimated, not measured; evaluations, "
+    "tuning and restarts come on top"
   )
   if before:
     out.append(
@@ -202,13 +203,13 @@ def table(stages: Iterable[Stage], price: float | None = None) -> list[str]:
   return out
 
 
-def _line(name: str, machine: str, r: dict, width: int) -> str:
+def _line(name: str, machine: str, r: dict, width: int, wide: int) -> str:
   def number(key, form):
     return format(r[key], form) if r[key] is not None else "?"
 
   hours = number("hours", ",.1f") if r["chips"] else ""
   return (
-    f"{name:{width}} {machine:16} {r['chips']:>5} {hours:>8} "
+    f"{name:{width}} {machine:{wide}} {r['chips']:>5} {hours:>8} "
     f"{number('chip_hours', ',.0f'):>11} {number('dollars', ',.0f'):>11} "
     f"{number('gigabytes', ',.0f'):>8}  {r['basis']}"
   ).rstrip()

@@ -4,19 +4,20 @@ import signal
 import sys
 from collections.abc import Callable
 
-from fluid.errors import ConfigError, one_line
+from fluid.errors import ConfigError, exit_code, one_line
 
 
 def end(main: Callable[[], int]) -> None:
-  """Exits with what `main` returns, or with 2 and one line of what is wrong.
+  """Exits with what `main` returns, or with one line of what is wrong.
 
-  Ctrl-C is 130, as shells have it.
+  That is 2, or 75 where the same command may go on later; Ctrl-C is 130, as shells have
+  it.
   """
   try:
     sys.exit(main())
   except (ConfigError, OSError) as error:
     print(f"error: {one_line(error)}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(exit_code(error))
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
     sys.exit(128 + signal.SIGINT)

@@ -6,6 +6,7 @@ For images that bring their own jax (Colab, GPU, TPU): packages that are there s
 their version, even where another would be preferred; a line says so.
 """
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -48,15 +49,19 @@ def examine(lines: list[str]) -> tuple[list[str], list[str], list[str]]:
   return missing, pins, remarks
 
 
-def main(path: str, dry_run: bool) -> int:
-  with open(path) as f:
+def main() -> int:
+  parser = argparse.ArgumentParser("python -m launch.install_missing")
+  parser.add_argument("requirements", type=argparse.FileType(), help="file of them")
+  parser.add_argument("--dry-run", action="store_true", help="says what is missing")
+  args = parser.parse_args()
+  with args.requirements as f:
     missing, pins, remarks = examine(f.readlines())
   for remark in remarks:
     print(f"note: {remark}")
   if not missing:
     return 0
   print("installing what is missing:", " ".join(missing), flush=True)
-  if dry_run:
+  if args.dry_run:
     return 0
   # jaxlib is not in the file, but a new one would break the jax that is here.
   pins += [f"{p}=={v}" for p in ("jaxlib", "protobuf") if (v := version(p))]
@@ -68,4 +73,4 @@ def main(path: str, dry_run: bool) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1], "--dry-run" in sys.argv))
+  sys.exit(main())

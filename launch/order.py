@@ -20,7 +20,7 @@ from fluid.durable.lock import lock
 from fluid.errors import ConfigError
 from launch import code, engines
 from launch.hardware import Hardware
-from launch.plan import Stage, command, plan
+from launch.plan import Stage, check_fit, command, plan
 from launch.spec import RunSpec
 
 FILE = "launch.json"
@@ -48,23 +48,36 @@ class Order:
   options: dict[str, str] = dataclasses.field(default_factory=dict)
   jobs: int = 1
 
-  def stages(self, workdir: Any, also: Iterable[str] = ()) -> list[Stage]:
+  def stages(
+    self, workdir: Any, also: Iterable[str] = (), *, look: bool = True
+  ) -> list[Stage]:
     """What there is to do, in an order in which each comes after those it needs.
 
     Args:
       also: ids of stages that `only` does not keep out.
+      look: whether to use what is in the folder already.
     """
     engine = None if self.on == "local" else self.engine()
     if engine is None or not engine.buckets:
       files.on_disk(workdir, "--workdir")
+    elif not remote.is_url(workdir) and not engine.sees(workdir):
+      ways = " or ".join(f"--set {k}={v}" for k, v in engine.mounts.items())
+      raise ConfigError(
+        f"--on {self.on} needs a work folder that outlives its machines, and that this "
+        f"one sees too: --workdir gs://BUCKET/FOLDER, or {ways}"
+      )
     stages = plan(
       self.config,
       workdir,
       overrides=self.overrides,
       topology=self.topology if engine else None,
       shares=engine is None or engine.shares,
+      look=look,
     )
-    return choose(stages, self.only, also) if self.only else stages
+    stages = choose(stages, self.only, also) if self.only else stages
+    for stage in stages:
+      check_fit(stage)
+    return stages
 
   def engine(self) -> engines.Remote:
     """Raises ConfigError where an option is missing or unknown."""

@@ -10,6 +10,7 @@ options, and what it is judged by, for `fluid.evaluate --sweep` once the run is 
 ('guidance=1:8:0.5', 'kid'). No device is touched.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -17,7 +18,9 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+import traceback
+import types
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,10 @@ from fluid.remote import is_url
 from launch import code, recommended
 from launch.hardware import TPUS, Hardware, parse
 
-_POINT = ("name", "config", "overrides", "hardware", "tune")
+_POINT: dict[str, Any] = {
+  "name": str, "config": str, "overrides": dict, "hardware": str | dict,
+  "tune": tuple | list | None,
+}  # fmt: skip
 _NAME = r"\w[\w.+=,@ -]*"
 _FOLDERS = {"tokenizer": "tokenizers", "data": "data", "run": "runs", "tune": "runs"}
 MODULES = {
@@ -133,6 +139,7 @@ def plan(
   overrides: Mapping[str, Any] | None = None,
   topology: str | None = None,
   shares: bool = True,
+  look: bool = True,
 ) -> list[Stage]:
   """All stages of a sweep, each after those it needs.
 
@@ -142,16 +149,17 @@ def plan(
       topology, or a generation such as 'v5e' where the sweep says 'recommended', or ''
       for what the sweep says.
     shares: whether those machines have this one's files.
+    look: whether to use what is in the folder already.
 
   Raises:
     ConfigError: a sweep file or a point of it cannot be used.
   """
   workdir = files.place(workdir, "--workdir")
   stages: dict[str, Stage] = {}
-  made = _made(workdir)
+  made = _made(workdir) if look else {}
   for point in load_points(sweep_file):
     point = point | {"overrides": {**point.get("overrides", {}), **(overrides or {})}}
-    for stage in _stages(point, workdir, made, topology, shares):
+    for stage in _stages(point, workdir, made, topology, shares, look):
       if stage.kind == "run" and stage.id in stages:
         raise ConfigError(f"{sweep_file} yields two runs named '{stage.name}'")
       first = stages.setdefault(stage.id, stage)
@@ -162,18 +170,27 @@ def plan(
 
 def load_points(sweep_file: str | Path) -> list[dict]:
   """The points a sweep file yields."""
-  module = _load_module(sweep_file)
-  if not hasattr(module, "sweep"):
-    raise ConfigError(f"{sweep_file} has no function sweep()")
-  points = list(module.sweep())
+  sweep = _function(sweep_file, "sweep")
+  with _running(sweep_file):
+    points = list(sweep() or ())
   for point in points:
+    if not isinstance(point, dict):
+      raise ConfigError(
+        f"{sweep_file} yields {point!r}: it takes dict(name=..., config=...)"
+      )
     if unknown := set(point) - set(_POINT):
       raise ConfigError(
         f"{sweep_file} yields a point with unknown key {unknown.pop()!r}"
       )
     if missing := {"name", "config"} - set(point):
       raise ConfigError(f"{sweep_file} yields a point without {missing.pop()!r}")
-    if not re.fullmatch(_NAME, str(point["name"])):
+    for key, value in point.items():
+      if not isinstance(value, kind := _POINT[key]):
+        raise ConfigError(
+          f"{sweep_file}: {key!r} of {point['name']!r} is {value!r}; it takes "
+          f"{kind if isinstance(kind, types.UnionType) else kind.__name__}"
+        )
+    if not re.fullmatch(_NAME, point["name"]):
       raise ConfigError(
         f"{sweep_file} yields a point named {point['name']!r}, which is no name of a "
         "folder: letters, digits and any of .+=,@_- and spaces, a letter or digit first"
@@ -194,8 +211,9 @@ def load_points(sweep_file: str | Path) -> list[dict]:
 def resolve(config: str, overrides: dict[str, Any]) -> Run:
   """'path.py:argument' and dotted overrides -> Run."""
   path, _, argument = config.partition(":")
-  module = _load_module(path)
-  tree = module.get_config(argument) if argument else module.get_config()
+  get_config = _function(path, "get_config")
+  with _running(path):
+    tree = get_config(argument) if argument else get_config()
   try:
     tree.update_from_flattened_dict(overrides)
   except (KeyError, TypeError, ValueError) as e:
@@ -243,11 +261,14 @@ def _prepared(workdir: Any, run: Run, tokenizer: str) -> str:
   Args:
     tokenizer: its folder.
   """
+  names = sorted(files.names(workdir / "data"))
+  if not names:
+    return ""  # And nothing is asked of a tokenizer that may be far away.
   folder = files.place(tokenizer, "config key 'tokenizer.path'")
   weights = read_json(folder, "config.json").get("weights_sha256")
   wanted = of_cache(run, files=False) | {"tokenizer.weights": weights}
   found = []
-  for name in sorted(files.names(workdir / "data")):
+  for name in names:
     said = read_json(workdir / "data" / name, "metadata.json")
     try:
       there = stored(said.get("config", {}))
@@ -270,7 +291,12 @@ def _check_shared(a: Run, b: Run, name: str) -> None:
 
 
 def _stages(
-  point: dict, workdir: Any, made: dict[str, str], topology: str | None, shares: bool
+  point: dict,
+  workdir: Any,
+  made: dict[str, str],
+  topology: str | None,
+  shares: bool,
+  look: bool,
 ) -> Iterator[Stage]:
   config, overrides = point["config"], dict(point.get("overrides", {}))
   run = resolve(config, overrides)
@@ -293,7 +319,7 @@ def _stages(
   if not run.data.cache:
     tokenizer = overrides.get("tokenizer.path") or run.tokenizer.path
     name = _cache(run, Path(tokenizer).name)
-    name = made.get(name) or _prepared(workdir, run, tokenizer) or name
+    name = made.get(name) or look and _prepared(workdir, run, tokenizer) or name
     overrides["data.cache"] = str(workdir / "data" / name)
     yield stage("data", name, needs)
     needs += (f"data/{name}",)
@@ -324,7 +350,11 @@ def _machine(point: dict, run: Run, topology: str | None):
     found = parse(text)
     if said.get("run") == "recommended":  # The mesh that topologies.md has of it.
       more = recommended.mesh(run.model.size, found)
-  _check_fit(f"run '{point['name']}'", _mesh(run, more), run, found)
+  if unknown := said.keys() - MODULES:
+    raise ConfigError(
+      f"'hardware' of run '{point['name']}' is for the unknown stage "
+      f"'{unknown.pop()}'; stages: {', '.join(MODULES)}"
+    )
   others = {kind: parse(said[kind]) for kind in said if kind != "run"}
   others["run"] = found
   others.setdefault("tune", found)
@@ -353,37 +383,50 @@ def _moved(run: Run, shares: bool) -> dict[str, Any]:
   return {k: tuple(v) if isinstance(v, list) else v for k, v in moved.items()}
 
 
-def _mesh(run: Run, more: Mapping[str, Any]) -> dict[str, int]:
-  """Axes of a run's mesh, as `more` changes it."""
-  axes = {k: getattr(run.mesh, k) for k in ("data", "fsdp", "model", "slice")}
-  return {k: more.get(f"mesh.{k}", v) for k, v in axes.items()}
+def check_fit(stage: Stage) -> None:
+  """Refuses hardware that a run cannot be divided over, or that cannot hold it.
 
-
-def _check_fit(what: str, axes: dict[str, int], run: Run, h: Hardware) -> None:
+  Raises:
+    ConfigError: naming the remedy.
+  """
+  h, run, model = stage.hardware, stage.run, stage.run.model
+  if stage.kind != "run" or h is None:
+    return
+  what = f"run '{stage.name}' does not fit {h}"
   devices = h.chips if h.tpu or h.gpus else h.processes
+  axes = {k: getattr(run.mesh, k) for k in ("data", "fsdp", "model", "slice")}
   if h.slices > 1:
-    axes = axes | {"slice": h.slices}
+    axes |= {"slice": h.slices}
   fixed = math.prod(n for n in axes.values() if n > 0)
   shape = ", ".join(f"{k} {v}" for k, v in axes.items())
   if devices % fixed or (devices != fixed and -1 not in axes.values()):
     raise ConfigError(
-      f"{what} does not fit {h}: mesh {shape} takes {fixed} devices or a multiple, and "
+      f"{what}: mesh {shape} takes {fixed} devices or a multiple, and "
       f"there are {devices}; name another --topology, or --override mesh.fsdp=N"
     )
-  rows = devices // max(1, axes["model"])
-  if run.batch % (run.accum * rows):
+  split = devices // max(1, axes["model"])
+  if run.batch % (run.accum * split):
     raise ConfigError(
-      f"{what} does not fit {h}: batch {run.batch} in {run.accum} microbatches does "
-      f"not divide by {rows} devices; --override batch=N, or another --topology"
+      f"{what}: batch {run.batch} in {run.accum} microbatches does "
+      f"not divide by {split} devices; --override batch=N, or another --topology"
     )
-  row = recommended.name(
-    run.model.size, run.model.cell, f"{h.kind}:{h.topology}", h.slices
-  )
-  report = recommended.reports().get(row)
+  rows = recommended.reports()
+  name = recommended.name(model.size, model.cell, f"{h.kind}:{h.topology}", h.slices)
+  report = rows.get(name)
   if report and not report["fits"]:
     raise ConfigError(
-      f"{what} does not fit {h}: the compiler says {report.get('error', 'too large')} "
+      f"{what}: the compiler says {report.get('error', 'too large')} "
       "(launch/topologies.md has what fits)"
+    )
+  # Of a device: parameters, EMA and two moments in float32, and its memory.
+  sizes = {(r["size"], r["cell"]): r["params"] for r in rows.values()}
+  memory = {r["topology"].split(":")[0]: r["memory"]["limit"] for r in rows.values()}
+  shards = axes["model"] * (axes["fsdp"] if axes["fsdp"] > 0 else devices // fixed)
+  each = sizes.get((model.size, model.cell), 0) * 16 / shards
+  if each > (most := memory.get(h.kind, math.inf)):
+    raise ConfigError(
+      f"{what}: its state alone takes {each / 1e9:,.0f} GB of a device, which has "
+      f"{most / 1e9:,.0f}; name another --topology, or --override mesh.fsdp=N"
     )
 
 
@@ -395,7 +438,8 @@ def read_json(folder: Any, name: str) -> dict:
     return {}
 
 
-def _load_module(path: str | Path):
+def _function(path: str | Path, name: str) -> Callable:
+  """A function that a file defines."""
   found = Path(shipped.find(str(path)))
   if not found.is_file():
     raise ConfigError(f"no such file: {path}")
@@ -403,5 +447,25 @@ def _load_module(path: str | Path):
   if spec is None or spec.loader is None:
     raise ConfigError(f"{path} is no Python file")
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+  with _running(path):
+    spec.loader.exec_module(module)
+  if not callable(function := getattr(module, name, None)):
+    raise ConfigError(f"{path} has no function {name}()")
+  return function
+
+
+@contextlib.contextmanager
+def _running(path: str | Path) -> Iterator[None]:
+  """An error in a file that somebody wrote becomes one line, with the place in it."""
+  try:
+    yield
+  except ConfigError:
+    raise
+  except Exception as e:
+    file: str | None = os.path.abspath(shipped.find(str(path)))
+    if isinstance(e, SyntaxError):  # It has no frame, and may be in what is imported.
+      file, line, said = e.filename, e.lineno, e.msg
+    else:
+      frames, said = traceback.extract_tb(e.__traceback__), str(e)
+      line = next((f.lineno for f in reversed(frames) if f.filename == file), 0)
+    raise ConfigError(f"{file}, line {line}: {type(e).__name__}: {said}") from e

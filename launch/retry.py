@@ -23,6 +23,9 @@ def main(argv: list[str] | None = None, build=None) -> int:
   wanted = [
     n for n in view.chosen(found, args.run) if found[n].status in (states or STOPPED)
   ]
+  for name in view.chosen(found, args.run) if args.run else ():
+    if name not in wanted:
+      print(f"{name} is {found[name].status}: there is nothing to try again")
   print(f"{len(wanted)} stages to try again: {', '.join(wanted) or 'none'}")
   if not wanted:
     return 0

@@ -39,7 +39,7 @@ def row(entry: Entry) -> dict:
 def table(rows: list[dict]) -> Table:
   out = Table(box=None, pad_edge=False)
   out.add_column("stage", overflow="fold")
-  out.add_column("state")
+  out.add_column("state", no_wrap=True)
   for name in ("step", "loss", "images/s", "MFU", "goodput", "ETA", "restarts"):
     out.add_column(name, justify="right")
   out.add_column("note", overflow="fold")

@@ -27,7 +27,7 @@ from fluid import files
 from fluid.durable import compiled
 from fluid.durable.lock import lock
 from fluid.errors import REQUEUE, ConfigError
-from fluid.remote import BucketError
+from fluid.remote import BucketError, is_url
 from launch import cost, engines, errors
 from launch.entries import Entry, last_line, save
 from launch.order import Order, choose, hold
@@ -295,23 +295,32 @@ def submit(
 
 
 def _dry_run(order: Order, workdir: Any, price: float | None) -> int:
-  """Prints what would be run or submitted, and what it takes; writes nothing."""
-  stages = order.stages(workdir)
+  """Prints what would be run or submitted, and what it takes; writes nothing.
+
+  A bucket is left alone: it need not be within reach yet.
+  """
+  look = not is_url(workdir)
+  stages = order.stages(workdir, look=look)
+
+  def state(stage: Stage) -> str:
+    return ("finished" if stage.finished() else "to do") if look else "finished or not"
+
   if order.on == "local":
     for stage in stages:
-      state = "finished" if stage.finished() else "to do"
-      print(f"# {stage.id} ({state})\n{shlex.join(command(stage))}")
+      print(f"# {stage.id} ({state(stage)})\n{shlex.join(command(stage))}")
     return 0
   engine = order.engine()
   specs = order.specs(stages, workdir, engine)
+  rendered = {name: engine.render(spec) for name, spec in specs.items()}
   for stage in stages:
-    rendered = engine.render(specs[stage.id])
-    state = "finished" if stage.finished() else "to do"
-    print(f"# {stage.id} ({state}) on {stage.hardware} as {specs[stage.id].key}")
-    for path, text in rendered.files.items():
+    made, key = rendered[stage.id], specs[stage.id].key
+    print(f"# {stage.id} ({state(stage)}) on {stage.hardware} as {key}")
+    for path, text in made.files.items():
       print(f"# {path}\n{text.rstrip()}")
-    print(shlex.join(rendered.submit), end="\n\n")
+    print(shlex.join(made.submit), end="\n\n")
   print("\n".join(cost.table(stages, price)))
+  if not look:
+    print(f"{workdir} was not looked at: what is finished there is listed, too")
   return 0
 
 

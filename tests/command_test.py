@@ -160,7 +160,14 @@ def test_hold_out_and_drop_largest_are_of_each_cell(tmp_path, monkeypatch, capsy
   )
 
 
-@pytest.mark.parametrize("name", ["fit", "plan", "plots", "report", "load", "coverage"])
+COMMANDS = [
+  file.relative_to(ROOT / "analysis").parts[0].removesuffix(".py")
+  for file in sorted((ROOT / "analysis").rglob("*.py"))
+  if '\nif __name__ == "__main__":' in file.read_text()
+]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_and_no_warning(name):
   argv = [sys.executable, "-W", "error", "-m", f"analysis.{name}", "--help"]
   out = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)

@@ -216,6 +216,8 @@ def test_a_tpu_machine_makes_its_python_or_gives_up(tmp_path):
     done = start()
     assert done.stdout.startswith("3.11 -m fluid.train"), done.stderr
   said = (tmp_path / "code/said").read_text().splitlines()
+  (tmp_path / "bin/uv").write_text("exit 32")  # As a mount that fails.
+  assert str(start().returncode) in fatal
   assert [x.split()[0] for x in said] == ["venv", "pip", "pip"]
   assert said[-1].endswith(" -r requirements-tpu.txt")
 

@@ -40,7 +40,7 @@ class Machine:
 
   def order(self, engine, **changes):
     own = {"gke": {"mount": str(self.folder)}}
-    own |= {name: {"setup": "true"} for name in ("slurm", "skypilot")}
+    own |= {name: {"setup": "true"} for name in ("slurm", "skypilot", "tpu_vm")}
     options = OPTIONS[engine] | own.get(engine, {})
     where = "cpu:1x1" if engine in ("slurm", "gke", "skypilot") else "v5e:1x1"
     return order.Order(str(self.study), engine, where, options=options, **changes)

@@ -35,7 +35,7 @@ def test_what_cannot_be_submitted_is_one_line(
   if engine == "gke" and "clame" not in options:
     options = options | {"claim": "c"}
   elif engine in ("skypilot", "tpu_vm"):
-    options = options | {"repository": "https://host/fluid.git"}
+    options = options | {"repository": "https://host/fluid.git", "setup": "true"}
   changes = {"mesh.data": -1} | ({} if where == "cpu:3x1" else {"batch": 8})
   asked = order.Order(str(study), engine, where, options=options, overrides=changes)
   with pytest.raises(ConfigError) as error:

@@ -19,8 +19,9 @@ from configs import fluid as paper
 from configs import sizes
 from fluid import config, flops
 from fluid.config import ConfigError, identity
+from fluid.durable.lock import AwayError
 from fluid.evals.loss import LossConfig
-from launch import cost, engines, entries, recommended, stop, sweep
+from launch import cost, engines, entries, errors, recommended, retry, stop, sweep
 from launch.plan import command, plan
 from launch.progress import Screen, progress
 from tests.schedulers import FAKE
@@ -388,7 +389,7 @@ def test_what_a_sweep_takes_is_said_before(capsys):
   argv = ["--config", str(ROOT / "configs/sweeps/fig5_size_ladder.py")]
   argv += [
     "--workdir",
-    "/shared/fig5",
+    "gs://bucket/fig5",
     "--on",
     "tpu_vm",
     "--set",
@@ -480,6 +481,21 @@ def test_any_stage_on_this_machine_can_be_stopped(study, tmp_path, capsys):
     process.kill()
   found = statuses(tmp_path)
   assert found["tokenizer/vq"] == "interrupted" and found["run/cr1"] == "finished"
+  assert retry.main(["cr1", *argv]) == 0
+  assert capsys.readouterr().out.splitlines() == [
+    "run/cr1 is finished: there is nothing to try again",
+    "0 stages to try again: none",
+  ]
+
+
+@pytest.mark.parametrize("error, code", [(ConfigError, 2), (AwayError, 75)])
+def test_the_status_says_whether_the_same_command_may_go_on(error, code, capsys):
+  def main():
+    raise error("w is in use")
+
+  with pytest.raises(SystemExit, match=f"^{code}$"):
+    errors.end(main)
+  assert capsys.readouterr().err == "error: w is in use\n"
 
 
 SWEEPS = sorted(p.name for p in (ROOT / "configs/sweeps").glob("[a-z]*.py"))

@@ -162,6 +162,7 @@ class Remote(abc.ABC):
     gone: what a job is that was submitted and that it does not know: 'cancelled' where
       it forgets none but those that somebody deletes, else 'lost'.
     buckets: whether the work folder may lie in one.
+    mounts: options by which its machines see a folder of this one, and their values.
     shares: whether its machines have the files of this one, by the same paths.
     where: options that say which of its jobs it sees.
     keeps: whether it has what a job printed that is over.
@@ -175,6 +176,7 @@ class Remote(abc.ABC):
   losses = 5
   gone = "lost"
   buckets = True
+  mounts: Mapping[str, str] = {}
   shares = False
   where: tuple[str, ...] = ()
   keeps = True
@@ -185,6 +187,10 @@ class Remote(abc.ABC):
   @abc.abstractmethod
   def code(self, workdir: Path | Url) -> Code:
     """What jobs run, as it is now; writes nothing."""
+
+  def sees(self, workdir: Path) -> bool:
+    """Whether its machines have a folder of this one, as far as options say."""
+    return self.shares or bool(self.options.keys() & self.mounts.keys())
 
   @abc.abstractmethod
   def render(self, spec: RunSpec) -> Rendered:

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from fluid.errors import ConfigError
-from fluid.remote import Url, is_url
+from fluid.remote import Url
 from launch import code, engines
 from launch.spec import FATAL, RESTARTS, Code, Rendered, RunSpec, slug
 
@@ -36,6 +36,7 @@ class Engine(engines.Remote):
   name = "gke"
   remedy = "cloud.google.com/kubernetes-engine/docs says how, then log in to a cluster"
   known = "AlreadyExists"
+  mounts = {"claim": "NAME of a PersistentVolumeClaim (Filestore, GCS FUSE)"}
   gone = "cancelled"  # A JobSet stays until it is deleted.
   where = ("namespace",)
 
@@ -43,12 +44,7 @@ class Engine(engines.Remote):
     self.options = engines.checked(self.name, options, OPTIONS)
 
   def code(self, workdir: Path | Url) -> Code:
-    if not is_url(workdir) and "claim" not in self.options:
-      raise ConfigError(
-        "--on gke needs a work folder that outlives the pods, and that this machine "
-        "sees too: --workdir gs://BUCKET/FOLDER, or --set claim=NAME of a "
-        "PersistentVolumeClaim (Filestore, GCS FUSE)"
-      )
+    del workdir
     image = self.options.get("image")
     if not image:
       raise ConfigError(

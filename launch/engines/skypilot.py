@@ -34,10 +34,15 @@ class Engine(engines.Remote):
   """See launch.engines.Remote."""
 
   name = "skypilot"
+  mounts = {"mount": "PATH=gs://BUCKET", "setup": "'mount ...; ...'"}
   remedy = "pip install 'skypilot[gcp]' in an environment of its own, then sky check"
 
   def __init__(self, options: Mapping[str, str] | None = None):
     self.options = engines.checked(self.name, options, OPTIONS)
+
+  def sees(self, workdir: Path) -> bool:
+    path = self.options.get("mount", "").partition("=")[0]
+    return "setup" in self.options or bool(path) and workdir.is_relative_to(path)
 
   def code(self, workdir: Path | Url) -> Code:
     del workdir

@@ -19,6 +19,7 @@ from launch.spec import RESTARTS, Code, Rendered, RunSpec
 
 _QUERY = ("squeue", "-h", "--me", "-t", "all", "-o", "%j|%i|%T|%r")
 PATIENCE = 300  # seconds for which the script asks a controller that is away.
+_OWN = ("job-name", "output", "dependency", "array", "nodes", "ntasks-per-node")
 _HELD = re.compile(r"held", re.I)  # In the reason for which a job waits.
 _GONE = ("CANCELLED", "COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED",
          "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")  # fmt: skip
@@ -50,6 +51,8 @@ class Engine(engines.Remote):
     for name in options:
       if not re.fullmatch(r"[a-z][a-z-]+", name):
         raise ConfigError(f"--set {name}: sbatch has no such option")
+      if name in _OWN:
+        raise ConfigError(f"--set {name}: that is the launcher's (--topology HOSTSxN)")
     self._options = options
 
   def code(self, workdir: Path | Url) -> Code:

@@ -24,8 +24,9 @@ OPTIONS = {
   "service_account": "of the machines; may delete queued resources",
   "network": "of the machines",
 }
-# Besides, what a clone, a setup or Python itself ends with that fails: no restart on
-# chips that are paid for mends that.
+# Besides, what a clone or a setup that fails is made to end with, as Python is by a
+# traceback, and what a shell says of no Python: no restart on chips that are paid for
+# mends that.
 _FATAL = (1, *FATAL, 126, 127, 128)
 _STATES = {
   "ACTIVE": "running",
@@ -43,6 +44,7 @@ class Engine(engines.Remote):
   remedy = "cloud.google.com/sdk/docs/install says how, then gcloud auth login"
   known = "ALREADY_EXISTS"
   losses = RESTARTS  # A spot resource that is taken away does not come back by itself.
+  mounts = {"setup": "'mount ...; . launch/machine.sh -r requirements-tpu.txt'"}
   gone = "cancelled"  # It stays, suspended, until it is deleted.
   where = ("zone", "project")
   keeps = False
@@ -151,7 +153,7 @@ mkdir -p /opt/fluid && cd /opt/fluid
 cat > run.sh <<'RUN'
 #!/bin/bash
 {env}
-set -e
+trap 'exit 1' ERR
 cd /opt/fluid
 for n in 1 2 3 4 5; do
   [ -d code ] && break
