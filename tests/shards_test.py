@@ -302,6 +302,25 @@ def test_patterns(tmp_path):
       stored.files(pattern and str(tmp_path / pattern), "k", ".tar")
 
 
+@pytest.mark.parametrize(
+  "kind, ending", (("webdataset", "tar"), ("parquet", "parquet"))
+)
+def test_no_file_is_of_both_splits(kind, ending, tmp_path):
+  for n in range(3):
+    write_tar(tmp_path / f"{n}.tar", sample(n))
+    pq.write_table(table([n]), tmp_path / f"{n}.parquet")
+  (tmp_path / "link").symlink_to(tmp_path)
+  place = lambda name: str(tmp_path / f"{name}.{ending}")
+  for all_, last in (("*", "2"), ("{0..2}", "[2]"), ("*", "link/2")):
+    fields = {"train": place(all_), "val": place(last)}
+    message = rf"{place(2)} is of both splits .*: 1 of 3.*'data.source.train' and '"
+    with pytest.raises(config.ConfigError, match=message) as e:
+      source_of(kind, **fields)
+    assert "\n" not in str(e.value)
+    assert len(source_of(kind, "val", **fields)) == 1  # Which may be judged.
+  assert len(source_of(kind, train=place("[01]"), val=place("2"))) == 2
+
+
 # Tar shards.
 
 
@@ -320,7 +339,7 @@ def test_layout_of_img2dataset_and_kinds_of_names(tmp_path):
     write_tar(tmp_path / f"{shard:05d}.tar", members, format=form)
     (tmp_path / f"{shard:05d}_stats.json").write_text("{}")
     (tmp_path / f"{shard:05d}.parquet").write_bytes(b"")
-  source = source_of("webdataset", train=str(tmp_path / "*"), val=str(tmp_path / "*"))
+  source = source_of("webdataset", "val", val=str(tmp_path / "*"))
   found = [source.caption(i) for i in range(len(source))]
   assert found == [f"text {n}" for n in range(6)]
   named = source_of("webdataset", train=str(tmp_path / "*"), caption="caption")
@@ -360,8 +379,8 @@ def test_public_sets_by_name(tmp_path, name, fields, files, captions):
   write_tar(tmp_path / "00000.tar", [*members, ("000000000.json", fields)])
   data = config.from_config_dict(paper.get_config(f"data={name}")).data
   place = str(tmp_path / "{00000..00000}.tar")
-  changes = {"image_size": SIZE, "source.train": place, "source.val": place}
-  example = make_source(config.replaced(data, changes), "train")[0]
+  changes = {"image_size": SIZE, "source.val": place}
+  example = make_source(config.replaced(data, changes), "val")[0]
   assert example["captions"] == captions and example["meta"]["width"] == 12
   expected = images.square(images.read(png(0)), SIZE)
   np.testing.assert_array_equal(example["image"], expected)
@@ -406,7 +425,7 @@ def test_damaged_tars(tmp_path, caplog):
     caplog.clear()
     whole.write_bytes(content)
     webdataset._index.cache_clear()
-    source = source_of("webdataset", train=str(whole), val=str(whole))
+    source = source_of("webdataset", "val", val=str(whole))
     found = []
     for i in range(len(source)):
       try:
@@ -458,7 +477,7 @@ def test_samples_without_their_parts(tmp_path):
     ("j.png", png(6)), ("j.txt", b"of the same key"),
   ]  # fmt: skip
   write_tar(tmp_path / "a.tar", parts)
-  source = source_of("webdataset", train=str(tmp_path / "a.tar"), val="x")
+  source = source_of("webdataset", "val", val=str(tmp_path / "a.tar"))
   wrong = {
     1: ("image", "sample 'b' of .*a.tar has no image, only txt"),
     2: ("caption", "'c'.* has no caption.*fields text.*data.source.caption"),
@@ -552,7 +571,7 @@ def test_parquet_labels(tmp_path):
   path = tmp_path / "a.parquet"
   content = table(range(6), caption=None, label=[0, 1, 2, None, -1, 3])
   pq.write_table(content, path)
-  source = source_of("parquet", train=str(path), val=str(path))
+  source = source_of("parquet", "val", val=str(path))
   for i in (3, 4, 5):
     with pytest.raises(BadExample, match=f"row {i} .* has label .*, of 3 classes") as e:
       source.label(i)
@@ -561,11 +580,11 @@ def test_parquet_labels(tmp_path):
   for statistics in (True, False):
     bare = content.replace_schema_metadata(None)
     pq.write_table(bare, path, write_statistics=statistics, row_group_size=2)
-    source = source_of("parquet", train=str(path), val=str(path))
+    source = source_of("parquet", "val", val=str(path))
     assert source.classes == ["0", "1", "2", "3"] and source.label(5) == "3"
   pq.write_table(table(range(6), label=None), path)
   with pytest.raises(config.ConfigError, match="no labels"):
-    source_of("parquet", train=str(path), val=str(path)).label(0)
+    source_of("parquet", "val", val=str(path)).label(0)
 
 
 def test_damaged_parquet(tmp_path):
@@ -574,7 +593,7 @@ def test_damaged_parquet(tmp_path):
   good = path.read_bytes()
   chunk = pq.read_metadata(path).row_group(1).column(0)
   start, size = chunk.dictionary_page_offset, chunk.total_compressed_size
-  fields = {"train": str(path), "val": str(path)}
+  fields = {"split": "val", "val": str(path)}
   damaged = bytearray(good)
   damaged[start + size // 2 : start + size // 2 + 64] = bytes(64)
   path.write_bytes(damaged)
@@ -652,10 +671,28 @@ def test_tfds_errors(configs, fields, message):
 
 
 def test_tfds_slices(configs):
-  sliced = source_of("tfds", **configs["tfds"] | {"train": "train[:50%]+validation"})
+  slices = {"train": "train[:50%]+validation", "val": "train[50%:]"}
+  sliced = source_of("tfds", **configs["tfds"] | slices)
   whole = source_of("tfds", **configs["tfds"])
   assert len(sliced) == 10
   assert [sliced[i]["meta"] for i in range(6)] == [whole[i]["meta"] for i in range(6)]
+
+
+def test_no_example_of_tfds_is_of_both_splits(configs):
+  def opened(split, *names):
+    own = dict(zip(("train", "val"), names))
+    return source_of("tfds", split, **configs["tfds"] | own)
+
+  for both, *names in (
+    (12, "train", "train"),
+    (3, "train[:9]", "train[50%:]"),
+    (3, "validation+train[9:]", "validation[1:]"),
+  ):
+    with pytest.raises(config.ConfigError, match=f"{both} examples of .* both splits"):
+      opened("train", *names)
+    opened("val", *names)  # Which may be judged.
+  assert len(opened("train", "train[:9]", "train[9:]")) == 9
+  assert len(opened("train", "train[:9]", "none")) == 9  # Who reads val is told.
 
 
 def test_tfds_files_that_cannot_be_read(tmp_path):
