@@ -321,6 +321,11 @@ def _look(run: config_lib.Run, split: str, source: Source) -> None:
   """
   runs, length = _LOOKED_AT
   total, score = count(run.data, split, source), run.data.filter.score
+  if not total:
+    raise config_lib.ConfigError(
+      f"split '{split}' of source '{run.data.source.kind}' holds no examples, and "
+      "training needs some: complete the set, or give the split files of its own"
+    )
   starts = np.linspace(0, max(total - length, 0), runs).astype(int)
   places = np.unique(starts[:, None] + np.arange(length))
   wrong, keys = [], dict[str, None]()

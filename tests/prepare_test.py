@@ -22,6 +22,7 @@ import pytest
 from fluid import config, data, prepare, text
 from fluid.console import progress
 from fluid.data import images, make_source, packing, pipeline, records, summary
+from fluid.data.folder import FolderConfig
 from fluid.data.shapes import ShapesConfig
 from fluid.errors import REQUEUE, exit_code
 from fluid.parallel.preemption import Preempted
@@ -573,6 +574,18 @@ def test_a_score_that_few_have_is_a_filter(tmp_path):
   with pytest.raises(config.ConfigError, match="none of 1008 examples .* has a: name"):
     prepare._look(run, "train", Long())
   assert looked == sorted(set(looked)) and looked[-1] == 10**7 - 1
+
+
+def test_a_split_without_examples_is_refused(tmp_path):
+  """A small folder may have none whose name is drawn for val."""
+  (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}\n')
+  (tmp_path / "0.png").write_bytes(b"")
+  source = FolderConfig(path=str(tmp_path))
+  assert not len(make_source(config.Data(source=source), "val"))
+  with pytest.raises(config.ConfigError, match="'val' of source 'folder' holds no ex"):
+    run = make_run(tmp_path / "c", source=source)
+    prepare.prepare(run, tokenizer=Tokenizer(), batch=BATCH, splits=["val"])
+  assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize("wrong", ["train", "val"])
