@@ -48,8 +48,9 @@ VERSION = 1
 # Changing either changes which record is in which file.
 BATCH = 128
 BATCHES_PER_SHARD = 32
-# Runs and their lengths: of so many examples, spread over a split, one has to have the
-# score that data.filter names. Neighbours lie in one row group, or one part of a tar.
+# Runs and their lengths: of so many examples, spread over a split, one has to be usable
+# and one to have the score that data.filter names. Neighbours lie in one row group, or
+# one part of a tar.
 _LOOKED_AT = 64, 16
 
 CONFIG = cli.config_flag()
@@ -122,11 +123,16 @@ def _prepare(
       f"config key 'data.image_size' is {run.data.image_size}, but the tokenizer "
       f"{told.tokenizer.path} was trained for {tokenizer.image_size}"
     )
-  # Before the folder is touched: a config that no source accepts must leave no trace.
+  # Before the folder is touched: a config that no source accepts, or that finds nothing
+  # in one, must leave no trace.
   # Of one whose texts are encoded by a given file, 'train' may not be at hand.
   opened = splits if run.text.path else dict.fromkeys((*splits, "train"))
   sources = {split: make_source(run.data, split) for split in opened}
   made_from = _identity(run, tokenizer.spec, digest, batch)
+  done = records.read_metadata(cache)["splits"] if _begun(cache) else ()
+  for split in splits:
+    if split not in done:  # Else its images may be gone.
+      _look(run, split, sources[split])
   lead(functools.partial(_mend, mirror, made_from))
   metadata = _begin(mirror, made_from)  # Nothing is left to mend: this reads.
   if set(splits) <= set(metadata["splits"]):
@@ -177,7 +183,7 @@ def _mend(mirror: remote.Mirror, made_from: dict[str, Any]) -> None:
 def _begin(mirror: remote.Mirror, made_from: dict[str, Any]) -> dict[str, Any]:
   """Metadata to go on from; a cache of something else is refused."""
   cache = mirror.path
-  if not (cache / records.METADATA).is_file():
+  if not _begun(cache):
     cache.mkdir(parents=True, exist_ok=True)
     metadata = {"config": made_from, "splits": {}}
     records.write_metadata(cache, metadata)
@@ -188,9 +194,9 @@ def _begin(mirror: remote.Mirror, made_from: dict[str, Any]) -> dict[str, Any]:
   there = {k: v for k, v in made_from.items() if k.startswith(identity.FILES)} | there
   for key in identity.differences(there, made_from):
     raise config_lib.ConfigError(
-      f"{cache} holds tokens of another config ({key} is {there.get(key)!r} there, "
-      f"{made_from.get(key)!r} here): remove it, or name another folder in config key "
-      "'data.cache'"
+      f"{cache} holds tokens of another config ({key} is {identity.said(there, key)} "
+      f"there, {identity.said(made_from, key)} here): remove it, or name another "
+      "folder in config key 'data.cache'"
     )
   for split, content in list(metadata["splits"].items()):
     shards = content["shards"]
@@ -201,6 +207,10 @@ def _begin(mirror: remote.Mirror, made_from: dict[str, Any]) -> dict[str, Any]:
     if lost:
       del metadata["splits"][split]
   return metadata
+
+
+def _begun(cache: pathlib.Path) -> bool:
+  return (cache / records.METADATA).is_file()
 
 
 def _finish(
@@ -246,7 +256,6 @@ def _write_split(
   And beside each what it holds, of those too that were there without.
   """
   total = count(run.data, split, source)
-  _check_score(run.data.filter.score, split, source, total)
   data = run.data
   if split != "train":
     data = dataclasses.replace(data, flips=False)  # Nobody draws from another split.
@@ -303,29 +312,43 @@ def _check_share(run, split, bad: int, total: int, last: str) -> None:
     )
 
 
-def _check_score(score: str, split: str, source: Source, total: int) -> None:
-  """Refuses a score that hardly any example has, before nearly all are left out.
+def _look(run: config_lib.Run, split: str, source: Source) -> None:
+  """Refuses a split of which nothing can be used, or a score that hardly any has.
 
-  Ends at the first that has it; a score that one in a hundred has is found, but for one
-  time in thirty thousand.
+  At once, rather than after hours, or with nearly all left out. Ends at the first that
+  is as it should be; what one in a hundred is will be found, but for one time in thirty
+  thousand.
   """
   runs, length = _LOOKED_AT
+  total, score = count(run.data, split, source), run.data.filter.score
+  if not total:
+    raise config_lib.ConfigError(
+      f"split '{split}' of source '{run.data.source.kind}' holds no examples, and "
+      "training needs some: complete the set, or give the split files of its own"
+    )
   starts = np.linspace(0, max(total - length, 0), runs).astype(int)
   places = np.unique(starts[:, None] + np.arange(length))
-  seen, keys = 0, dict[str, None]()
-  for index in places[places < total].tolist() if score else ():
+  wrong, keys = [], dict[str, None]()
+  for index in (places := places[places < total]).tolist():
     try:
       meta = source[index]["meta"]
-    except BadExample:
+    except BadExample as e:
+      wrong.append(e)
       continue
-    if score in meta:
+    if not score or score in meta:
       return
-    seen, keys = seen + 1, keys | dict.fromkeys(meta)
+    keys |= dict.fromkeys(meta)
+  seen = len(places) - len(wrong)
   if seen:
     raise config_lib.ConfigError(
       f"config key 'data.filter.score' is '{score}', which none of {seen} examples of "
       f"split '{split}', from all over it, has; their meta has "
       f"{', '.join(keys) or 'nothing'}: name one of these, or leave the filter out"
+    )
+  if wrong:
+    raise config_lib.ConfigError(
+      f"none of {len(wrong)} examples of split '{split}', from all over it, can be "
+      f"used; the first: {config_lib.one_line(wrong[0])}"
     )
 
 

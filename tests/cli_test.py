@@ -72,3 +72,26 @@ cli.run(main)
 def test_a_late_signal_does_not_change_the_status_of_what_is_saved():
   done = subprocess.run([sys.executable, "-c", LATE], cwd=ROOT, capture_output=True)
   assert done.returncode == 75 and done.stderr == b"error: saved\n"
+
+
+TWICE = """
+from fluid.console import cli
+CONFIG = cli.config_flag()
+cli.run(lambda argv: print(cli.read(CONFIG).data.source.train))
+"""
+
+
+@pytest.mark.parametrize("names", [("0.tar", "1.tar"), ("{0..1}.tar",)])
+def test_a_pattern_that_the_shell_expanded_is_refused(names):
+  """The last of its files would be all that is read."""
+  given = [f"--config.data.source.train={name}" for name in names]
+  config = "--config=configs/toy.py:data=webdataset"
+  command = [sys.executable, "-c", TWICE, config, "--config.steps=1", *given]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  if len(names) == 1:
+    assert (done.returncode, done.stdout) == (0, "{0..1}.tar\n")
+    return
+  assert done.returncode == 2 and not done.stdout
+  assert done.stderr.startswith(
+    "error: config key 'data.source.train' is given 2 times"
+  )

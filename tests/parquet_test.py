@@ -75,7 +75,7 @@ def test_parquet_labels(tmp_path):
   path = tmp_path / "a.parquet"
   content = table(range(6), caption=None, label=[0, 1, 2, None, -1, 3])
   pq.write_table(content, path)
-  source = source_of("parquet", train=str(path), val=str(path))
+  source = source_of("parquet", "val", val=str(path))
   for i in (3, 4, 5):
     with pytest.raises(BadExample, match=f"row {i} .* has label .*, of 3 classes") as e:
       source.label(i)
@@ -84,11 +84,11 @@ def test_parquet_labels(tmp_path):
   for statistics in (True, False):
     bare = content.replace_schema_metadata(None)
     pq.write_table(bare, path, write_statistics=statistics, row_group_size=2)
-    source = source_of("parquet", train=str(path), val=str(path))
+    source = source_of("parquet", "val", val=str(path))
     assert source.classes == ["0", "1", "2", "3"] and source.label(5) == "3"
   pq.write_table(table(range(6), label=None), path)
   with pytest.raises(config.ConfigError, match="no labels"):
-    source_of("parquet", train=str(path), val=str(path)).label(0)
+    source_of("parquet", "val", val=str(path)).label(0)
 
 
 def test_damaged_parquet(tmp_path):
@@ -97,7 +97,7 @@ def test_damaged_parquet(tmp_path):
   good = path.read_bytes()
   chunk = pq.read_metadata(path).row_group(1).column(0)
   start, size = chunk.dictionary_page_offset, chunk.total_compressed_size
-  fields = {"train": str(path), "val": str(path)}
+  fields = {"split": "val", "val": str(path)}
   damaged = bytearray(good)
   damaged[start + size // 2 : start + size // 2 + 64] = bytes(64)
   path.write_bytes(damaged)

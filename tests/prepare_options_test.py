@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from fluid import config, data, prepare, text
 from fluid.console import progress
 from fluid.data import make_source, packing, pipeline, records
+from fluid.data.folder import FolderConfig
 from fluid.text.learned import LearnedConfig
 from tests.caches import BATCH, Rich, Tokenizer, content, make_run, write, write_rich
 from tests.conftest import ROOT
@@ -165,7 +167,9 @@ def test_a_cache_of_other_options_is_refused(whole, rich, tmp_path):
     ({"dedupe": True}, "data.dedupe"),
     ({"filter": config.Filter(min_side=3)}, "data.filter.min_side"),
   ):
-    with pytest.raises(config.ConfigError, match=f"another config .{key} is None"):
+    with pytest.raises(
+      config.ConfigError, match=f"another config .{key} is its default"
+    ):
       write(whole[0], **options)
   for cache, wanted in (
     (rich[0], {"max_bad": 0.5}),
@@ -198,16 +202,65 @@ def test_a_score_that_few_have_is_a_filter(tmp_path):
   looked = []
 
   class Long:
+    def __len__(self):
+      return 10**7
+
     def __getitem__(self, index):
       looked.append(index)
       if index < 16:
         raise data.BadExample("torn")
       return {"meta": {"a": 1}}
 
-  check = functools.partial(prepare._check_score, "rare", "train", Long(), 10**7)
+  run = make_run(tmp_path, filter=config.Filter(score="rare"), num_train=0)
   with pytest.raises(config.ConfigError, match="none of 1008 examples .* has a: name"):
-    check()
+    prepare._look(run, "train", Long())
   assert looked == sorted(set(looked)) and looked[-1] == 10**7 - 1
+
+
+def test_a_split_without_examples_is_refused(tmp_path):
+  """A small folder may have none whose name is drawn for val."""
+  (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}\n')
+  (tmp_path / "0.png").write_bytes(b"")
+  source = FolderConfig(path=str(tmp_path))
+  assert not len(make_source(config.Data(source=source), "val"))
+  with pytest.raises(config.ConfigError, match="'val' of source 'folder' holds no ex"):
+    run = make_run(tmp_path / "c", source=source)
+    prepare.prepare(run, tokenizer=Tokenizer(), batch=BATCH, splits=["val"])
+  assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("wrong", ["train", "val"])
+def test_a_split_of_which_nothing_can_be_used_leaves_no_trace(
+  tmp_path, monkeypatch, wrong
+):
+  """It is found before the other split is encoded, and with its reason."""
+  real = prepare.make_source
+
+  class Bad:
+    def __init__(self, source):
+      self.source = source
+
+    def __len__(self):
+      return len(self.source)
+
+    def __getitem__(self, index):
+      raise data.BadExample(f"{index} has no 'text'", "caption")
+
+  def make(config_, split):
+    source = real(config_, split)
+    return Bad(source) if split == wrong else source
+
+  monkeypatch.setattr(prepare, "make_source", make)
+  with pytest.raises(config.ConfigError) as e:
+    write(tmp_path / "c")
+  told = f"none of [0-9]+ examples of split '{wrong}', .*; the first: 0 has no 'text'"
+  assert re.fullmatch(told, str(e.value))
+  assert not (tmp_path / "c").exists()
+  monkeypatch.undo()
+  write(tmp_path / "c")
+  # Of a split that is done, images may be gone.
+  monkeypatch.setattr(prepare, "make_source", make)
+  assert write(tmp_path / "c")[0]["splits"].keys() == {"train", "val"}
 
 
 PROCESS = """

@@ -31,10 +31,12 @@ from tests.shards import (
   VAL,
   build,
   png,
+  sample,
   source_of,
   table,
   texts,
   write_tables,
+  write_tar,
   write_tars,
 )
 
@@ -198,6 +200,25 @@ def test_patterns(tmp_path):
       stored.files(pattern and str(tmp_path / pattern), "k", ".tar")
 
 
+@pytest.mark.parametrize(
+  "kind, ending", (("webdataset", "tar"), ("parquet", "parquet"))
+)
+def test_no_file_is_of_both_splits(kind, ending, tmp_path):
+  for n in range(3):
+    write_tar(tmp_path / f"{n}.tar", sample(n))
+    pq.write_table(table([n]), tmp_path / f"{n}.parquet")
+  (tmp_path / "link").symlink_to(tmp_path)
+  place = lambda name: str(tmp_path / f"{name}.{ending}")
+  for all_, last in (("*", "2"), ("{0..2}", "[2]"), ("*", "link/2")):
+    fields = {"train": place(all_), "val": place(last)}
+    message = rf"{place(2)} is of both splits .*: 1 of 3.*'data.source.train' and '"
+    with pytest.raises(config.ConfigError, match=message) as e:
+      source_of(kind, **fields)
+    assert "\n" not in str(e.value)
+    assert len(source_of(kind, "val", **fields)) == 1  # Which may be judged.
+  assert len(source_of(kind, train=place("[01]"), val=place("2"))) == 2
+
+
 # TFDS.
 
 
@@ -228,10 +249,28 @@ def test_tfds_errors(configs, fields, message):
 
 
 def test_tfds_slices(configs):
-  sliced = source_of("tfds", **configs["tfds"] | {"train": "train[:50%]+validation"})
+  slices = {"train": "train[:50%]+validation", "val": "train[50%:]"}
+  sliced = source_of("tfds", **configs["tfds"] | slices)
   whole = source_of("tfds", **configs["tfds"])
   assert len(sliced) == 10
   assert [sliced[i]["meta"] for i in range(6)] == [whole[i]["meta"] for i in range(6)]
+
+
+def test_no_example_of_tfds_is_of_both_splits(configs):
+  def opened(split, *names):
+    own = dict(zip(("train", "val"), names))
+    return source_of("tfds", split, **configs["tfds"] | own)
+
+  for both, *names in (
+    (12, "train", "train"),
+    (3, "train[:9]", "train[50%:]"),
+    (3, "validation+train[9:]", "validation[1:]"),
+  ):
+    with pytest.raises(config.ConfigError, match=f"{both} examples of .* both splits"):
+      opened("train", *names)
+    opened("val", *names)  # Which may be judged.
+  assert len(opened("train", "train[:9]", "train[9:]")) == 9
+  assert len(opened("train", "train[:9]", "none")) == 9  # Who reads val is told.
 
 
 def test_tfds_files_that_cannot_be_read(tmp_path):

@@ -30,7 +30,7 @@ def test_layout_of_img2dataset_and_kinds_of_names(tmp_path):
     write_tar(tmp_path / f"{shard:05d}.tar", members, format=form)
     (tmp_path / f"{shard:05d}_stats.json").write_text("{}")
     (tmp_path / f"{shard:05d}.parquet").write_bytes(b"")
-  source = source_of("webdataset", train=str(tmp_path / "*"), val=str(tmp_path / "*"))
+  source = source_of("webdataset", "val", val=str(tmp_path / "*"))
   found = [source.caption(i) for i in range(len(source))]
   assert found == [f"text {n}" for n in range(6)]
   named = source_of("webdataset", train=str(tmp_path / "*"), caption="caption")
@@ -70,8 +70,8 @@ def test_public_sets_by_name(tmp_path, name, fields, files, captions):
   write_tar(tmp_path / "00000.tar", [*members, ("000000000.json", fields)])
   data = config.from_config_dict(paper.get_config(f"data={name}")).data
   place = str(tmp_path / "{00000..00000}.tar")
-  changes = {"image_size": SIZE, "source.train": place, "source.val": place}
-  example = make_source(config.replaced(data, changes), "train")[0]
+  changes = {"image_size": SIZE, "source.val": place}
+  example = make_source(config.replaced(data, changes), "val")[0]
   assert example["captions"] == captions and example["meta"]["width"] == 12
   expected = images.square(images.read(png(0)), SIZE)
   np.testing.assert_array_equal(example["image"], expected)
@@ -116,7 +116,7 @@ def test_damaged_tars(tmp_path, caplog):
     caplog.clear()
     whole.write_bytes(content)
     webdataset._index.cache_clear()
-    source = source_of("webdataset", train=str(whole), val=str(whole))
+    source = source_of("webdataset", "val", val=str(whole))
     found = []
     for i in range(len(source)):
       try:
@@ -168,7 +168,7 @@ def test_samples_without_their_parts(tmp_path):
     ("j.png", png(6)), ("j.txt", b"of the same key"),
   ]  # fmt: skip
   write_tar(tmp_path / "a.tar", parts)
-  source = source_of("webdataset", train=str(tmp_path / "a.tar"), val="x")
+  source = source_of("webdataset", "val", val=str(tmp_path / "a.tar"))
   wrong = {
     1: ("image", "sample 'b' of .*a.tar has no image, only txt"),
     2: ("caption", "'c'.* has no caption.*fields text.*data.source.caption"),

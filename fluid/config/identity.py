@@ -86,6 +86,11 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
   return [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
 
 
+def said(found: dict[str, Any], name: str) -> str:
+  """What an identity says under a name, for messages."""
+  return repr(found[name]) if name in found else "its default"
+
+
 def digest(identity: dict[str, Any], length: int = 12) -> str:
   """A short name of an identity."""
   text = json.dumps(identity, sort_keys=True)

@@ -166,6 +166,7 @@ def run(main, argv: list[str] | None = None, *, words: bool = False) -> None:
     try:
       _help(args)
       rest = flags.FLAGS(args)
+      _once()
       # absl is about to raise a default to INFO, which floods the terminal with the
       # logs of libraries.
       if flags.FLAGS["verbosity"].using_default_value:
@@ -180,6 +181,16 @@ def run(main, argv: list[str] | None = None, *, words: bool = False) -> None:
       sys.exit(_report(_cause(e, args)))
 
   app.run(guarded, argv=argv, flags_parser=parse)
+
+
+def _once() -> None:
+  """Refuses a config key given again: of {0..9}.tar only the last would be read."""
+  for name in flags.FLAGS:
+    if name.startswith("config.") and (times := flags.FLAGS[name].present) > 1:
+      raise UserError(
+        f"config key '{name.removeprefix('config.')}' is given {times} times: give it "
+        "once, and a pattern with braces in quotes, as shells make one flag of each"
+      )
 
 
 def _help(args) -> None:

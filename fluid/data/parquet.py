@@ -62,10 +62,7 @@ class Parquet(stored.Stored):
 
   def __init__(self, wanted: ParquetConfig, *, split: str, image_size: int):
     stored.check_split("parquet", split)
-    val = split == "val" and bool(wanted.val)
-    key = "val" if val else "train"
-    pattern = getattr(wanted, key)
-    self.paths = stored.files(pattern, f"data.source.{key}", ".parquet")
+    key, self.paths = stored.split_files(wanted, split, ".parquet")
     self._folder = wanted.folder
     schema = _footer(self.paths[0]).schema.to_arrow_schema()
     found = _columns(wanted, schema, self.paths[0])
@@ -92,11 +89,11 @@ class Parquet(stored.Stored):
     self._starts = np.cumsum([0] + [g[2] for g in groups])
     total = int(self._starts[-1])
     super().__init__(
-      f"split '{split}' of {pattern}",
+      f"split '{split}' of {getattr(wanted, key)}",
       image_size=image_size,
       crop=wanted.crop,
       total=total,
-      first=VAL_IDS if val else 0,
+      first=VAL_IDS if key == "val" else 0,
       rows=None if wanted.val else stored.share(_held_out(total), split),
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from fluid.config import ConfigError, Run
-from fluid.config.identity import NONE, identity
+from fluid.config.identity import NONE, identity, said
 from fluid.data import mixtures
 from fluid.data.order import Order, draws
 from fluid.data.records import Records, read_metadata
@@ -203,10 +203,9 @@ def _check_kept(data) -> None:
     for key, value in asked.items():
       if key.startswith("data.filter.") or key in kept:
         if made.get(key) != value:
-          there = repr(made[key]) if key in made else "its default"
           raise ConfigError(
-            f"config key '{key}' is {value!r}, but {folder} was prepared with {there}: "
-            "prepare another folder, or leave it out"
+            f"config key '{key}' is {value!r}, but {folder} was prepared with "
+            f"{said(made, key)}: prepare another folder, or leave it out"
           )
 
 

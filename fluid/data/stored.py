@@ -191,6 +191,32 @@ def files(pattern: str, key: str, ending: str) -> list[str]:
   return found
 
 
+def split_files(wanted: Any, split: str, ending: str) -> tuple[str, list[str]]:
+  """Key of a config that names the files of a split, and these files.
+
+  Without files of val's own, both splits are of those of train.
+
+  Args:
+    wanted: config with patterns `train` and `val`.
+
+  Raises:
+    ConfigError: as `files`, and where train would learn what val is to judge.
+  """
+  named = lambda key: files(getattr(wanted, key), f"data.source.{key}", ending)
+  key = split if wanted.val else "train"
+  found = named(key)
+  # Here alone: who only judges may call any files val.
+  if wanted.val and split == "train":
+    val = set(map(os.path.realpath, named("val")))
+    if both := [path for path in found if os.path.realpath(path) in val]:
+      raise ConfigError(
+        f"{both[0]} is of both splits (such files: {len(both)} of {len(found)}): let "
+        "one of config keys 'data.source.train' and 'data.source.val' leave it out, or "
+        "leave the latter empty, for a share of train"
+      )
+  return key, found
+
+
 def _expanded(pattern: str) -> list[str]:
   found = _BRACES.search(pattern)
   if found is None:

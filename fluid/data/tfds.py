@@ -103,7 +103,7 @@ class Tfds(stored.Stored):
   @functools.cached_property
   def _opened(self) -> tuple[Any, Any]:
     """Records [N] as bytes, and the features of the set."""
-    return _open(self._wanted, getattr(self._wanted, self._split))
+    return _open(self._wanted, self._split)
 
   @functools.cached_property
   def _parts(self) -> dict[bool, tuple[Any, Any]]:
@@ -122,12 +122,12 @@ class Tfds(stored.Stored):
     return {k: v for k, v in self.__dict__.items() if k not in ("_opened", "_parts")}
 
 
-def _open(wanted: TfdsConfig, split: str) -> tuple[Any, Any]:
-  """Records of a split as bytes, and the features of the set.
+def _open(wanted: TfdsConfig, key: str) -> tuple[Any, Any]:
+  """Records of split train or val as bytes, and the features of the set.
 
   Raises:
     ConfigError: TFDS does not know the set, it is not prepared, or not in this format,
-      or it has no such split.
+      it has no such split, or train would learn what val is to judge.
   """
   # Takes a second, and only who reads such a set needs it.
   import tensorflow_datasets as tfds
@@ -151,6 +151,7 @@ def _open(wanted: TfdsConfig, split: str) -> tuple[Any, Any]:
       f"{builder.data_dir} --out_file_format={_FORMAT} (pip install apache-beam "
       "mlcroissant)"
     )
+  split = getattr(wanted, key)
   raw = tfds.decode.DeserializeMethod.RAW_BYTES
   try:
     records = builder.as_data_source(split, deserialize_method=raw, file_format=_FORMAT)
@@ -160,7 +161,28 @@ def _open(wanted: TfdsConfig, split: str) -> tuple[Any, Any]:
       f"config keys 'data.source.train' and 'val' name splits of TFDS {wanted.name}, "
       f"which has {found}; '{split}' is none ({str(e).splitlines()[0]})"
     ) from e
+  if key == "train" and (both := _in_both(info.splits, wanted)):
+    raise ConfigError(
+      f"{both} examples of TFDS {wanted.name} are of both splits: config keys "
+      f"'data.source.train' ('{wanted.train}') and 'val' ('{wanted.val}') must share "
+      "none, as 'train[:95%]' and 'train[95%:]'"
+    )
   return records, info.features
+
+
+def _in_both(splits: Any, wanted: TfdsConfig) -> int:
+  """Examples that train has and val as well; none where there is no such val."""
+  try:
+    train, val = (splits[s].file_instructions for s in (wanted.train, wanted.val))
+  except (ValueError, KeyError, AssertionError):
+    return 0
+  shared = (
+    min(a.skip + a.take, b.skip + b.take) - max(a.skip, b.skip)
+    for a in train
+    for b in val
+    if a.filename == b.filename
+  )
+  return sum(n for n in shared if n > 0)
 
 
 def _folder(wanted: TfdsConfig) -> str:

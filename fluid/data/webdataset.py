@@ -84,20 +84,17 @@ class WebDataset(stored.Stored):
 
   def __init__(self, wanted: WebDatasetConfig, *, split: str, image_size: int):
     stored.check_split("webdataset", split)
-    own = split == "val" and bool(wanted.val)
-    key = "val" if own else "train"
-    pattern = getattr(wanted, key)
-    self.paths = stored.files(pattern, f"data.source.{key}", ".tar")
+    key, self.paths = stored.split_files(wanted, split, ".tar")
     stats = [os.stat(path) for path in self.paths]
     stamps = tuple((_VERSION, s.st_size, s.st_mtime_ns) for s in stats)
     self._index = _index(tuple(self.paths), stamps, wanted.index)
     held_out = self._index.keys % VAL_EVERY == 0
     super().__init__(
-      f"split '{split}' of {pattern}",
+      f"split '{split}' of {getattr(wanted, key)}",
       image_size=image_size,
       crop=wanted.crop,
       total=len(held_out),
-      first=VAL_IDS if own else 0,
+      first=VAL_IDS if key == "val" else 0,
       rows=None if wanted.val else stored.share(held_out, split),
     )
     self._field = wanted.caption
