@@ -231,6 +231,14 @@ def test_what_the_points_do_not_identify_is_said():
   assert "report no high" in " ".join(f.warnings)
 
 
+def test_what_is_not_positive_is_named_and_errors_keep_their_sign():
+  low = fit_points(X, (1e3 / X) ** 0.1 - 0.5, x_name="N", y_name="val/loss")
+  assert low.refused == "val/loss must be positive"
+  f = fit_points(X, np.log(X) - 20 - (X == X.max()), form="linear")
+  held = f.held_out
+  assert (np.sign(held.errors) == np.sign(held.predicted - held.actual)).all()
+
+
 def test_parameters_that_are_known_are_not_fitted():
   plant = coverage.PLANTS["sigmoid"]
   study = plant.study(np.random.default_rng(0))
