@@ -55,11 +55,14 @@ def count_or_none(text: str) -> int:
   return count(text, 0)
 
 
+_FLAGS = {"N": "--n", "D": "--d", "compute": "--compute", "val/loss": "--loss"}
+
+
 def add_table(parser: argparse.ArgumentParser) -> None:
   """Arguments that name a table and its columns."""
   add = parser.add_argument
   add("--csv", "--workdir", dest="csv", required=True, metavar="TABLE",
-      help="CSV, JSONL, folder of a sweep or run; local or gs://")  # fmt: skip
+      help="CSV, JSON, Parquet, folder of a sweep or run; local or gs://")  # fmt: skip
   add("--n", default=None, help="column of parameters (default: N)")
   add("--d", default=None, help="column of training tokens (default D, or C/(6N))")
   add("--compute", default=None, help="column of training FLOPs (default: compute)")
@@ -87,11 +90,11 @@ def read_table(args: argparse.Namespace, rows: str = "run") -> pd.DataFrame:
     table = table[table["cell"] == args.cell]
   taken = [v for v in rename.values() if v in table and v not in rename]
   table = table.drop(columns=taken).rename(columns=rename)
-  if args.compute and not args.d and {"N", "compute"} <= set(table):
+  if "D" not in table and {"N", "compute"} <= set(table):
     n, compute = (pd.to_numeric(table[c], errors="coerce") for c in ("N", "compute"))
     table["D"] = compute / (6 * n)
   if args.drop_largest:
-    need(table, ["val/loss"], args.csv)
+    need(table, ["val/loss"], args.csv, _FLAGS)
     losses = pd.to_numeric(table["val/loss"], errors="coerce")
     for _, rows in _by_cell(table):
       worst = losses[rows.index].nlargest(args.drop_largest)
@@ -111,7 +114,10 @@ def per_token(table: pd.DataFrame) -> float:
 
 
 def _by_cell(table: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
-  return table.groupby("cell", sort=False) if "cell" in table else [("", table)]
+  """Rows of every cell; those that name none are of one that is called so."""
+  if "cell" not in table or table["cell"].isna().all():
+    return [("", table)]
+  return table.groupby(table["cell"].fillna("no cell"), sort=False)
 
 
 def fit_main() -> None:
@@ -131,7 +137,7 @@ def fit_main() -> None:
   args = parser.parse_args()
   form = FORMS[args.form]
   table = read_table(args, form.rows)
-  need(table, [*(args.x or form.columns), args.y or form.y], args.csv)
+  need(table, [*(args.x or form.columns), args.y or form.y], args.csv, _FLAGS)
   options = dict(
     fixed=_fixed(args.fix), intervals=args.intervals,
     draws=args.draws, starts=args.starts, seed=args.seed,
@@ -205,7 +211,8 @@ def plan_main() -> None:
     plan = grid(planner, Ladder(runs), args.budget, **shape)
     write_sweep(plan, args.config, Path(args.sweep), command, overrides)
     record["runs"] = json.loads(plan.to_json(orient="records"))
-    print(plan.drop(columns=["cell", "warmup"]).to_string(index=False))
+    told = plan.drop(columns=["cell", "warmup"]).dropna(axis=1, how="all")
+    print(told.to_string(index=False))
     print(f"sweep: {args.sweep}")
   if args.predict:
     Path(args.predict).write_text(json.dumps(record, indent=1) + "\n")
@@ -228,7 +235,7 @@ def _planner(args: argparse.Namespace, runs: pd.DataFrame) -> Planner | Guess:
     return Guess(args.around, min(args.budget), flops)
   form = FORMS[args.form]
   table = finished(runs) if form.rows == "run" else read_table(args, form.rows)
-  need(table, [*form.columns, form.y], args.csv)
+  need(table, [*form.columns, form.y], args.csv, _FLAGS)
   options = dict(draws=args.draws, starts=args.starts, seed=args.seed)
   result = fit(table, form=args.form, **options)
   planner = Planner(result, flops)

@@ -95,7 +95,7 @@ def run(
     if cfg.optim.warmup >= cfg.steps:
       distributed.say(
         f"warning: config key 'optim.warmup' is {cfg.optim.warmup}, but the run has "
-        f"{cfg.steps} steps: its learning rate never reaches 'optim.lr'"
+        f"{cfg.steps} steps: its warm-up takes up all of it"
       )
     if (left := cfg.optim.ema**cfg.steps) > 0.02:
       distributed.say(

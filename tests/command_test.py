@@ -11,6 +11,7 @@ import pytest
 
 from analysis import coverage
 from analysis.command import fit_main, plan_main, run
+from analysis.report.plots import main as plots_main
 from analysis.report.report import main as report_main
 from analysis.runs.load import main as load_main
 
@@ -54,8 +55,16 @@ def test_fit_prints_writes_and_says_what_is_wrong(tmp_path):
     ("empty.jsonl", "", "is empty: it has neither columns nor rows"),
     ("empty.json", "", "is empty: it has neither columns nor rows"),
     ("list.json", "[]", "has no rows; its columns: none"),
-    ("other.csv", "size,L\n1,2\n", "has no column 'N'; it has size, L"),
-    ("semi.csv", "size;L\n1M;2,5\n", "has no column 'N'; it has size, L"),
+    (
+      "other.csv",
+      "size,L\n1,2\n",
+      "has no column 'N'; it has size, L; name yours by --n",
+    ),
+    (
+      "semi.csv",
+      "size;L\n1M;2,5\n",
+      "has no column 'N'; it has size, L; name yours by --n",
+    ),
     ("semi_empty.csv", "N;D\n", "has no rows; its columns: N, D"),
   ],
 )
@@ -128,6 +137,49 @@ def test_fit_and_plan_read_numbers_as_people_write_them(
       run(main)
       said.append(capsys.readouterr().out)
     assert said[0] == said[1] and "0.514" in said[0]
+
+
+def _run(monkeypatch, capsys, main, *argv):
+  monkeypatch.setattr(sys, "argv", ["x", *map(str, argv)])
+  try:
+    run(main)
+  except SystemExit:
+    pass
+  return capsys.readouterr()
+
+
+def test_own_tables_are_told_what_they_lack_and_lose(tmp_path, monkeypatch, capsys):
+  path = tmp_path / "t.csv"
+  n = np.geomspace(1e5, 3e7, 12)
+  table = pd.DataFrame({"N": n, "compute": np.tile([1e15, 1e17], 6), "L": 3 - n / 1e8})
+  table.to_csv(path, index=False)
+  call = lambda *argv: _run(monkeypatch, capsys, fit_main, "--csv", path, *argv)
+  assert (
+    "no column 'val/loss'; it has N, compute, L, D; name yours by --loss" in call().err
+  )
+  assert "12 points" in call("--loss=L", "--form=chinchilla", "--draws=20").out  # no D
+  given = table.assign(D=1.0)
+  given.to_csv(path, index=False)
+  said = call("--loss=L", "--compute=compute", "--form=chinchilla").err
+  assert "only 1 different value of D" in said  # which counts where it is given
+  table["L"] = table["L"].where(table.index != 3)
+  table.assign(cell=["A"] * 10 + [None] * 2).to_csv(path, index=False)
+  said = call("--loss=L").out
+  assert "left out, no finite val/loss: row 4" in said
+  assert "no cell: no fit: 2 runs" in said
+
+
+def test_figures_of_a_table_without_runs_are_refused(tmp_path, monkeypatch, capsys):
+  (tmp_path / "t.csv").write_text("cell,N,val/loss\nA,1M,2\n")
+  said = _run(monkeypatch, capsys, plots_main, "--workdir", tmp_path / "t.csv").err
+  assert "has no column 'run'; it has cell, N, val/loss" in said
+
+
+def test_a_plan_around_a_guess_says_only_what_it_knows(monkeypatch, capsys):
+  table = ROOT / "analysis/results/toy_budgets"
+  argv = ["--workdir", table, "--around=6e4", "--budget=1e12"]
+  said = _run(monkeypatch, capsys, plan_main, *argv).out
+  assert "N* = 6e+04, D* = " in said and "nan" not in said and "loss" not in said
 
 
 def test_hold_out_and_drop_largest_are_of_each_cell(tmp_path, monkeypatch, capsys):

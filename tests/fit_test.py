@@ -12,7 +12,7 @@ import analysis
 from analysis import coverage
 from analysis.curves import intervals, solve
 from analysis.curves.forms import FORMS
-from analysis.curves.frontier import grid_bias
+from analysis.curves.frontier import grid_bias, isoflop
 from analysis.curves.result import FitError
 from analysis.fit import fit_points
 
@@ -79,8 +79,9 @@ def test_intervals_cover_the_planted_parameters(form):
   assert (table["held-out coverage"] >= 0.75).all(), table
 
 
-def test_power_intervals_cover_nominally():
-  table = coverage.simulate("power", 200)
+@pytest.mark.parametrize("form", ["power", "isoflop"])
+def test_intervals_cover_nominally(form):
+  table = coverage.simulate(form, 200)
   assert (abs(table["coverage"] - 0.95) < 0.05).all()
   assert (abs(table["held-out coverage"] - 0.95) < 0.05).all()
 
@@ -168,6 +169,27 @@ def test_isoflop_finds_the_published_exponents(fixtures):
   assert sum(inside) >= len(inside) - 1
 
 
+def test_isoflop_knows_which_budgets_tell_their_minima_best():
+  """Their scatter over 300 studies, against what a study says of itself."""
+  plant, rng = coverage.PLANTS["isoflop"], np.random.default_rng(0)
+  drawn = [plant.study(rng) for _ in range(300)]
+  points = [isoflop(s["x"], s["y"], np.arange(len(s["y"]))) for s in drawn]
+  scatter = np.log([p.best for p in points]).std(0)
+  said = np.sqrt(np.median([np.diag(p.noise) for p in points], axis=0))
+  assert scatter[-1] > 2 * scatter[0]
+  assert said == pytest.approx(scatter, rel=0.2)
+  # Minima that scatter by more than their curves explain do so alike.
+  s = plant.study(np.random.default_rng(1))
+  budget = np.unique(s["x"][1], return_inverse=True)[1]
+  moved = s["x"] * np.stack([np.exp(0.5 * rng.normal(size=7)), np.ones(7)])[:, budget]
+  noise = np.diag(isoflop(moved, s["y"], budget).noise)
+  assert noise.min() > 0.1**2 and noise.max() < 1.2 * noise.min()
+  # Three sizes leave nothing over to tell noise by: the curves' shapes do.
+  few = np.arange(49) % 7 % 3 == 0
+  noise = np.diag(isoflop(s["x"][:, few], s["y"][few], budget[few]).noise)
+  assert noise[-1] > 3 * noise[0] > 0
+
+
 def test_isoflop_and_envelope_say_what_they_leave_out():
   x = coverage.isoflop_grid(np.geomspace(1e18, 1e21, 6))
   y = coverage.chinchilla(x[0], x[1] / 6 / x[0], **coverage.CHINCHILLA)
@@ -207,6 +229,14 @@ def test_what_the_points_do_not_identify_is_said():
   rise += 0.01 * np.random.default_rng(4).normal(size=9)
   f = fit_points(np.linspace(2.6, 4, 9), rise, form="sigmoid")
   assert "report no high" in " ".join(f.warnings)
+
+
+def test_what_is_not_positive_is_named_and_errors_keep_their_sign():
+  low = fit_points(X, (1e3 / X) ** 0.1 - 0.5, x_name="N", y_name="val/loss")
+  assert low.refused == "val/loss must be positive"
+  f = fit_points(X, np.log(X) - 20 - (X == X.max()), form="linear")
+  held = f.held_out
+  assert (np.sign(held.errors) == np.sign(held.predicted - held.actual)).all()
 
 
 def test_parameters_that_are_known_are_not_fitted():

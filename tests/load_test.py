@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis.load import save_json
+from analysis.load import TableError, save_json
 from analysis.report import tables
 from analysis.report.study import Study
 from analysis.runs.numbers import number
@@ -226,6 +226,32 @@ def test_settings_of_evaluations_are_columns(study):
     [0.1, 0.3]
   )
   assert set(table["run"]) == {"discrete-random-l"} and table["D"].iloc[0] == 51200
+
+
+def test_json_and_parquet_read_as_csv_does(tmp_path):
+  rows = {"N": ["350K", "1M", "1,000,000"], "val/loss": [3.0, 2.5, 2.4]}
+  path = tmp_path / "t.json"
+  for found in (rows, pd.DataFrame(rows).to_dict("records")):
+    path.write_text(json.dumps(found))
+    assert list(analysis.load(path)["N"]) == [3.5e5, 1e6, 1e6]
+  for found in ({"a": 1}, [1, 2], 3):
+    path.write_text(json.dumps(found))
+    with pytest.raises(TableError, match="neither a list of rows nor an object of col"):
+      analysis.load(path)
+  pytest.importorskip("pyarrow")
+  pd.DataFrame(rows).to_parquet(tmp_path / "t.parquet")
+  assert list(analysis.load(tmp_path / "t.parquet")["N"]) == [3.5e5, 1e6, 1e6]
+
+
+def test_bytes_of_another_encoding_and_unquoted_thousands_name_the_remedy(tmp_path):
+  path = tmp_path / "t.csv"
+  path.write_bytes("N,größe\n1M,2\n".encode("latin1"))
+  with pytest.raises(TableError, match="it is not UTF-8; save it so"):
+    analysis.load(path)
+  for thousands in ("350,000,3.2\n1,000,000,2.9\n", "350,000,3.2\n"):
+    path.write_text(f"N,val/loss\n{thousands}")
+    with pytest.raises(TableError, match='quote "1,000,000"'):
+      analysis.load(path)
 
 
 def test_what_is_no_table_is_named(tmp_path):

@@ -5,13 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 
 from analysis import coverage, plots, samples
 from analysis.load import CELLS
-from analysis.report.figures import FIGURES, Study, metrics
+from analysis.report import style
+from analysis.report.figures import FIGURES, Study, loss, metrics, pieces
 from fluid.evals import images as evaluator
 from tests import synthetic
 
@@ -37,6 +39,50 @@ def test_all_figures_of_a_study(drawn):
     "metrics_vs_steps", "metrics_vs_compute", "metrics_vs_loss", "geneval_tags",
     "published", "seconds_per_image", "samples", "nats_vs_size", "loss_known",
   }  # fmt: skip
+
+
+def _boxes(figure, artists):
+  figure.draw_without_rendering()
+  return [a.get_window_extent() for a in artists]
+
+
+def test_a_legend_stays_on_the_figure_and_leaves_panels_their_height():
+  heights = []
+  for sizes in (1, 4, 14):
+    n = np.repeat(np.geomspace(1e4, 1e6, sizes), 2)
+    table = pd.DataFrame({"N": n, "step": [1, 2] * sizes, "loss": 5.0})
+    table = table.assign(cell="discrete-raster", size=table["N"].map("{:.3g}".format))
+    with matplotlib.rc_context(style.RC):
+      plot = loss.per_cell(table, "step", ["loss"], "a", "b", "c", log=False)
+    (legend,) = plot.figure.legends
+    box, panel = _boxes(plot.figure, [legend, plot.figure.axes[0]])
+    assert len(legend.get_texts()) == sizes
+    assert box.x0 >= 0 and box.x1 <= plot.figure.bbox.width
+    heights.append(panel.height)
+  assert min(heights) > 0.9 * heights[0], heights
+
+
+def test_labels_of_logarithmic_axes_are_apart_and_without_powers_of_ten():
+  for low, high in ((0.2, 0.3), (3, 5.4), (0.002, 2), (4e4, 5e5), (1e9, 1e13)):
+    figure, axes = style.panels(1, 1)
+    ax = axes[0][0]
+    ax.plot([1e5, 1e6], [low, high])
+    pieces.log_axes(ax, y=True)
+    ticks = [t for t in ax.get_yticklabels(which="both") if t.get_text()]
+    boxes = [b for b in _boxes(figure, ticks) if 0 <= b.y0 <= figure.bbox.height]
+    texts = [t.get_text() for t in ax.get_yticklabels(which="both") if t.get_text()]
+    assert len(boxes) >= 3 and not any("10^" in t for t in texts), texts
+    boxes.sort(key=lambda b: b.y0)
+    assert all(a.y1 <= b.y0 for a, b in zip(boxes, boxes[1:])), texts
+
+
+def test_legends_of_metrics_against_loss_hide_no_point(drawn):
+  figure = drawn["metrics_vs_loss"].figure
+  axes = [ax for ax in figure.axes if ax.get_legend()]
+  legends = _boxes(figure, [ax.get_legend() for ax in axes])
+  assert axes and all(
+    box.y0 >= ax.get_window_extent().y1 - 1 for ax, box in zip(axes, legends)
+  )
 
 
 def test_token_types_never_share_a_loss_axis(drawn):

@@ -66,6 +66,34 @@ def test_a_mixture_goes_on_as_it_was_and_no_other(base, tmp_path):
   assert _lines(tmp_path / "whole")[0]["data/cut_captions"] == 5
 
 
+class _Begun(Exception):
+  """Ends a run before its first step."""
+
+
+@pytest.mark.parametrize(
+  "steps, changes, said",
+  [
+    (6, {"ema": 0.5}, ""),  # 1.6 %
+    (6, {"ema": 0.9}, "weights, which are judged, are 53% those of the start"),
+    (100, {"ema": 0.9}, ""),
+    (7, {"ema": 0.5, "warmup": 6}, ""),
+    (6, {"ema": 0.5, "warmup": 6}, "'optim.warmup' is 6, but the run has 6 steps"),
+  ],
+)
+def test_a_run_too_short_for_its_average_or_warm_up_is_told_so(
+  base, tmp_path, monkeypatch, capfd, steps, changes, said
+):
+  def begin(*_args):
+    raise _Begun
+
+  monkeypatch.setattr(train, "_start", begin)
+  changes = {f"optim.{k}": v for k, v in changes.items()}
+  with pytest.raises(_Begun):
+    train.run(config.replaced(base, changes | {"steps": steps}), tmp_path / "w")
+  warnings = [x for x in capfd.readouterr().out.splitlines() if "warning" in x]
+  assert len(warnings) == bool(said) and said in "".join(warnings)
+
+
 def _config_of(name, make_one):
   """The config of an evaluator of these tests, as a row of EVALS."""
 

@@ -4,7 +4,8 @@ Left out: values that are not numbers, a run's earlier rows, the same run twice.
 Refused: rows of several cells or data sets, one run with two different results.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,26 @@ from analysis.curves.result import FitError
 _ONE_OF = ("cell", "source", "image_size")
 
 
-def need(table: pd.DataFrame, columns: Iterable[str], name: str = "the table") -> None:
-  """Raises a FitError that names a column which is absent, and those that are not."""
+def need(
+  table: pd.DataFrame,
+  columns: Iterable[str],
+  name: str = "the table",
+  flags: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+  """Raises a FitError that names a column which is absent, and those that are not.
+
+  Args:
+    table: to have the columns.
+    columns: their names.
+    name: of the table.
+    flags: column -> the argument that names another in its place.
+  """
   for column in columns:
     if column not in table:
-      raise FitError(f"{name} has no column '{column}'; it has {columns_of(table)}")
+      how = f"; name yours by {flags[column]}" if column in flags else ""
+      raise FitError(
+        f"{name} has no column '{column}'; it has {columns_of(table)}{how}"
+      )
 
 
 def columns_of(table: pd.DataFrame) -> str:
@@ -93,8 +109,8 @@ def _once(table, columns, rows):
 
 
 def _names(table: pd.DataFrame, mask) -> str:
-  """The runs (or row numbers) where mask holds, at most eight of them."""
-  picked = table.loc[mask, "run"] if "run" in table else table.index[mask]
+  """The runs (or numbers of rows, from 1) where mask holds, at most eight of them."""
+  picked = table.loc[mask, "run"] if "run" in table else table.index[mask] + 1
   names = [str(n) for n in dict.fromkeys(picked)]
   more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-  return ", ".join(names[:8]) + more
+  return ("" if "run" in table else "row ") + ", ".join(names[:8]) + more

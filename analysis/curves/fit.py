@@ -116,8 +116,9 @@ def fit_points(
   order = np.lexsort(x[::-1])
   x, y = x[:, order], y[order]
   weights, noise, table = np.ones(len(y)), None, None
-  if not refuse and curve.log and len(y) and min(x.min(), y.min()) <= 0:
-    refuse = f"{', '.join(names)} and {y_name} must be positive"
+  if not refuse and curve.log and len(y):
+    low = [n for n, v in zip((*names, y_name), (*x, y)) if v.min() <= 0]
+    refuse = f"{' and '.join(low)} must be positive" if low else ""
   if curve.reduce and not refuse:
     try:
       runs = np.arange(len(y)) if runs is None else np.asarray(runs)[order]

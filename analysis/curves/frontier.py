@@ -72,13 +72,30 @@ def isoflop(x: np.ndarray, loss: np.ndarray, runs: np.ndarray) -> Points:
       row |= _minimum(u, loss[group])
     rows.append(row)
   table = pd.DataFrame(rows)
-  for column in ("N", "loss", "variance", "bias", "centring"):
+  for column in ("N", "loss", "rss", "spare", "variance", "bias", "centring"):
     table[column] = table.get(column, np.nan)
   good = table[table["note"] == ""]
   names = [f"budget {c:.3g}" for c in table["compute"]]
-  # Minima scatter around the line by more than the noise of their curves, and alike.
-  noise = np.eye(len(good))
-  return _points(table, names, noise, _isoflop_warnings(good))
+  return _points(table, names, np.diag(_scatter(good)), _isoflop_warnings(good))
+
+
+def _scatter(good: pd.DataFrame) -> np.ndarray:
+  """Variances of log N* [m]: what the noise of losses makes of each, and one for all.
+
+  The noise is a share of the loss, the same in all budgets; the larger ones are
+  flatter, and their minima scatter more. What minima scatter besides around a line is
+  by DerSimonian and Laird 1986.
+  """
+  spare = good["spare"].sum()
+  share = max((good["rss"] / good["loss"] ** 2).sum() / max(spare, 1), 1e-20)
+  own = (good["variance"] * good["loss"] ** 2).to_numpy(float) * share
+  if not spare or len(own) < 3:
+    return own
+  root = 1 / np.sqrt(own)
+  line = np.vander(np.log(good["compute"]), 2) * root[:, None]
+  rest = np.eye(len(own)) - line @ np.linalg.pinv(line)
+  off = rest @ (root * np.log(good["N"]))
+  return own + max((off @ off - (len(own) - 2)) / (root**2 @ np.diag(rest)), 0)
 
 
 def _minimum(u: np.ndarray, y: np.ndarray) -> dict:
@@ -114,7 +131,7 @@ def _fitted(u, y, middle) -> dict:
   v = u - middle
   design = np.vander(v, degree + 1, increasing=True)  # 1, v, v^2, ...
   c = np.linalg.lstsq(design, y, rcond=None)[0]
-  out = {"rss": np.sum((y - design @ c) ** 2)}
+  out = {"rss": np.sum((y - design @ c) ** 2), "spare": len(y) - degree - 1}
   a, b = (3 * c[3] if degree == 3 else 0.0), 2 * c[2]
   root = b * b - 4 * a * c[1]
   # The root with a positive second derivative, in a form that a = 0 does not trouble.

@@ -61,8 +61,8 @@ class HeldOut:
 
   @property
   def errors(self) -> np.ndarray:
-    """Relative errors, signed [m]."""
-    return (self.predicted - self.actual) / self.actual
+    """Relative errors, signed [m]: above zero where too much is predicted."""
+    return (self.predicted - self.actual) / np.abs(self.actual)
 
   @property
   def error(self) -> float:

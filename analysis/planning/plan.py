@@ -42,10 +42,11 @@ class Optimum:
 
   @property
   def reading(self) -> str:
-    n, d, loss = (
-      f"{v:.4g} [{lo:.4g}, {hi:.4g}]" for v, lo, hi in (self.N, self.D, self.loss)
-    )
-    return f"C = {self.compute:.3g}: N* = {n}, D* = {d}, loss {loss}"
+    told = []
+    for name, (v, lo, hi) in (("N* =", self.N), ("D* =", self.D), ("loss", self.loss)):
+      ends = "" if np.isnan([lo, hi]).all() else f" [{lo:.4g}, {hi:.4g}]"
+      told += [] if np.isnan(v) else [f"{name} {v:.4g}{ends}"]
+    return f"C = {self.compute:.3g}: {', '.join(told)}"
 
 
 class Planner:

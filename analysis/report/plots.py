@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib
 
+from analysis.curves.clean import need
 from analysis.report import style
 from analysis.report.figures import FIGURES, Study
 from analysis.report.style import Plot
@@ -24,7 +25,9 @@ def main() -> None:
   parser.add_argument("--out", default="figures", help="folder to write")
   parser.add_argument("--only", action="append", choices=list(FIGURES))
   args = parser.parse_args()
-  plots = draw(Study.read(args.workdir), args.only or tuple(FIGURES))
+  study = Study.read(args.workdir)
+  need(study.runs, ("run", "cell", "size"), args.workdir)
+  plots = draw(study, args.only or tuple(FIGURES))
   for plot in plots:
     print(plot.save(Path(args.out)))
   missing = set(args.only or ()) - {p.name for p in plots}

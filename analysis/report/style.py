@@ -95,7 +95,14 @@ def legend_above(figure: Figure, title: str | None = None) -> None:
   for ax in figure.axes:
     for handle, name in zip(*ax.get_legend_handles_labels()):
       entries.setdefault(name, handle)
-  place: dict[str, Any] = {"loc": "outside upper center", "ncols": max(len(entries), 1)}
+  # As many columns as the figure is wide, for letters of about 0.065 inches; panels
+  # keep their height.
+  longest = max((len(str(name)) for name in entries), default=0)
+  columns = int(figure.get_figwidth() / (0.55 + 0.065 * longest))
+  columns = max(min(len(entries), columns), 1)
+  rows = -(-len(entries) // columns)
+  figure.set_figheight(figure.get_figheight() + 0.17 * max(rows - 1, 0))
+  place: dict[str, Any] = {"loc": "outside upper center", "ncols": columns}
   figure.legend(entries.values(), entries.keys(), title=title, **place)
 
 

@@ -60,18 +60,40 @@ def _read_csv(path: Path) -> pd.DataFrame:
   sign = max(",;\t", key=header.count)
   # Where the comma does not separate, it may be decimal: pandas must not guess.
   dtype = None if sign == "," else str
-  table = pd.read_csv(io.StringIO(text), sep=sign, dtype=dtype, skipinitialspace=True)
+  try:
+    table = pd.read_csv(io.StringIO(text), sep=sign, dtype=dtype, skipinitialspace=True)
+  except pd.errors.ParserError:
+    table = pd.DataFrame(index=[""])
   if not isinstance(table.index, pd.RangeIndex):
     raise ValueError('rows have more values than the header; quote "1,000,000"')
   table.columns = table.columns.str.strip()
   return numbers(table, commas=sign != ",")
 
 
+def _read_json(path: Path) -> pd.DataFrame:
+  """A list of rows, or an object of columns."""
+  found = json.loads(path.read_text())
+  values = found.values() if isinstance(found, dict) else found
+  if not isinstance(found, dict | list) or not all(
+    isinstance(v, dict | list) for v in values
+  ):
+    raise ValueError("neither a list of rows nor an object of columns")
+  return numbers(pd.DataFrame(found))
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+  try:
+    return numbers(pd.read_parquet(path))
+  except ImportError as error:
+    raise ValueError("pip install pyarrow") from error
+
+
 _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
   ".csv": _read_csv,
   ".tsv": _read_csv,
   ".jsonl": lambda path: numbers(pd.read_json(path, lines=True)),
-  ".json": lambda path: pd.DataFrame(json.loads(path.read_text())),
+  ".json": _read_json,
+  ".parquet": _read_parquet,
 }
 
 
@@ -80,13 +102,13 @@ class TableError(ValueError):
 
 
 def load(path: str | Path, rows: str = "run") -> pd.DataFrame:
-  """Reads one run, a sweep, committed results (runs.json, evals.json), CSV or JSONL.
+  """Reads one run, a sweep, committed results (runs.json, evals.json) or a file.
 
   Args:
     path: a folder or a file, local or a URL.
     rows: 'run' (one row per run, its last values), 'eval' (one per evaluated step),
       'sampling' (one per evaluation with its own settings) or 'metric' (one per record
-      of a metric); a CSV or JSONL file is taken as it is.
+      of a metric); a CSV, JSONL, JSON or Parquet file is taken as it is.
 
   Returns:
     The table; its columns are listed in the docstring of this module.
@@ -145,13 +167,15 @@ def save_json(workdir: str | Path, out: str | Path) -> None:
 
 def _read_file(path: Path) -> pd.DataFrame:
   if path.suffix not in _READERS:
-    raise TableError(f"{path}: expected a folder, .csv, .tsv, .jsonl or .json")
+    raise TableError(f"{path}: expected a folder, {', '.join(_READERS)}")
   if not path.stat().st_size:
     raise TableError(f"{path} is empty: it has neither columns nor rows")
   try:
     return _READERS[path.suffix](path)
   except ValueError as error:  # of pandas and json alike
     kind, why = path.suffix[1:], str(error).strip()
+    if isinstance(error, UnicodeDecodeError):
+      why = "it is not UTF-8; save it so"
     raise TableError(f"{path} cannot be read as {kind}: {why}") from error
 
 

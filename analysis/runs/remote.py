@@ -19,7 +19,7 @@ _WANTED = (
   "eval/*.json",
 )
 _DEPTHS = ("", "*/", "runs/*/")
-_TABLES = (".csv", ".jsonl", ".json")
+_TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
 class RemoteError(ValueError):

@@ -32,8 +32,7 @@ def allocation(s: Study) -> Plot | None:
       pieces.fitted(ax, result, grid, look["color"])
       notes.append(f"{cell} ({result.form}): {result.reading}")
       data.append(result.table.assign(cell=cell, form=result.form))
-    pieces.log_axes(ax)
-    ax.set_yscale("log")
+    pieces.log_axes(ax, y=True)
     ax.set(xlabel=label("compute"), ylabel="compute-optimal parameters N*")
     ax.legend()
   return Plot(

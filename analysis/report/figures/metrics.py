@@ -86,8 +86,8 @@ def against_loss(s: Study) -> Plot | None:
           )
         )
       ax.set(xlabel=pieces.loss_label(kind), ylabel=label(metric, runs))
-      if ax.has_data():
-        ax.legend()
+      if ax.has_data():  # Above the panel, where it hides no point.
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
   return Plot(
     "metrics_vs_loss",
     "Metrics against validation loss",

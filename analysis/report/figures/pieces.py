@@ -56,24 +56,32 @@ def panel_per_tokens(table, *, rows: int = 1):
 
 
 def loss_label(kind: str) -> str:
-  return f"validation loss ({style.UNITS[kind]})" if kind in style.UNITS else "loss"
+  return f"validation loss\n({style.UNITS[kind]})" if kind in style.UNITS else "loss"
 
 
 def log_axes(ax, *, y: bool = False):
   """Logarithmic x (and y), with labels that also divide less than a decade."""
   ax.set_xscale("log")
-  # Sizes span about a decade, in which powers of ten would label one point.
-  low, high = ax.get_xlim()
-  subs = (1, 2, 5) if high < 200 * low else (1,)
-  ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
-  ax.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
-  ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+  _divide(ax.xaxis, *ax.get_xlim())
   if y:
-    # Losses span less than a decade: plain numbers read better than powers of ten.
     ax.set_yscale("log")
-    for which in ("set_major_formatter", "set_minor_formatter"):
-      getattr(ax.yaxis, which)(matplotlib.ticker.StrMethodFormatter("{x:.3g}"))
-    ax.yaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=(2, 3, 4, 5, 7)))
+    _divide(ax.yaxis, *ax.get_ylim())
+
+
+def _divide(axis, low: float, high: float) -> None:
+  """Places the labels of a logarithmic axis, and writes them without powers of ten."""
+  ticker = matplotlib.ticker
+  # Sizes span about a decade, in which powers of ten would label one point, and losses
+  # less than one.
+  subs = (1, 2, 5) if high < 200 * low else (1,)
+  within = axis.axis_name == "y" and high < 5 * low
+  even = ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
+  axis.set_major_locator(even if within else ticker.LogLocator(subs=subs))
+  plain = ticker.StrMethodFormatter("{x:.4g}")
+  axis.set_major_formatter(ticker.EngFormatter(sep="") if low >= 1000 else plain)
+  axis.set_minor_formatter(ticker.NullFormatter())
+  if within:
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 def known(table: pd.DataFrame, *columns: str) -> pd.DataFrame:

@@ -41,8 +41,10 @@ def beside_ours(s: Study) -> Plot | None:
     rows = having(others, "N", metric)
     ax.plot(rows["N"], rows[metric], "x", color=OTHER_COLOUR, label="others, published")
     for _, row in rows.iterrows():
+      right = row["N"] > fluid["N"].max() / 1.4  # where a name would leave the panel
+      at, side = ((-5, -2), "right") if right else ((3, 3), "left")
       ax.annotate(
-        row["run"], (row["N"], row[metric]), xytext=(3, 3), fontsize=6,
+        row["run"], (row["N"], row[metric]), xytext=at, ha=side, fontsize=6,
         textcoords="offset points", color=OTHER_COLOUR,
       )  # fmt: skip
     # Only the same metric on the same images belongs on the axis of the published one.
