@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluid.parallel.sharding import spec
+from fluid.parallel.sharding import explicit, spec
 
 
 def cosine_betas(steps: int) -> np.ndarray:
@@ -287,9 +287,17 @@ def _discretized_log_likelihood(x, gap, log_std):
   return jnp.where(x < -0.999, first, jnp.where(x > 0.999, last, middle))
 
 
-def timestep_features(t: jax.Array, width: int = 256) -> jax.Array:
-  """Sinusoids of training steps t [...] -> [..., width], cosines first (as DiT)."""
+def timestep_features(t: jax.Array, steps: int, width: int = 256) -> jax.Array:
+  """Sinusoids of training steps t [...] of so many -> [..., width].
+
+  Cosines first, as in DiT.
+  Looked up: to compute them was 6 to 12 % of a toy step.
+  """
   half = width // 2
-  freqs = jnp.exp(-math.log(10_000) * jnp.arange(half) / half)
-  angles = t.astype(jnp.float32)[..., None] * freqs
-  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+  rates = np.exp(
+    np.float32(-math.log(10_000) / half) * np.arange(half, dtype=np.float32)
+  )
+  angles = np.arange(steps, dtype=np.float32)[:, None] * rates
+  table = jnp.asarray(np.concatenate([np.cos(angles), np.sin(angles)], -1))
+  where = jax.P(*jax.typeof(t).sharding.spec, None) if explicit() else None
+  return table.at[t.astype(int)].get(out_sharding=where)

@@ -56,6 +56,7 @@ class Denoiser(nn.Module):
   width: int
   channels: int
   cond_width: int
+  steps: int = 1000
 
   def setup(self):
     w = self.width
@@ -72,7 +73,8 @@ class Denoiser(nn.Module):
 
   def time(self, t: jax.Array, dtype) -> jax.Array:
     """Training steps [...] -> [..., W]."""
-    return self.time_down(nn.silu(self.time_up(timestep_features(t).astype(dtype))))
+    features = timestep_features(t, self.steps).astype(dtype)
+    return self.time_down(nn.silu(self.time_up(features)))
 
   def condition(self, z: jax.Array) -> jax.Array:
     """Trunk outputs [..., D] -> [..., W]; the same for every step of a token."""
@@ -180,7 +182,7 @@ class DiffusionHead(nn.Module):
     self.tokens = layers.Linear(
       (self.spec.channels,), (d,), (None, "embed"), init=_SMALL
     )
-    self.net = Denoiser(c.layers, c.width or d, self.spec.channels, d)
+    self.net = Denoiser(c.layers, c.width or d, self.spec.channels, d, c.steps)
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """[B, L, C] -> [B, L, D]."""
