@@ -97,7 +97,8 @@ def test_what_is_taken_away_for_good_is_submitted_again(tmp_path, study, monkeyp
     cluster.call("sbatch", *everything)
     until(ended.exists)
     assert json.loads(ended.read_text())["state"] == "PREEMPTED"
-    assert submit() == "queued"
+    # The job writes how it ends before it has ended.
+    until(lambda: submit() == "queued")
     until((run / "start-2").exists)
     cluster.call("scontrol", "shutdown", "slurmctld")
     cluster.daemons[0].wait(30)
