@@ -78,7 +78,9 @@ def _divide(axis, low: float, high: float) -> None:
   even = ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
   axis.set_major_locator(even if within else ticker.LogLocator(subs=subs))
   plain = ticker.StrMethodFormatter("{x:.4g}")
-  axis.set_major_formatter(ticker.EngFormatter(sep="") if low >= 1000 else plain)
+  counts = ticker.EngFormatter(sep="")
+  counts.ENG_PREFIXES = counts.ENG_PREFIXES | {9: "B"}  # As sizes are written: 1.3B.
+  axis.set_major_formatter(counts if low >= 1000 else plain)
   axis.set_minor_formatter(ticker.NullFormatter())
   if within:
     axis.set_minor_locator(ticker.NullLocator())
