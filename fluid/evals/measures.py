@@ -353,6 +353,6 @@ def table(records: Sequence[Mapping]) -> str:
       if r.get(key) is not None:
         shown = f"{r[key]:.4g}" if isinstance(r[key], float) else r[key]
         of.append(f"{key} {shown}")
-    lines.append(f"{r['metric']:24}{value + interval:32}{', '.join(of)}")
+    lines.append(f"{r['metric']:24}{value + interval:31} {', '.join(of)}")
     lines += [f"{'':24}{note}" for note in r.get("notes", ())]
   return "\n".join(lines)
