@@ -75,15 +75,22 @@ def place(path: str | os.PathLike, name: str) -> pathlib.Path | remote.Url:
   """A folder to join names to: of this host, absolute, or in a bucket.
 
   Raises:
-    ConfigError: it is empty, or an address of something else; naming the flag `name`.
+    ConfigError: it is empty, a file, or an address of something else; naming the flag
+      `name`.
   """
   if not str(path):
     raise ConfigError(f"{name} is empty; a folder here is '.'")
-  if not remote.is_url(path):
-    return pathlib.Path(path).resolve()
-  if not remote.is_bucket(path):
-    remote.check(path, name)  # It says which there are.
-  return remote.Url(str(path).rstrip("/"))
+  if remote.is_bucket(path):
+    return remote.Url(str(path).rstrip("/"))
+  remote.check(path, name)
+  no_file(path, name)
+  return pathlib.Path(path).resolve()
+
+
+def no_file(path: str | os.PathLike, name: str) -> None:
+  """Refuses a file where a folder is, or will be; naming the flag or key `name`."""
+  if os.path.isfile(path):
+    raise ConfigError(f"{name} is {path}, which is a file: name a folder")
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -136,3 +143,4 @@ def on_disk(path: str | os.PathLike, name: str) -> None:
       f"{name} is {path}, and has to lie on a file system here; mount the bucket "
       "(gcsfuse, a shared disk) and name the folder that it is there"
     )
+  remote.check(path, name)

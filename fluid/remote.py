@@ -91,7 +91,9 @@ def check(path: Any, name: str) -> None:
   Raises:
     ConfigError: naming the flag or key `name`.
   """
-  if is_url(path) and not is_bucket(path):
+  scheme, _, rest = str(path).partition(":/")
+  cut = bool(rest) and not rest.startswith("/") and scheme.isalnum()
+  if cut or (is_url(path) and not is_bucket(path)):  # 'gs:/' lacks a slash.
     raise ConfigError(
       f"{name} is {path}: of addresses only gs://BUCKET/FOLDER is understood; mount "
       "what is elsewhere and name the folder that it is there"

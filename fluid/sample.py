@@ -117,6 +117,7 @@ def main(argv) -> None:
     raise cli.UserError(f"flag --n must be at least 1, not {args.n}")
   out = cli.require(OUT)
   files.on_disk(out, "--out")
+  files.no_file(out, "--out")
   workdir, mesh = shipped.find(cli.require(WORKDIR)), None
   if jax.device_count() > 1:
     mesh = _mesh(api.read_config(workdir).mesh)

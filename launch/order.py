@@ -114,7 +114,7 @@ class Order:
     return out
 
   def save(self, workdir: Any) -> None:
-    """Writes launch.json.
+    """Writes launch.json; says whose it was, where that was another sweep's.
 
     Raises:
       ConfigError: the folder is of another sweep of the same name.
@@ -129,6 +129,11 @@ class Order:
       raise ConfigError(
         f"{workdir} is of the sweep {there}, and {said['config']} has the same name: "
         "choose another --workdir, or rename one of them"
+      )
+    if there and there != said["config"]:
+      print(
+        f"{workdir} was of the sweep {there}: launch.status, stop, logs and retry are "
+        f"of {said['config']} from now on, and of the other after its launch.sweep"
       )
     files.write_json(workdir / FILE, said)
 

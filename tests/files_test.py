@@ -6,6 +6,7 @@ import os
 import pytest
 
 from fluid import files
+from fluid.errors import ConfigError
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -58,3 +59,16 @@ def test_hosts_whose_processes_have_one_number_do_not_meet(tmp_path):
     assert (tmp_path / "file").read_text() == "half"
   assert (tmp_path / "file").read_text() == "whole"
   assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_is_no_folder_is_refused(tmp_path):
+  (file := tmp_path / "file").write_text("x")
+  for path, said in (
+    ("", "is empty"),
+    ("gs:/bucket/run", "only gs://BUCKET/FOLDER is"),
+    ("s3://bucket/run", "only gs://BUCKET/FOLDER is"),
+    (file, "is a file: name a folder"),
+  ):
+    with pytest.raises(ConfigError, match=f"^--workdir .*{said}"):
+      files.place(path, "--workdir")
+  assert files.place(tmp_path / "a:b", "--workdir") == tmp_path / "a:b"

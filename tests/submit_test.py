@@ -220,7 +220,7 @@ def _runs(machine):
   return {e.stage.name: e.status for e in found.values() if e.stage.kind == "run"}
 
 
-def test_a_killed_submission_is_found_again(machine):
+def test_a_killed_submission_is_found_again(machine, capsys):
   machine.modes["run/dr1"] = "hang"
   machine.until("slurm", lambda s: s["run/dr1"] == "running")
   machine.begins("dr1")
@@ -239,6 +239,11 @@ def test_a_killed_submission_is_found_again(machine):
   # Another engine, or a changed sweep, is no second job in the same folder.
   with pytest.raises(ConfigError, match="run/dr1 is running on slurm as study-run-dr1"):
     machine.submit("gke")
+  # One of another name may share its tokenizers, and says what it takes over.
+  dataclasses.replace(asked, config=str(other.rename(other.with_name("b.py")))).save(
+    machine.workdir
+  )
+  assert "launch.status, stop, logs and retry are of" in capsys.readouterr().out
 
 
 def test_a_submission_killed_before_it_knew_the_job_is_found(machine, monkeypatch):

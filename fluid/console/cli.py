@@ -88,6 +88,7 @@ def require(holder: flags.FlagHolder):
   if holder.value is None:
     raise UserError(f"missing flag --{holder.name}; see --help")
   if holder.name == "workdir":
+    files.place(holder.value, "--workdir")
     remote.check(holder.value, "--workdir")
   return holder.value
 
@@ -132,6 +133,8 @@ def read(holder: flags.FlagHolder, *, buckets: bool = False) -> config.Run:
     ("init.workdir", run.init.workdir),
   ):
     (remote.check if buckets else files.on_disk)(path, f"config key '{key}'")
+    if key != "tokenizer.path":  # Published weights may be one file.
+      files.no_file(path, f"config key '{key}'")
   return run
 
 
