@@ -18,23 +18,26 @@ GENERATION = "v5p"  # Where none is asked for.
 # layer stay in a corner of the torus. With the whole slice as one group libtpu turns
 # them into all-reduces, and a shard of width / 64 no longer fills its tiles.
 SHARDED = {"mesh.data": -1, "mesh.fsdp": 16}
+# With memory to spare products are kept: three quarters of the FLOPs of a step with
+# remat=block, the default (docs/performance.md).
+KEPT = SHARDED | {"model.trunk.remat": "dots"}
 # For 16 GiB a device: a sixty-fourth of the optimizer's state.
 SPREAD = {"mesh.data": -1, "mesh.fsdp": 64}
 
 # size -> (generation and shape of a slice, slices, what differs from configs/fluid.py).
 RECOMMENDED: dict[str, list[tuple[str, int, dict[str, Any]]]] = {
-  "166M": [("v5e:4x8", 1, SHARDED), ("v5p:2x2x4", 1, SHARDED), ("v6e:4x4", 1, SHARDED)],
-  "369M": [("v5e:8x8", 1, SHARDED), ("v5p:2x4x4", 1, SHARDED), ("v6e:4x8", 1, SHARDED)],
-  "665M": [("v5e:8x8", 1, SHARDED), ("v5p:2x4x4", 1, SHARDED), ("v6e:4x8", 1, SHARDED)],
+  "166M": [("v5e:4x8", 1, SHARDED), ("v5p:2x2x4", 1, KEPT), ("v6e:4x4", 1, SHARDED)],
+  "369M": [("v5e:8x8", 1, SHARDED), ("v5p:2x4x4", 1, KEPT), ("v6e:4x8", 1, SHARDED)],
+  "665M": [("v5e:8x8", 1, SHARDED), ("v5p:2x4x4", 1, KEPT), ("v6e:4x8", 1, SHARDED)],
   "1.1B": [
-    ("v5e:8x16", 1, SHARDED), ("v5p:4x4x4", 1, SHARDED), ("v6e:8x8", 1, SHARDED),
+    ("v5e:8x16", 1, SHARDED), ("v5p:4x4x4", 1, KEPT), ("v6e:8x8", 1, SHARDED),
   ],
   "3.1B": [
-    ("v5e:16x16", 1, SHARDED), ("v5p:4x4x4", 1, SHARDED), ("v6e:8x16", 1, SHARDED),
+    ("v5e:16x16", 1, SHARDED), ("v5p:4x4x4", 1, KEPT), ("v6e:8x16", 1, SHARDED),
   ],
   "10.5B": [
-    ("v5e:16x16", 1, SPREAD), ("v5p:4x4x8", 1, SHARDED), ("v6e:8x16", 1, SHARDED),
-    ("v5p:4x4x8", 2, SHARDED),
+    ("v5e:16x16", 1, SPREAD), ("v5p:4x4x8", 1, KEPT), ("v6e:8x16", 1, SHARDED),
+    ("v5p:4x4x8", 2, KEPT),
   ],
 }  # fmt: skip
 

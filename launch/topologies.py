@@ -31,7 +31,8 @@ from launch.recommended import RECOMMENDED
 BATCH = 2048
 GB = 2**30
 CELLS = [(t, o) for t in ("continuous", "discrete") for o in ("random", "raster")]
-# What a step's time is estimated for (three more compilations a row).
+# What a step's time is estimated for (three more compilations a row): all that the
+# ladder takes where nothing is asked for, and elsewhere one cell of these sizes.
 ESTIMATED = ("1.1B", "3.1B", "10.5B")
 
 # The largest size of each published family -> where its train step and its sampler
@@ -102,7 +103,8 @@ def ladder() -> Iterator[Row]:
           topology,
           slices,
           tuple((overrides | {"batch": BATCH}).items()),
-          estimate=size in ESTIMATED and (tokens, order) == CELLS[0],
+          estimate=topology.startswith(f"{recommended.GENERATION}:")
+          or (size in ESTIMATED and (tokens, order) == CELLS[0]),
         )
 
 
@@ -150,7 +152,8 @@ def markdown(reports: dict[str, dict]) -> str:
     "traffic of a step are the compiler's, for one device.",
     "MFU is an estimate (see launch/aot_compile.py): `compiler` is libtpu's cost model",
     "put together from unrolled layers (empty where it was negative), `roofline` the",
-    "data sheets' bound. Both are estimated for one cell of the largest sizes.",
+    "data sheets' bound. Both are estimated for all of v5p, and for one cell of the",
+    "largest sizes elsewhere.",
     f"{len(reports)} of {len(rows())} rows are compiled; a next run goes on.",
     "",
     "| size | cell | topology | mesh | accum | remat | GiB of | traffic GiB |"

@@ -130,6 +130,15 @@ def test_names_of_classes_in_order(imagenet):
   refused(config.ConfigError, line, lambda: open_imagenet(imagenet))
 
 
+def test_a_class_without_images_keeps_its_number_and_is_told(imagenet, caplog):
+  for image in (imagenet / "train" / WNIDS[1]).iterdir():
+    image.unlink()
+  assert told(open_imagenet(imagenet, num_classes=4)) == [0, 0, 2, 2, 3, 3]
+  assert (
+    f"1 of 4 classes have no images in {imagenet}/train ({WNIDS[1]})" in caplog.text
+  )
+
+
 def test_a_cache_is_of_the_files_of_imagenet(tmp_path):
   """Of their names, sizes and classes, wherever they lie."""
   place = write_imagenet(tmp_path / "a").rename(tmp_path / "b")

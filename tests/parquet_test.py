@@ -69,6 +69,10 @@ def test_parquet_columns(tmp_path):
   (tmp_path / "0.png").unlink()
   with pytest.raises(BadExample, match="0.png' of row 0 of .* is missing"):
     whole[0]
+  addresses = [f"https://example.org/{n}.png" for n in numbers]
+  pq.write_table(table(numbers, image=addresses), place)
+  with pytest.raises(BadExample, match="0.png' of row 0 of .* is an address: fetch"):
+    source_of("parquet", "val", val=str(place))[0]
 
 
 def test_parquet_labels(tmp_path):

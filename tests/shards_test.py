@@ -231,7 +231,8 @@ def test_no_file_is_of_both_splits(kind, ending, tmp_path):
       {"name": "cifar10"},
       "not prepared in .* tfds.builder.'cifar10', file_format='array_record', data_d",
     ),
-    ({"name": "small:2.0.0"}, "TFDS does not know"),
+    ({"name": "small:2.0.0"}, "small is in .* as 1.0.0, not as 2.0.0: correct"),
+    ({"name": "smaller:2.0.0"}, "TFDS does not know"),
     ({"train": "training"}, "has train .12., validation .4.; 'training' is none"),
     ({"train": "train[:0]"}, "'train.:0.' is none"),
     (

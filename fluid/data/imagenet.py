@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from fluid import config
 from fluid.config import ConfigError
@@ -99,6 +100,13 @@ class ImageNet:
       labels = _labels(_beside(LABELS, *where), self.root, names, self.wnids)
     else:
       names, labels = _by_folder(self.root, self.wnids)
+    empty = set(range(len(self.wnids))).difference(labels) if split == "train" else ()
+    if empty:  # They may be there to keep the numbers of the others.
+      logging.warning(
+        "%d of %d classes have no images in %s (%s): complete them, unless they only "
+        "keep the numbers of the others",
+        len(empty), len(self.wnids), self.root, self.wnids[min(empty)],
+      )  # fmt: skip
     self._names = listed.Strings(names)
     self._labels = np.array(labels, np.int32)  # [N]
 

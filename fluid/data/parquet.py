@@ -125,6 +125,11 @@ class Parquet(stored.Stored):
       found = found.get("path") if content is None else content
     if not isinstance(found, str):
       return found
+    if "://" in found:
+      raise BadExample(
+        f"image {found!r} of {where} is an address: fetch the images first "
+        "(img2dataset writes tars and Parquet files that have them)"
+      )
     folder = os.path.normpath(self._folder or os.path.dirname(path) or ".")
     inside = os.path.relpath(os.path.join(folder, found), folder)
     if inside.split(os.sep)[0] == os.pardir:

@@ -11,6 +11,7 @@ dictionaries (COCO), their field 'text'.
 import dataclasses
 import difflib
 import functools
+import glob
 import os
 from typing import Any
 
@@ -193,7 +194,15 @@ def _missing(wanted: TfdsConfig) -> str:
   """What to do about a set that is not on disk."""
   import tensorflow_datasets as tfds
 
-  name = wanted.name.partition(":")[0].partition("/")[0]
+  whole, _, version = wanted.name.partition(":")
+  name = whole.partition("/")[0]
+  folder = wanted.data_dir or tfds.core.constants.DATA_DIR
+  there = os.path.join(os.path.expanduser(folder), whole, "[0-9]*.[0-9]*.[0-9]*")
+  if version and (found := sorted(map(os.path.basename, glob.glob(there)))):
+    return (
+      f"TFDS {whole} is in {_folder(wanted)} as {', '.join(found)}, not as {version}: "
+      "correct config key 'data.source.name', or prepare that version"
+    )
   known = tfds.list_builders(with_community_datasets=False)
   if name in known:
     place = f", data_dir='{wanted.data_dir}'" if wanted.data_dir else ""
