@@ -199,7 +199,7 @@ def sweep(
     step: a saved step (None: the newest).
     overrides: see `evaluate`.
   """
-  name = "geneval" if by.startswith("geneval/") else "distribution"
+  name = tuning.evaluator(by)
   run = override(api.read_config(workdir), overrides, [name])
   points = tuning.grid(grid)
   known = run.sample.flat()
@@ -211,22 +211,21 @@ def sweep(
       run.sample.replace(**{k: v for k, v in point.items() if k != "weights"}),
       "sample.",
     )
-  part, judge, each = run.evals[name], Judge(workdir, run, step), 2
+  part, judge = run.evals[name], Judge(workdir, run, step)
+  images, least = tuning.judged(part, images)
   for weights in dict.fromkeys(point.get("weights", "ema") for point in points):
     judge.load(weights)  # What is not there is refused before anything is drawn.
   if name == "distribution":
     metric = metrics.parse(by)[0]
     if metric.needs == "pairs":
       raise config.ConfigError(f"--by={by} is of pairs, and samples have no partners")
-    images, lower = images or part.examples, metric.best == "low"
+    lower = metric.best == "low"
     # The same real images for all, however few samples they judge.
     changes = {"metrics": (by,), "prompts": "val", "tokenizer": False, "real": images}
     part = dataclasses.replace(part, **changes)
     by, size = by.removesuffix(f"@{part.features}"), lambda n: {"examples": n}
   else:
-    lower, each = False, 6 * part.k  # Images of a prompt of each tag.
-    images = images or each * part.n
-    size = lambda n: {"n": max(1, n // each)}
+    lower, size = False, lambda n: {"n": max(1, n // least)}
 
   def value(point, n):
     weights = point.get("weights", "ema")
@@ -243,7 +242,7 @@ def sweep(
     distributed.say(f"{shown}: {by} {found:.6g} ({n} images)")
     return found
 
-  found = tuning.search(points, value, images, lower=lower, least=each)
+  found = tuning.search(points, value, images, lower=lower, least=least)
   taken = judge.load(found.best.get("weights", "ema")).step
   described = {"step": taken, "by": by, "value": found.value, "images": images}
   described |= {"inside": found.inside, "drawn": found.drawn, "grid": grid}

@@ -3,10 +3,11 @@
 Hours of a run are those of its training steps alone, by the compiler's model of a step
 where launch/topologies.json has one (nothing is measured). A row without it borrows the
 FLOP/s a chip of the nearest size that has one on the same generation, and says so.
-Tokenizers and caches have no such model: theirs is the time at the chips' peak, which
-is less than they take.
+Tokenizers, caches and tuning have no such model: theirs is the time at the chips' peak,
+which is less than they take.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -52,7 +53,7 @@ def row(stage: Stage, price: float | None = None) -> dict[str, Any]:
 
 
 def made(stage: Stage, price: float | None = None) -> dict[str, Any]:
-  """What a tokenizer or a cache takes at least; as `row`."""
+  """What a tokenizer, a cache or tuning takes at least; as `row`."""
   from fluid import flops  # It imports jax, which launching does without.
 
   h, run = stage.hardware, stage.run
@@ -62,6 +63,9 @@ def made(stage: Stage, price: float | None = None) -> dict[str, Any]:
     each, images = flops.training(config, side), config.steps * config.batch
     stored = flops.tokenizing(config, side)["params"] * 4
     basis = f"{each / 1e9:,.0f} GFLOP an image"
+  elif stage.kind == "tune":
+    each, images, stored = *_tuning(stage), 0
+    basis = f"{each / 1e9:,.0f} GFLOP an image, {images:,} images by halving"
   else:
     encoding = flops.tokenizing(config, side)["forward_flops_per_image"]
     reading = flops.reading(run.text)["forward_flops_per_image"]
@@ -102,6 +106,21 @@ def _images(run) -> int | None:
   """Of both splits at most; None where only the files would tell."""
   data = run.data
   return data.num_train + data.num_val if data.num_train and data.num_val else None
+
+
+def _tuning(stage: Stage) -> tuple[int, int]:
+  """FLOPs of drawing an image, and how many a search draws."""
+  from fluid import evaluate, flops, models
+  from fluid.evals import tuning
+
+  grid, by = stage.tune
+  name = tuning.evaluator(by)
+  part = evaluate.override(stage.run, (), [name]).evals[name]
+  images, _ = tuning.judged(part)
+  data = dataclasses.replace(stage.run.data, cache="")  # It need not be there.
+  net = models.Net.of(dataclasses.replace(stage.run, data=data))
+  each = flops.drawing(net, stage.run.sample)
+  return each, tuning.drawn(tuning.grid(grid), images)
 
 
 def _record(run) -> float:
@@ -157,13 +176,13 @@ def _size(text: str) -> float:
 
 
 def table(stages: Iterable[Stage], price: float | None = None) -> list[str]:
-  """Lines: a run each, their sum, what comes before, and where it all is from."""
+  """Lines: a run each, their sum, what is beside them, and where it all is from."""
   stages = list(stages)
   runs = [s for s in stages if s.kind == "run"]
-  before = [s for s in stages if s.kind in ("tokenizer", "data")]
+  others = [s for s in stages if s.kind != "run"]
   rows = [row(s, price) for s in runs]
-  width = max([len(s.name) for s in runs] + [len(s.id) for s in before] + [3])
-  wide = max(len(str(s.hardware)) for s in [*runs, *before])
+  width = max([len(s.name) for s in runs] + [len(s.id) for s in others] + [3])
+  wide = max(len(str(s.hardware)) for s in [*runs, *others])
   head = (
     f"{'run':{width}} {'hardware':{wide}} {'chips':>5} {'hours':>8} {'chip-hours':>11} "
     f"{'dollars':>11} {'GB kept':>8}  by"
@@ -179,14 +198,14 @@ def table(stages: Iterable[Stage], price: float | None = None) -> list[str]:
     f"{missing} of {len(runs)} runs without an estimate" if missing else ""
   )
   out.append(_line(f"{len(runs)} runs", "", total, width, wide))
-  out += [_line(s.id, str(s.hardware), made(s, price), width, wide) for s in before]
+  out += [_line(s.id, str(s.hardware), made(s, price), width, wide) for s in others]
   out.append(
-    "hours of runs: of training steps alone, estimated, not measured; evaluations, "
-    "tuning and restarts come on top"
+    "hours of runs: of training steps alone, estimated, not measured; evaluations and "
+    "restarts come on top"
   )
-  if before:
+  if others:
     out.append(
-      "hours of tokenizers and caches: at the chips' peak, so they take more; bytes of "
+      "hours of what is no run: at the chips' peak, so they take more; bytes of "
       "caches: without the captions' text, if each fills text.length; ? is unknown"
     )
   out.append(

@@ -1,13 +1,14 @@
 """What launch.sweep says before it does anything, and what it refuses by then."""
 
+import dataclasses
 import time
 
 import pytest
 from rich.console import Console
 
-from fluid import files, remote
+from fluid import files, flops, models, remote
 from fluid.errors import ConfigError
-from launch import engines, status, sweep
+from launch import cost, engines, status, sweep
 from launch.order import Order
 from launch.plan import plan
 from tests.conftest import ROOT
@@ -158,3 +159,20 @@ def test_a_narrow_table_leaves_states_whole(capsys):
   row |= {"eta_seconds": None, "restarts": 0, "note": "start the sweep again to go on"}
   Console(width=80).print(status.table([row]))
   assert " interrupted " in capsys.readouterr().out
+
+
+def test_what_tuning_takes_at_least(capsys):
+  guidance = ROOT / "configs/sweeps/guidance.py"
+  stages = plan(guidance, "gs://b/x", topology="v5p", look=False)
+  stage = next(s for s in stages if s.id == "tune/discrete-raster-369M")
+  made = cost.made(stage, price=1.0)
+  # 15 x 7 points by a 32nd of 512 images, half of them by twice as many, and so on.
+  images = sum(p * 16 * 2**k for k, p in enumerate((105, 53, 27, 14, 7, 4)))
+  assert f"{images:,} images" in made["basis"]
+  # A token at a time, conditional and not: each reads all weights but the embeddings.
+  run = stage.run
+  run = dataclasses.replace(run, data=dataclasses.replace(run.data, cache=""))
+  net = models.Net.of(run)
+  each = made["chip_hours"] * 3600 * flops.PEAKS["TPU v5"] / images
+  assert each / (2 * flops.forward(net)["total"]) == pytest.approx(1, abs=0.15)
+  assert made["dollars"] == made["chip_hours"] and made["gigabytes"] == 0

@@ -62,6 +62,29 @@ def _values(part: str, text: str) -> list:
   return [round(first + i * step, 10) for i in range(count)]
 
 
+def evaluator(by: str) -> str:
+  """Which evaluator gives the value `by`."""
+  return "geneval" if by.startswith("geneval/") else "distribution"
+
+
+def judged(part: Any, images: int = 0) -> tuple[int, int]:
+  """Images of the last round, and the fewest that a judgement takes.
+
+  Args:
+    part: config of the evaluator.
+    images: that were asked for (0: as many as `part` has).
+  """
+  if part.kind == "distribution":
+    return images or part.examples, 2
+  least = 6 * part.k  # Images of a prompt of each tag.
+  return images or least * part.n, least
+
+
+def drawn(points: Sequence[Point], images: int) -> int:
+  """Images of a whole search, of which the last round has `images`."""
+  return search(points, lambda point, n: 0.0, images).drawn
+
+
 @dataclasses.dataclass(frozen=True)
 class Found:
   """What a search found.
