@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 
 import grain
+import grain.experimental
 import jax
 import numpy as np
 from absl import flags
@@ -244,6 +245,10 @@ def in_processes(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
     return dataset
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # Grain reads flags; a notebook has parsed none.
+  # Smaller arrays go through the pipe, which takes as long. Grain frees shared memory
+  # in a thread that does not end its work, so that Python warns of leaks at the end.
+  small = grain.experimental.DatasetOptions(min_shm_size=2**20)
+  dataset = grain.experimental.WithOptionsIterDataset(dataset, small)
   return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
 
 
