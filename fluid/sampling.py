@@ -142,9 +142,15 @@ def generate(
   Returns:
     Tokens [B, L] int32 or [B, L, C] float32.
   """
-  # Matrices are cast once: at each token the cast would read all of them in float32.
-  cast = lambda name, w: w.astype(net.model.dtype) if net.matrix(name) else w
-  params = trees.map_names(cast, params)
+
+  def ready(name, w):
+    often = net.often(name)
+    # Matrices are cast once: at each token the cast would read all of them in float32.
+    if net.matrix(name) or (often and w.ndim > 1):
+      w = w.astype(net.model.dtype)
+    return sharding.everywhere(w) if often else w
+
+  params = trees.map_names(ready, params)
   decoder = Decoder.create(net, params, text, text_mask, keys, cfg, dials)
   return net.order.sample(decoder, cfg)
 

@@ -11,6 +11,7 @@ from fluid.models.published import RUNS
 from fluid.parallel import sharding
 from fluid.tokenizers.base import TokenSpec
 from fluid.tokenizers.multiscale import VARVQConfig
+from launch import hlo
 from tests.nets import (
   CELLS,
   GRID,
@@ -66,6 +67,25 @@ def test_loss_on_a_mesh_equals_one_device(cell, shape):
   parts = sharding.batch_parts(mesh)
   work = [c.cost_analysis()["flops"] for c in (divided, alone)]
   assert work[0] * parts <= 1.2 * work[1]
+
+
+def test_denoising_sends_nothing():
+  """Its weights are on every device, its rows on one: more steps are no traffic."""
+  net = tiny(("diffusion", "random"))
+  batch, keys = batch_of(net), keys_of()
+  mesh = sharding.make_mesh(config.Mesh(2, 2, 2, 1))
+  with jax.set_mesh(mesh):
+    like = sharding.concrete(jax.eval_shape(net.init, jax.random.key(0)), mesh)
+
+    def sent(steps):
+      cfg = options(net, guidance=2.0, steps=4, diffusion_steps=steps)
+      program, dials = sampling.turned(cfg)
+      args = like, batch["text"], batch["text_mask"], keys, dials
+      compiled = sampling._generate.lower(*args, net=net, cfg=program).compile()
+      found = hlo.collectives(compiled.as_text())
+      return sum(t.link_bytes for t in found.values())
+
+    assert sent(20) < 1.01 * sent(5)  # A row of times a step.
 
 
 MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)]

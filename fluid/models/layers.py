@@ -43,6 +43,7 @@ class Linear(nn.Module):
     inputs, outputs: sizes of the contracted and of the new axes.
     axes: logical names of the kernel's axes.
     init: of the kernel; default Xavier uniform over the flattened fans (as MAR).
+    whole: see sharding.product.
   """
 
   inputs: Sequence[int]
@@ -50,6 +51,7 @@ class Linear(nn.Module):
   axes: Sequence[str | None]
   bias: bool = True
   init: Callable | None = None  # type: ignore[assignment]
+  whole: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -72,6 +74,7 @@ class Linear(nn.Module):
       b,
       x_axes=("batch", *[None] * (len(lead) - 1), *free[:n]),
       w_axes=self.axes,
+      whole=self.whole,
     )
 
 

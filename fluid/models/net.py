@@ -267,6 +267,10 @@ class Net:
     rows = [r for p in (m.trunk, m.condition) for r in p.MATRICES]
     return next((r[1:] for r in rows if re.fullmatch(r[0], name)), None)
 
+  def often(self, name: str) -> bool:
+    """Whether a parameter is read many times for each token that is drawn."""
+    return bool(re.fullmatch(self.model.head.OFTEN, name))
+
   def decays(self, params) -> Any:
     """Tree of bools: does weight decay apply to this parameter?"""
     names = trees.paths(params)

@@ -102,7 +102,9 @@ def spec(*logical: str | None) -> P | None:
   return names(*logical) if explicit() else None
 
 
-def product(equation, x, w, b=None, *, x_axes, w_axes, dtype=None) -> jax.Array:
+def product(
+  equation, x, w, b=None, *, x_axes, w_axes, dtype=None, whole=False
+) -> jax.Array:
   """einsum of activations and weights, plus a bias: sharded, with float32 sums.
 
   Each device multiplies its rows by weights that are gathered over fsdp for this
@@ -123,11 +125,13 @@ def product(equation, x, w, b=None, *, x_axes, w_axes, dtype=None) -> jax.Array:
     b: of the axes of w that are in y, or None.
     x_axes, w_axes: logical names of their axes; 'embed' for weights only.
     dtype: of the result (default: that of x).
+    whole: while sampling w lies whole on every device (`everywhere`), so that rows stay
+      where they are however few they are.
   """
   x_axes, w_axes = tuple(x_axes), tuple(w_axes)
   if explicit():  # Nothing to do, except for weights that lie whole on every device.
     w = jax.reshard(w, names(*w_axes))
-  few = left_to_compiler() and _few(equation, x, w)
+  few = left_to_compiler() and not whole and _few(equation, x, w)
   rows = COPIES if x_axes[0] == "batch" else None
   if few:
     x = _told(x, rows)
@@ -253,6 +257,11 @@ def by_rows(tree, axis: int = 0):
   if not left_to_compiler():
     return tree
   return jax.tree.map(lambda a: _told(a, RULES["batch"], axis), tree)
+
+
+def everywhere(a: jax.Array) -> jax.Array:
+  """An array that lies whole on every device from here on; only while sampling."""
+  return jax.lax.with_sharding_constraint(a, P()) if left_to_compiler() else a
 
 
 def _told(a, where, axis: int = 0):

@@ -18,6 +18,8 @@ class Head(config.Part):
     scores: it knows the probability of what it draws.
     scaled: it reads the latents of several scales in the place of tokens.
     PARAMETERS: (pattern of a name, whether weights decay, component) of its own.
+    OFTEN: pattern of parameters that each token reads many times: while sampling they
+      lie whole on every device.
     Draw: its options in config section 'sample'.
   """
 
@@ -25,6 +27,7 @@ class Head(config.Part):
   scores: ClassVar[bool] = False
   scaled: ClassVar[bool] = False
   PARAMETERS: ClassVar[tuple] = ()
+  OFTEN: ClassVar[str] = ""
   Draw: ClassVar[type] = config.Draw
 
   def check_draw(self, draw: Any, name: str) -> None:

@@ -6,6 +6,7 @@ B batch, L tokens, D trunk width, C token channels, W head width, R noise draws 
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,13 @@ from fluid.config import rules
 from fluid.models import layers
 from fluid.models.diffusion import Diffusion, timestep_features
 from fluid.models.heads.base import Head
+from fluid.parallel import sharding
 from fluid.tokenizers.base import TokenSpec
 
 _ZEROS = nn.initializers.zeros
 _SMALL = nn.initializers.normal(0.02)
+# Every step of every token reads all of these (DiffusionConfig.OFTEN).
+Linear = functools.partial(layers.Linear, whole=True)
 
 
 def _modulate(x, shift, scale):
@@ -36,13 +40,13 @@ class ResBlock(nn.Module):
     """x [..., W], y [..., W]: SiLU of the condition (broadcastable) -> [..., W]."""
     w = self.width
     shift, scale, gate = jnp.split(
-      layers.Linear((w,), (3 * w,), ("embed", None), init=_ZEROS, name="modulation")(y),
+      Linear((w,), (3 * w,), ("embed", None), init=_ZEROS, name="modulation")(y),
       3,
       -1,
     )
     h = _modulate(layers.Norm(name="norm")(x), shift, scale)
-    h = layers.Linear((w,), (w,), ("embed", "mlp"), name="up")(h)
-    h = layers.Linear((w,), (w,), ("mlp", "embed"), name="down")(nn.silu(h))
+    h = Linear((w,), (w,), ("embed", "mlp"), name="up")(h)
+    h = Linear((w,), (w,), ("mlp", "embed"), name="down")(nn.silu(h))
     return x + gate * h
 
 
@@ -60,16 +64,14 @@ class Denoiser(nn.Module):
 
   def setup(self):
     w = self.width
-    self.input = layers.Linear((self.channels,), (w,), (None, "embed"))
-    self.time_up = layers.Linear((256,), (w,), (None, "embed"), init=_SMALL)
-    self.time_down = layers.Linear((w,), (w,), ("embed", None), init=_SMALL)
-    self.cond = layers.Linear((self.cond_width,), (w,), ("embed", None))
+    self.input = Linear((self.channels,), (w,), (None, "embed"))
+    self.time_up = Linear((256,), (w,), (None, "embed"), init=_SMALL)
+    self.time_down = Linear((w,), (w,), ("embed", None), init=_SMALL)
+    self.cond = Linear((self.cond_width,), (w,), ("embed", None))
     self.blocks = [ResBlock(w) for _ in range(self.depth)]
     self.norm = layers.Norm(affine=False)
-    self.modulation = layers.Linear((w,), (2 * w,), ("embed", None), init=_ZEROS)
-    self.output = layers.Linear(
-      (w,), (2 * self.channels,), ("embed", None), init=_ZEROS
-    )
+    self.modulation = Linear((w,), (2 * w,), ("embed", None), init=_ZEROS)
+    self.output = Linear((w,), (2 * self.channels,), ("embed", None), init=_ZEROS)
 
   def time(self, t: jax.Array, dtype) -> jax.Array:
     """Training steps [...] -> [..., W]."""
@@ -146,6 +148,7 @@ class DiffusionConfig(Head):
     (r"head/tokens/b", False, "embeddings"),
     (r"head/net/.*", False, "head"),
   )
+  OFTEN = r"head/net/.*"
 
   layers: int = 6
   width: int = 0
@@ -255,6 +258,7 @@ class DiffusionHead(nn.Module):
     both = z if z_uncond is None else jnp.stack([z, z_uncond], 1)
     cond = self.net.condition(both)
     times = self.net.time(jnp.asarray(diffusion.tables["timestep"]), z.dtype)
+    times = sharding.everywhere(times)
     shape = (self.spec.channels,)
     normal = jax.vmap(jax.vmap(lambda k: jax.random.normal(k, shape)))
     fold = lambda i: jax.vmap(jax.vmap(lambda k: jax.random.fold_in(k, i)))(keys)
