@@ -168,6 +168,12 @@ def evaluate(
   name += ".json"
   file = judge.folder / "eval" / name
   distributed.write_json(file, described | {"values": plain, "records": judge.records})
+  notes: dict[str, list[str]] = {}
+  for record in judge.records:
+    for note in record.get("notes", ()):
+      notes.setdefault(note, []).append(record["metric"])
+  for note, found in notes.items():
+    distributed.say(f"{', '.join(found)}: {note}")
   # In a bucket the file is that of the training, which uploads it whole, until its end.
   free = not judge.mirror.url or (judge.folder / "done.json").exists()
   if free and not overrides and not protocol and jax.process_index() == 0:

@@ -45,7 +45,7 @@ def networks(monkeypatch):
   features.load.cache_clear()
 
 
-def test_the_protocol_of_coco(tmp_path, networks, monkeypatch):
+def test_the_protocol_of_coco(tmp_path, networks, monkeypatch, capsys):
   """A model of other images, which draws each caption's own image: no distance."""
   words = LearnedConfig(length=12, vocab_size=120)
   workdir = written(tmp_path, words, {"loss": LossConfig()})
@@ -69,7 +69,9 @@ def test_the_protocol_of_coco(tmp_path, networks, monkeypatch):
   assert "12 images (protocol: 30000)" in said and "images of 'coco'" not in said
   (file,) = (workdir / "eval").glob("*coco30k*.json")
   fid = json.loads(file.read_text())["records"][0]
-  assert "published numbers are of 30000 images, this of 12" in fid["notes"]
+  note = "published numbers are of 30000 images, this of 12"
+  assert note in fid["notes"]
+  assert f"fid: {note}\n" in capsys.readouterr().out
   trained = config.from_file(workdir / "config.json")
   off = protocols.deviations(protocols.apply(trained, "coco30k-fid"), "coco30k-fid")
   assert off[1:] == ["images of 'shapes' (protocol: coco)"]
