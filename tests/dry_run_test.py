@@ -98,7 +98,7 @@ def test_what_is_no_folder_is_refused(path):
     files.place(path, "--workdir")
 
 
-@pytest.mark.parametrize("option", ["job-name", "output", "nodes", "array"])
+@pytest.mark.parametrize("option", ["job-name", "output", "nodes", "ntasks"])
 def test_what_the_launcher_says_to_slurm_is_its_own(option):
   with pytest.raises(ConfigError, match=f"--set {option}: that is the launcher's"):
     engines.remote("slurm", {option: "1"})
