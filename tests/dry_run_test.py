@@ -47,6 +47,23 @@ def test_nor_one_with_a_tokenizer(away, study, tmp_path, capsys):
   assert "# run/dr1 (to do)" in capsys.readouterr().out
 
 
+def test_images_lie_where_machines_have_them(away):
+  """And not in a bucket, as no source but TFDS's would read them there."""
+  argv = (LADDER, "--workdir=gs://b/x", "--on=gke", "--set", IMAGE)
+  for path, said in (
+    ("gs://b/images", "is gs://b/images, and has to lie on a file system here; mount"),
+    ("images", "is 'images', a path from this folder, where jobs do not start: name"),
+  ):
+    with pytest.raises(ConfigError, match=f"^config key 'data.source.path' {said}"):
+      dry(*argv, f"--override=data.source.path={path}")
+  emoji = (LADDER.with_name("iconify_study.py"), *argv[1:], "--topology=v5e:1x1")
+  with pytest.raises(ConfigError, match=r"source.path' is 'runs/ic.* as they have it$"):
+    dry(*emoji)
+  assert dry(*argv, "--override=data.source.path=/mnt/images") == 0
+  with pytest.raises(ConfigError, match="name it from / as they .* or as gs://...$"):
+    dry(*argv, "--override=data.cache=caches/x")
+
+
 @pytest.mark.parametrize(
   "where, more, said",
   [
