@@ -1,14 +1,17 @@
 """What launch.sweep says before it does anything, and what it refuses by then."""
 
 import dataclasses
+import io
 import time
+import types
 
 import pytest
 from rich.console import Console
 
 from fluid import files, flops, models, remote
 from fluid.errors import ConfigError
-from launch import cost, engines, status, sweep
+from launch import cost, engines, progress, status, sweep
+from launch.entries import Entry
 from launch.order import Order
 from launch.plan import plan
 from tests.conftest import ROOT
@@ -176,6 +179,23 @@ def test_a_narrow_table_leaves_states_whole(capsys):
   row |= {"eta_seconds": None, "restarts": 0, "note": "start the sweep again to go on"}
   Console(width=80).print(status.table([row]))
   assert " interrupted " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("started, said", [(0.0, ""), (1.0, " after 1:01:01")])
+def test_how_long_is_said_where_it_is_known(monkeypatch, started, said):
+  """Of what a scheduler has it is not."""
+  stage = types.SimpleNamespace(id="run/a", run=types.SimpleNamespace(steps=9))
+  told = Entry(stage, "running", started=started)
+  monkeypatch.setattr(progress, "PLAIN_SECONDS", -1)
+  monkeypatch.setattr(progress.time, "time", lambda: 3662.0)
+  console = Console(file=io.StringIO(), width=80)
+  screen = progress.Screen(console=console)
+  screen.update([told, Entry(stage, "queued")])
+  lines = console.file.getvalue().splitlines()
+  assert lines == [f"run/a: running{said}", "run/a: queued"]
+  console.print(screen._table([told]))
+  row = console.file.getvalue().splitlines()[-2]
+  assert row.replace("│", " ").split() == ["a", "running", *said.split()[1:]]
 
 
 def test_what_tuning_takes_at_least(capsys):
