@@ -176,9 +176,14 @@ def test_nothing_is_printed_before_all_is_rendered(study, tmp_path, capsys):
 def test_a_narrow_table_leaves_states_whole(capsys):
   blank = dict.fromkeys(("step", "loss", "images_per_s", "mfu", "goodput"))
   row = {"stage": "run/continuous-random-10.5B", "state": "interrupted", **blank}
-  row |= {"eta_seconds": None, "restarts": 0, "note": "start the sweep again to go on"}
-  Console(width=80).print(status.table([row]))
-  assert " interrupted " in capsys.readouterr().out
+  row |= {"eta_seconds": 3600, "restarts": 3, "note": "", "step": 4120, "steps": 10**6}
+  Console(width=80).print(status.table([row | {"loss": 0.25}]))
+  words = capsys.readouterr().out.split()
+  assert {"interrupted", "4120/1000000", "0.2500", "1:00:00", "restarts"} <= set(words)
+  long = f"exit status 2: error: no [b]{'x' * 200}"
+  assert status.notes([row, row | {"state": "failed", "note": long}]) == [
+    f"failed: run/continuous-random-10.5B: {long}"
+  ]
 
 
 @pytest.mark.parametrize("started, said", [(0.0, ""), (1.0, " after 1:01:01")])
