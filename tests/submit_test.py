@@ -324,6 +324,9 @@ def test_code_is_kept_as_it_was(tmp_path):
   # Nor what nobody pushed; of an address that is no remote of it git knows nothing.
   git("commit", "-qam", "y"), git("init", "-q", "--bare", "../bare.git")
   git("remote", "add", "origin", str(tmp_path / "bare.git"))
+  with pytest.raises(ConfigError, match="bare.git is a folder here, .*repository=URL"):
+    code.committed(code.cloned("", root), root)
+  git("remote", "set-url", "origin", f"file://{tmp_path}/bare.git")
   code.committed(code.cloned("https://x", root), root)
   with pytest.raises(ConfigError, match="bare.git has commit .*: git push"):
     code.committed(code.cloned("", root), root)
