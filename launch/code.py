@@ -51,6 +51,11 @@ def committed(code: Code, root: Path = ROOT) -> None:
     raise ConfigError(
       "files differ from the last commit, and the machines clone that: commit and push"
     )
+  if ":" not in code.repository:
+    raise ConfigError(
+      f"{code.repository} is a folder here, which the machines that clone it do not "
+      "have: --set repository=URL"
+    )
   remotes = [
     name for name in _git(root, "remote").split()
     if _git(root, "remote", "get-url", name).strip() == code.repository

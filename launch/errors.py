@@ -1,5 +1,6 @@
 """How a command of this folder ends."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -11,10 +12,15 @@ def end(main: Callable[[], int]) -> None:
   """Exits with what `main` returns, or with one line of what is wrong.
 
   That is 2, or 75 where the same command may go on later; Ctrl-C is 130, as shells have
-  it.
+  it, and 141 where nobody reads on (| head), without a word.
   """
   try:
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.exit(code)
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
   except (ConfigError, OSError) as error:
     print(f"error: {one_line(error)}", file=sys.stderr)
     sys.exit(exit_code(error))

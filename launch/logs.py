@@ -15,7 +15,8 @@ def main(argv: list[str] | None = None) -> int:
   args = parser.parse_args(argv)
   workdir = view.folder(args)
   _, found, remote = view.open_sweep(workdir)
-  names = view.chosen(found, [args.run])
+  run = f"run/{args.run}"  # Its tuning has its name, too.
+  names = [run] if run in found else view.chosen(found, [args.run])
   if len(names) > 1:
     raise ConfigError(f"'{args.run}' means {len(names)} stages: {', '.join(names)}")
   entry = found[names[0]]

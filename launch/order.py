@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fluid import files, remote
+from fluid import files, remote, shipped
 from fluid.durable import compiled
 from fluid.durable.lock import lock
 from fluid.errors import ConfigError
@@ -125,17 +125,27 @@ class Order:
     there = ""
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
       there = json.loads(files.read_text(workdir / FILE))["config"]
-    if there and there != said["config"] and Path(there).name == Path(config).name:
+    other = there and there != said["config"] and not _alike(there, said["config"])
+    if other and Path(there).name == Path(config).name:
       raise ConfigError(
         f"{workdir} is of the sweep {there}, and {said['config']} has the same name: "
-        "choose another --workdir, or rename one of them"
+        "choose another --workdir, or rename one of them (if they are one, that was "
+        f"moved, remove {workdir / FILE})"
       )
-    if there and there != said["config"]:
+    if other:
       print(
         f"{workdir} was of the sweep {there}: launch.status, stop, logs and retry are "
         f"of {said['config']} from now on, and of the other after its launch.sweep"
       )
     files.write_json(workdir / FILE, said)
+
+
+def _alike(old: str, new: str) -> bool:
+  """Whether one sweep file is a copy of the other, as in another clone."""
+  one, two = (Path(shipped.find(name)) for name in (old, new))
+  if one.name != two.name or not (one.is_file() and two.is_file()):
+    return False
+  return one.read_bytes() == two.read_bytes()
 
 
 def kept(workdir: Path | str, hardware: Hardware) -> dict[str, str]:

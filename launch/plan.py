@@ -300,6 +300,7 @@ def _stages(
 ) -> Iterator[Stage]:
   config, overrides = point["config"], dict(point.get("overrides", {}))
   run = resolve(config, overrides)
+  _check_source(run.data.source)
   machine, more = _machine(point, run, topology)
   moved = {} if topology is None else _moved(run, shares)
 
@@ -329,6 +330,13 @@ def _stages(
   yield stage("run", point["name"], needs, run, more)
   if point.get("tune"):
     yield stage("tune", point["name"], (f"run/{point['name']}",), run, more)
+
+
+def _check_source(source: Any) -> None:
+  """Refuses images in a bucket, where TFDS alone reads them, before chips are paid."""
+  for key, value in vars(source).items():
+    if isinstance(value, str) and source.kind != "tfds":
+      files.on_disk(value, f"config key 'data.source.{key}'")
 
 
 def _machine(point: dict, run: Run, topology: str | None):
@@ -372,13 +380,21 @@ def _moved(run: Run, shares: bool) -> dict[str, Any]:
       return text
     return os.path.abspath(text)
 
+  # What is part of an identity, as the path of a folder of images, is not changed.
+  own = getattr(run.data.source, "path", "")
+  if path(own) != own and places(run, path).data.source.path == own:
+    raise ConfigError(
+      f"config key 'data.source.path' is {own!r}, a path from this folder, where jobs "
+      "do not start: name it from / as their machines have it"
+    )
   before, after = (identity(r, no=()) for r in (run, places(run, path)))
   moved = {k: after[k] for k in differences(before, after)}
   if moved and not shares:
     key = next(iter(moved))
+    bucket = "" if key.startswith("data.source.") else ", or as gs://..."
     raise ConfigError(
       f"config key '{key}' is {before[key]!r}, a path from this folder, which the "
-      "machines do not have: name it from / as they have it, or as gs://..."
+      f"machines do not have: name it from / as they have it{bucket}"
     )
   return {k: tuple(v) if isinstance(v, list) else v for k, v in moved.items()}
 

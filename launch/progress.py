@@ -116,8 +116,8 @@ class Screen:
     words = [f"{entry.stage.id}: {entry.status}"]
     if entry.skipped:
       words.append("(before)")
-    elif entry.status != "running" or due:
-      words.append(f"after {clock(_seconds(entry))}")
+    elif (entry.status != "running" or due) and (seconds := _seconds(entry)):
+      words.append(f"after {clock(seconds)}")
     if "step" in p:
       words.append(f"step {p['step']}/{entry.stage.run.steps}")
     if "loss" in p:
@@ -143,6 +143,7 @@ def _done(entries) -> str:
 
 
 def _seconds(entry) -> float:
-  if entry.status == "running":
+  """That it has worked here; 0 where a scheduler has it, whose clock is not asked."""
+  if entry.status == "running" and entry.started:
     return time.time() - entry.started
   return entry.seconds

@@ -1,11 +1,12 @@
 """How a sweep stands: python -m launch.status --workdir DIR [--json]
 
 A line for each stage, on any engine: state, step, loss, images/s, MFU, goodput, time
-left, how often it was started again, and the last line of what failed. Exit status 1 if
-anything failed.
+left, how often it was started again; below them what there is to say of one, such as
+the last line of what failed. Exit status 1 if anything failed.
 """
 
 import json
+import sys
 
 from rich.console import Console
 from rich.table import Table
@@ -41,8 +42,7 @@ def table(rows: list[dict]) -> Table:
   out.add_column("stage", overflow="fold")
   out.add_column("state", no_wrap=True)
   for name in ("step", "loss", "images/s", "MFU", "goodput", "ETA", "restarts"):
-    out.add_column(name, justify="right")
-  out.add_column("note", overflow="fold")
+    out.add_column(name, justify="right", no_wrap=True)
 
   def text(value, form="{}"):
     return "" if value is None else form.format(value)
@@ -58,9 +58,13 @@ def table(rows: list[dict]) -> Table:
       text(r["goodput"], "{:.1%}"),
       clock(r["eta_seconds"]) if r["eta_seconds"] is not None else "",
       str(r["restarts"] or ""),
-      r["note"],
     )
   return out
+
+
+def notes(rows: list[dict]) -> list[str]:
+  """What there is to say, a line each: no column is as wide as an error."""
+  return [f"{r['state']}: {r['stage']}: {r['note']}" for r in rows if r["note"]]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,7 +76,10 @@ def main(argv: list[str] | None = None) -> int:
   if args.json:
     print(json.dumps(rows, indent=1))
   else:
-    Console(soft_wrap=True).print(table(rows))
+    wide = None if sys.stdout.isatty() else 1000  # In a file nothing has to be cut.
+    Console(soft_wrap=True, width=wide).print(table(rows))
+    for line in notes(rows):
+      print(line)
   return code_of(found.values())
 
 

@@ -2,7 +2,8 @@
 
 On a scheduler they are cancelled, and `launch.sweep` leaves them alone until
 `launch.retry`. Here a stage saves and ends, and the next `launch.sweep` goes on with
-it; without names so does the launcher with all of them.
+it; without names so does the launcher with all of them, and kills what has not ended
+within a minute: a program that is being compiled cannot be left.
 """
 
 import os
@@ -34,8 +35,12 @@ def main(argv: list[str] | None = None) -> int:
     if not pid:
       print(f"{name}: does not run here")
     else:
-      os.kill(pid, signal.SIGTERM)
-      print(f"{name}: process {pid} saves and ends")
+      try:
+        os.kill(pid, signal.SIGTERM)
+      except ProcessLookupError:  # A launcher that was killed: its jobs know of it.
+        print(f"{name}: process {pid} has ended, what it started saves and ends")
+      else:
+        print(f"{name}: process {pid} saves and ends")
   return 0
 
 

@@ -145,8 +145,12 @@ class Sweep:
     if code == 0 and entry.stage.finished():
       self._end(entry, "finished", "")
       return
-    if code == REQUEUE:
+    if code in (REQUEUE, -signal.SIGTERM, -signal.SIGINT):  # Or before it listened.
       self._end(entry, "interrupted", "start the sweep again to go on")
+      return
+    if code == -signal.SIGKILL and self._stopped_by is not None:
+      why = "it did not end in time and was killed: it goes on from what it saved last"
+      self._end(entry, "interrupted", why)
       return
     last = last_line(self._workdir / "logs" / entry.log)
     why = f"exit status {code}" if code else "stopped before its last step"
@@ -172,8 +176,9 @@ class Sweep:
 
   def _cancel(self):
     self._engine.cancel(list(self._handles.values()))
-    for name in self._handles:
-      self._end(self.entries[name], "interrupted", "start the sweep again to go on")
+    for name, handle in self._handles.items():
+      code = self._engine.poll(handle)
+      self._collect(self.entries[name], REQUEUE if code is None else code)
 
   def _save(self):
     save(self._workdir, self.entries.values())

@@ -1,14 +1,17 @@
 """What launch.sweep says before it does anything, and what it refuses by then."""
 
 import dataclasses
+import io
 import time
+import types
 
 import pytest
 from rich.console import Console
 
 from fluid import files, flops, models, remote
 from fluid.errors import ConfigError
-from launch import cost, engines, status, sweep
+from launch import cost, engines, progress, status, sweep
+from launch.entries import Entry
 from launch.order import Order
 from launch.plan import plan
 from tests.conftest import ROOT
@@ -45,6 +48,23 @@ def test_nor_one_with_a_tokenizer(away, study, tmp_path, capsys):
   argv = (study, f"--workdir={tmp_path}/w", "--override=tokenizer.path=gs://b/vq")
   assert dry(*argv) == 0
   assert "# run/dr1 (to do)" in capsys.readouterr().out
+
+
+def test_images_lie_where_machines_have_them(away):
+  """And not in a bucket, as no source but TFDS's would read them there."""
+  argv = (LADDER, "--workdir=gs://b/x", "--on=gke", "--set", IMAGE)
+  for path, said in (
+    ("gs://b/images", "is gs://b/images, and has to lie on a file system here; mount"),
+    ("images", "is 'images', a path from this folder, where jobs do not start: name"),
+  ):
+    with pytest.raises(ConfigError, match=f"^config key 'data.source.path' {said}"):
+      dry(*argv, f"--override=data.source.path={path}")
+  emoji = (LADDER.with_name("iconify_study.py"), *argv[1:], "--topology=v5e:1x1")
+  with pytest.raises(ConfigError, match=r"source.path' is 'runs/ic.* as they have it$"):
+    dry(*emoji)
+  assert dry(*argv, "--override=data.source.path=/mnt/images") == 0
+  with pytest.raises(ConfigError, match="name it from / as they .* or as gs://...$"):
+    dry(*argv, "--override=data.cache=caches/x")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +118,7 @@ def test_what_is_no_folder_is_refused(path):
     files.place(path, "--workdir")
 
 
-@pytest.mark.parametrize("option", ["job-name", "output", "nodes", "array"])
+@pytest.mark.parametrize("option", ["job-name", "output", "nodes", "ntasks"])
 def test_what_the_launcher_says_to_slurm_is_its_own(option):
   with pytest.raises(ConfigError, match=f"--set {option}: that is the launcher's"):
     engines.remote("slurm", {option: "1"})
@@ -156,9 +176,31 @@ def test_nothing_is_printed_before_all_is_rendered(study, tmp_path, capsys):
 def test_a_narrow_table_leaves_states_whole(capsys):
   blank = dict.fromkeys(("step", "loss", "images_per_s", "mfu", "goodput"))
   row = {"stage": "run/continuous-random-10.5B", "state": "interrupted", **blank}
-  row |= {"eta_seconds": None, "restarts": 0, "note": "start the sweep again to go on"}
-  Console(width=80).print(status.table([row]))
-  assert " interrupted " in capsys.readouterr().out
+  row |= {"eta_seconds": 3600, "restarts": 3, "note": "", "step": 4120, "steps": 10**6}
+  Console(width=80).print(status.table([row | {"loss": 0.25}]))
+  words = capsys.readouterr().out.split()
+  assert {"interrupted", "4120/1000000", "0.2500", "1:00:00", "restarts"} <= set(words)
+  long = f"exit status 2: error: no [b]{'x' * 200}"
+  assert status.notes([row, row | {"state": "failed", "note": long}]) == [
+    f"failed: run/continuous-random-10.5B: {long}"
+  ]
+
+
+@pytest.mark.parametrize("started, said", [(0.0, ""), (1.0, " after 1:01:01")])
+def test_how_long_is_said_where_it_is_known(monkeypatch, started, said):
+  """Of what a scheduler has it is not."""
+  stage = types.SimpleNamespace(id="run/a", run=types.SimpleNamespace(steps=9))
+  told = Entry(stage, "running", started=started)
+  monkeypatch.setattr(progress, "PLAIN_SECONDS", -1)
+  monkeypatch.setattr(progress.time, "time", lambda: 3662.0)
+  console = Console(file=io.StringIO(), width=80)
+  screen = progress.Screen(console=console)
+  screen.update([told, Entry(stage, "queued")])
+  lines = console.file.getvalue().splitlines()
+  assert lines == [f"run/a: running{said}", "run/a: queued"]
+  console.print(screen._table([told]))
+  row = console.file.getvalue().splitlines()[-2]
+  assert row.replace("│", " ").split() == ["a", "running", *said.split()[1:]]
 
 
 def test_what_tuning_takes_at_least(capsys):

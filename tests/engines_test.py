@@ -218,6 +218,11 @@ def test_a_tpu_machine_makes_its_python_or_gives_up(tmp_path):
   said = (tmp_path / "code/said").read_text().splitlines()
   (tmp_path / "bin/uv").write_text("exit 32")  # As a mount that fails.
   assert str(start().returncode) in fatal
+  assert (tmp_path / "starts").read_text() == "4\n"
+  (tmp_path / "starts").write_text("101\n")  # The first, and a hundred more.
+  done = start()
+  assert done.returncode == 5 and "started again 100 times" in done.stdout
+  assert not done.stderr and "5" in fatal
   assert [x.split()[0] for x in said] == ["venv", "pip", "pip"]
   assert said[-1].endswith(" -r requirements-tpu.txt")
 

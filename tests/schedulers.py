@@ -230,12 +230,19 @@ def sky(state, jobs_, verb, *args):
       log=str(state / f"{name}.log"), command=task["run"],
     )  # fmt: skip
   elif verb == "queue":
-    said = {"COMPLETED": "SUCCEEDED"}
+    said, found = {"COMPLETED": "SUCCEEDED"}, jobs(state)
+    if not any(f["state"] in ("PENDING", "RUNNING") for f in found.values()):
+      # As a controller is stopped where nothing is in progress.
+      if "--refresh" not in args:
+        sys.exit("sky.exceptions.ClusterNotUpError: No in-progress managed jobs.")
+      if not found:
+        sys.exit("sky.exceptions.ClusterDoesNotExist: Cluster 'c' does not exist.")
     rows = [
       {"job_id": int(j), "job_name": f["name"], "status": said.get(s := f["state"], s)}
-      for j, f in jobs(state).items()
+      | ({"failure_reason": f.get("why", "")} if "--verbose" in args else {})
+      for j, f in found.items()
     ]
-    print(json.dumps(rows))
+    print(json.dumps(rows if "--all" in args else rows[-50:]))
   elif verb == "cancel":
     for job in _named(state, name):
       if jobs(state)[job]["state"] in ("PENDING", "RUNNING"):  # What is over stays.

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from fluid.errors import ConfigError
-from launch import code, errors, logs, order, status, sweep
+from launch import code, engines, errors, logs, order, status, sweep
 from tests.machines import specs_with
 
 
@@ -54,6 +54,43 @@ def test_an_engine_that_is_not_there_or_refuses_is_one_line(machine, monkeypatch
   monkeypatch.setenv("PATH", "/nowhere")
   with pytest.raises(ConfigError, match="needs the command squeue, which is not inst"):
     machine.submit("slurm")
+
+
+LOGGED_OUT = """
+ERROR: (gcloud.compute.tpus.queued-resources.list) You do not have an active account.
+Please run:
+
+  $ gcloud auth login
+
+to obtain new credentials.
+"""
+NO_ACCOUNT = (
+  "sbatch: error: Invalid account\nsbatch: error: Batch job submission failed"
+)
+
+
+@pytest.mark.parametrize(
+  "said, line",
+  [
+    (
+      LOGGED_OUT,
+      "ERROR: .* active account. Please run: \\$ gcloud auth login to obta.*",
+    ),
+    (NO_ACCOUNT, "sbatch: error: Batch job submission failed"),
+    ("", "no output"),
+  ],
+)
+def test_what_a_command_says_is_one_line(said, line):
+  made = engines.remote("tpu_vm", {"zone": "z"})
+  with pytest.raises(engines.Refused, match=f"^sh refuses: {line}$"):
+    made.call(["sh", "-c", 'printf "%s" "$1" >&2; exit 1', "sh", said])
+
+
+def test_a_reader_that_has_enough_is_no_error(study, tmp_path):
+  sweep = f"{sys.executable} -m launch.sweep --config {study} --workdir {tmp_path}/w"
+  script = f"set -o pipefail; {sweep} --dry-run | true"
+  done = subprocess.run(["bash", "-c", script], cwd=code.ROOT, capture_output=True)
+  assert (done.returncode, done.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize(

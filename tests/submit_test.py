@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -46,6 +47,8 @@ def test_a_sweep_ends_with_each_run_as_it_should(machine, engine, capfd, monkeyp
   assert rows["run/dr2"]["state"] == "finished" and rows["run/dr2"]["loss"] == 0.5
   assert rows["run/dr2"]["goodput"] == 0.75
   assert rows["run/cr1"]["state"] == "cancelled"
+  if engine in ("slurm", "gke"):  # SkyPilot has words of its own.
+    assert rows["run/dr1"]["note"].endswith(": error: no luck")
   assert logs.main(["dr2", *argv]) == 0
   assert "stopped: SIGTERM after step 2" in capfd.readouterr().out
   if engine == "tpu_vm":  # Its machines are gone.
@@ -88,6 +91,28 @@ def test_what_somebody_cancels_stays_so_until_it_is_retried(machine, engine):
   retry.main(argv, build=machine.build)
   after = "queued" if waits else "finished"
   machine.until(engine, lambda s: s["run/dr1"] == after)
+
+
+def test_skypilot_is_asked_for_all_jobs_and_why_one_failed(machine):
+  machine.modes |= {"run/dr1": "fail", "run/cr1": "hang"}
+  want = {"run/dr1": "failed", "run/cr1": "running"}
+  machine.until("skypilot", lambda s: want.items() <= s.items())
+  machine.begins("cr1")
+  state = machine.state / "sky"
+  jobs = {f["name"]: j for j, f in schedulers.jobs(state).items()}
+  dr1, cr1 = (next(j for n, j in jobs.items() if x in n) for x in ("-dr1-", "-cr1-"))
+  schedulers._write(state, dr1, why="no\n such  zone")
+  for n in range(1000, 1060):  # It lists 50 by itself.
+    schedulers._write(state, str(n), name="another", state="COMPLETED")
+  machine.submit("skypilot")
+  assert want.items() <= machine.states().items() and machine.starts()["cr1"] == 1
+  os.killpg(schedulers.jobs(state)[cr1]["pid"], signal.SIGKILL)  # It begins again.
+  machine.until("skypilot", lambda s: s["run/cr1"] == s["run/dr2"] == "finished")
+  # Nothing is in progress, so its controller is stopped: what it knows stays known.
+  machine.submit("skypilot")
+  records = json.loads((machine.workdir / "sweep.json").read_text())
+  (found,) = [r for r in records if r["name"] == "dr1"]
+  assert (found["status"], found["note"]) == ("failed", "no such zone")
 
 
 CANCELLED, PREEMPTED = (
@@ -234,6 +259,9 @@ def test_a_killed_submission_is_found_again(machine, capsys):
   other = machine.workdir / "study.py"
   other.write_text(Path(machine.order("slurm").config).read_text())
   asked = dataclasses.replace(machine.order("slurm"), config=str(other))
+  sweep.submit(asked, machine.workdir, build=machine.build)  # A copy is no other one.
+  machine.submit("slurm")
+  other.write_text(other.read_text() + "# Another.\n")
   with pytest.raises(ConfigError, match="study.py has the same name: choose another"):
     sweep.submit(asked, machine.workdir, build=machine.build)
   # Another engine, or a changed sweep, is no second job in the same folder.
@@ -296,6 +324,9 @@ def test_code_is_kept_as_it_was(tmp_path):
   # Nor what nobody pushed; of an address that is no remote of it git knows nothing.
   git("commit", "-qam", "y"), git("init", "-q", "--bare", "../bare.git")
   git("remote", "add", "origin", str(tmp_path / "bare.git"))
+  with pytest.raises(ConfigError, match="bare.git is a folder here, .*repository=URL"):
+    code.committed(code.cloned("", root), root)
+  git("remote", "set-url", "origin", f"file://{tmp_path}/bare.git")
   code.committed(code.cloned("https://x", root), root)
   with pytest.raises(ConfigError, match="bare.git has commit .*: git push"):
     code.committed(code.cloned("", root), root)

@@ -488,6 +488,52 @@ def test_any_stage_on_this_machine_can_be_stopped(study, tmp_path, capsys):
   ]
 
 
+TOLD = """
+import pathlib, signal, sys, time
+def fails(*_):
+  print('error: no room')
+  sys.exit(2)
+told = {'dies': signal.SIG_DFL, 'stays': signal.SIG_IGN, 'fails': fails}
+signal.signal(signal.SIGTERM, told[sys.argv[2]])
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+  "does, status, note",
+  [
+    ("dies", "interrupted", "start the sweep again"),  # As while it still imports.
+    ("stays", "interrupted", "was killed: it goes on from what it saved last"),
+    ("fails", "failed", "exit status 2: error: no room"),
+  ],
+)
+def test_how_a_stage_ends_that_is_told_to_is_said(study, tmp_path, does, status, note):
+  (tmp_path / "told.py").write_text(TOLD)
+  begun = tmp_path / "begun"
+  script = textwrap.dedent(f"""
+    import sys
+    from pathlib import Path
+    from launch import engines, sweep
+    from launch.engines import local
+    from launch.plan import plan
+    local.GRACE, w = 1.0, Path({str(tmp_path / "w")!r})
+    build = lambda s: [sys.executable, {str(tmp_path / "told.py")!r}, {str(begun)!r},
+                       {does!r}]
+    engine, stages = engines.make('local', jobs=1), plan({str(study)!r}, w)
+    sys.exit(sweep.Sweep(stages, w, engine, build=build).run())
+  """)
+  process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+  end = time.monotonic() + 60
+  while not begun.exists() and time.monotonic() < end:
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=60) == 128 + signal.SIGTERM
+  records = json.loads((tmp_path / "w/sweep.json").read_text())
+  (found,) = [r for r in records if r["status"] != "waiting"]
+  assert found["status"] == status and note in found["note"]
+
+
 @pytest.mark.parametrize("error, code", [(ConfigError, 2), (AwayError, 75)])
 def test_the_status_says_whether_the_same_command_may_go_on(error, code, capsys):
   def main():

@@ -218,18 +218,21 @@ class Remote(abc.ABC):
   def logs(self, key: str, log: str, *, follow: bool) -> list[str]:
     """The command that prints what a job printed."""
 
-  def ask(self, argv) -> str:
+  def ask(self, argv, *, known: str = "") -> str:
     """What a command prints that changes nothing.
+
+    Args:
+      known: text in an error that is none.
 
     Raises:
       ConfigError: it is not installed.
       Unanswered: it failed.
     """
-    return self.call(argv, error=Unanswered)
+    return self.call(argv, known=known, error=Unanswered)
 
-  def ask_json(self, argv, empty: str = "") -> Any:
+  def ask_json(self, argv, empty: str = "", *, known: str = "") -> Any:
     """What such a command prints as JSON; `empty` is what printing nothing means."""
-    said = self.ask(argv)
+    said = self.ask(argv, known=known)
     try:
       return json.loads(said or empty)
     except ValueError:
@@ -254,9 +257,21 @@ class Remote(abc.ABC):
         f"{self.remedy}"
       ) from None
     if done.returncode and not (known and known in done.stderr):
-      said = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
-      raise error(f"{argv[0]} refuses: {said[-1].strip()[-300:]}")
+      said = done.stderr.strip() or done.stdout.strip() or "no output"
+      raise error(f"{argv[0]} refuses: {_wrong(said)}")
     return done.stdout
+
+
+def _wrong(said: str) -> str:
+  """What is wrong, on one line, by what a command printed: most say that last.
+
+  gcloud says it first, and in the lines after it what to do.
+  """
+  lines = said.splitlines()
+  for n, line in enumerate(lines):
+    if line.startswith("ERROR:"):
+      return " ".join(" ".join(lines[n:]).split())[:300]
+  return lines[-1].strip()[-300:]
 
 
 def command(spec: RunSpec, *, grace: str = "", join: bool = True) -> list[str]:

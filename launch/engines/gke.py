@@ -175,6 +175,7 @@ class Engine(engines.Remote):
       note = last.get("message", "")
       if status.get("terminalState") == "Failed":
         state = "failed"
+        note = ": ".join(filter(None, (note, self._last(key))))
       elif status.get("terminalState") == "Completed":
         state = "ended"
       elif any(
@@ -193,9 +194,20 @@ class Engine(engines.Remote):
     self.call(self._kubectl("delete", "jobset", key, "--ignore-not-found"))
 
   def logs(self, key: str, log: str, *, follow: bool) -> list[str]:
-    chosen = f"{_LABEL}={key},batch.kubernetes.io/job-completion-index=0"
     flags = ["-f", "--max-log-requests=64"] if follow else []
-    return [*self._kubectl("logs", "-l", chosen, "--prefix", "--tail=-1"), *flags]
+    return [*self._printed(key), "--prefix", "--tail=-1", *flags]
+
+  def _last(self, key: str) -> str:
+    """The last line that it printed; '' where its pods are gone."""
+    try:
+      lines = self.ask([*self._printed(key), "--tail=1"]).strip().splitlines()
+    except engines.Refused:
+      return ""
+    return lines[-1].strip()[-160:] if lines else ""
+
+  def _printed(self, key: str) -> tuple[str, ...]:
+    chosen = f"{_LABEL}={key},batch.kubernetes.io/job-completion-index=0"
+    return self._kubectl("logs", "-l", chosen)
 
   def _kubectl(self, *args: str) -> tuple[str, ...]:
     space = self.options.get("namespace")

@@ -28,6 +28,11 @@ _STATES = {
   "RUNNING": "running", "RECOVERING": "restarting", "CANCELLING": "running",
   "SUCCEEDED": "ended", "CANCELLED": "cancelled",
 }  # fmt: skip
+# By itself it lists the newest 50 jobs, and not why one failed.
+_QUEUE = ("sky", "jobs", "queue", "--all", "--verbose", "-o", "json")
+# What it says where its controller is stopped, as it is some minutes after the last job
+# ended, or is not there yet; and what, where one that is not there is to be started.
+_STOPPED, _NEVER = "No in-progress managed jobs", "does not exist"
 
 
 class Engine(engines.Remote):
@@ -119,12 +124,14 @@ class Engine(engines.Remote):
     return super().submit(spec, after)
 
   def states(self, keys: list[str]) -> dict[str, engines.Found]:
-    jobs = self.ask_json(["sky", "jobs", "queue", "-o", "json"])
+    jobs = self.ask_json(_QUEUE, "null", known=_STOPPED)
+    if jobs is None:  # Only a controller that runs knows how jobs ended.
+      jobs = self.ask_json([*_QUEUE, "--refresh"], "[]", known=_NEVER)
     found: dict[str, engines.Found] = {}
     for job in sorted(jobs, key=lambda j: j["job_id"]):  # The last of a name counts.
       key, state = job["job_name"], job["status"].rpartition(".")[2]
       if key in keys:
-        note = job.get("failure_reason") or ""
+        note = " ".join((job.get("failure_reason") or "").split())
         found[key] = engines.Found(
           _STATES.get(state, "failed"), str(job["job_id"]), note
         )
@@ -136,7 +143,8 @@ class Engine(engines.Remote):
       self.call(["sky", "jobs", "cancel", "-n", key, "-y"])
 
   def logs(self, key: str, log: str, *, follow: bool) -> list[str]:
-    return ["sky", "jobs", "logs", "-n", key, "--follow" if follow else "--no-follow"]
+    how = ["--follow", "--tail", "0"] if follow else ["--no-follow"]  # From its start.
+    return ["sky", "jobs", "logs", "-n", key, *how]
 
 
 def _requirements(h) -> str:

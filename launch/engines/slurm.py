@@ -19,7 +19,8 @@ from launch.spec import RESTARTS, Code, Rendered, RunSpec
 
 _QUERY = ("squeue", "-h", "--me", "-t", "all", "-o", "%j|%i|%T|%r")
 PATIENCE = 300  # seconds for which the script asks a controller that is away.
-_OWN = ("job-name", "output", "dependency", "array", "nodes", "ntasks-per-node")
+_OWN = ("job-name", "output", "error", "dependency", "array", "nodes", "ntasks",
+        "ntasks-per-node")  # fmt: skip
 _HELD = re.compile(r"held", re.I)  # In the reason for which a job waits.
 _GONE = ("CANCELLED", "COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED",
          "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")  # fmt: skip

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from fluid.errors import ConfigError
+from fluid.errors import NO_PROGRESS, ConfigError
 from fluid.remote import Url, is_url
 from launch import code, engines
 from launch.spec import FATAL, RESTARTS, Code, Rendered, RunSpec
@@ -102,6 +102,8 @@ class Engine(engines.Remote):
       commit=spec.code.commit,
       setup=self.options.get("setup") or f"{engines.MACHINE} requirements-tpu.txt",
       command=shlex.join(engines.command(spec, grace="28")),
+      restarts=RESTARTS,
+      given_up=NO_PROGRESS,
       fatal=" ".join(map(str, _FATAL)),
       cases="|".join(map(str, (0, *_FATAL))),
       ready=ready,
@@ -155,6 +157,12 @@ cat > run.sh <<'RUN'
 {env}
 trap 'exit 1' ERR
 cd /opt/fluid
+starts=$(cat starts 2>/dev/null || echo 0)
+echo $((starts + 1)) > starts
+if [ $starts -gt {restarts} ]; then
+  echo "error: started again {restarts} times on this machine"
+  exit {given_up}
+fi
 for n in 1 2 3 4 5; do
   [ -d code ] && break
   rm -rf new
