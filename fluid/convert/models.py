@@ -46,7 +46,9 @@ class ModelFamily(Family):
       node[name] = value
     run = config_lib.from_config_dict(tree)
     if path := run.tokenizer.path:
-      tokenizer = dataclasses.replace(tokenizers.load(path).config, path=path)
+      found = tokenizers.load(path)
+      tokenizers.check_size(found, run.data.image_size, path)
+      tokenizer = dataclasses.replace(found.config, path=path)
       run = dataclasses.replace(run, tokenizer=tokenizer)
     return dataclasses.replace(self, config=run)
 

@@ -34,6 +34,7 @@ __all__ = [
   "TokenSpec",
   "Tokenizer",
   "TokenizerConfig",
+  "check_size",
   "in_batches",
   "load",
   "of",
@@ -70,3 +71,16 @@ def load(path: str, sha256: str = "") -> Tokenizer:
   shapes = jax.eval_shape(untrained.init, jax.random.key(0))
   weights = store.read_weights(path, content["weights_sha256"], shapes)
   return config.make(content["image_size"], weights)
+
+
+def check_size(tokenizer: Tokenizer, image_size: int, path: str) -> None:
+  """Raises ConfigError unless the tokenizer of a folder is for images of this size.
+
+  Convolutions take any, and so do trunks whose positions are computed: what is drawn
+  would be of another size than the model's, and nothing else would say so.
+  """
+  if tokenizer.image_size != image_size:
+    raise config_lib.ConfigError(
+      f"config key 'data.image_size' is {image_size}, but the tokenizer {path} is for "
+      f"{tokenizer.image_size}: train or convert another (image_size={image_size})"
+    )
