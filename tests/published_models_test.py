@@ -10,7 +10,8 @@ import pytest
 import safetensors.numpy
 
 from configs.reproduce import imagenet
-from fluid import trees
+from fluid import api, flops, trees
+from fluid.convert import __main__ as command
 from fluid.convert import containers, family, models, names
 from fluid.errors import ConfigError
 from fluid.models.orders import random as random_order
@@ -185,3 +186,8 @@ def test_the_way_back_writes_what_the_folder_holds(fixtures, tmp_path):
       np.testing.assert_array_equal(array, want[key])
   with pytest.raises(ConfigError, match="zeros.safetensors is no mar_b as .* is; "):
     family.back(models.FAMILIES["mar_b"], tmp_path / "model", zeros, tmp_path / "x")
+  given = [str(tmp_path / "model"), str(tmp_path / "again"), f"like={source}"]
+  command.main(["convert", "llamagen_b", *given], "safetensors")
+  said = (tmp_path / "again" / "README.md").read_text()
+  net = models.Net.of(api.read_config(tmp_path / "model"))
+  assert f"| {flops.parameters(net)['total']:,} |" in said and "none by this" in said

@@ -13,11 +13,12 @@ from typing import Any
 
 import jax
 
-from fluid import api, files, text, tokenizers
+from fluid import api, files, flops, text, tokenizers
 from fluid import config as config_lib
 from fluid.convert.family import Family
 from fluid.convert.spellings import SPELLINGS
 from fluid.durable import exported, parameters, paths
+from fluid.durable.workdir import commit
 from fluid.errors import ConfigError
 from fluid.models import Net
 from fluid.models.published import RUNS
@@ -71,12 +72,14 @@ def save(path: str, run, options, params: Any) -> None:
     "tokens": run.model.head.tokens,
     "order": run.model.order.kind,
     "size": run.model.size,
+    **flops.describe(net, run),
     "token_spec": net.tokens.to_dict(),
     "vocab": net.vocab,
     "step": 0,
     "weights": "ema",
     "weights_sha256": sha256,
     "workdir": "",
+    **commit(),
   }
   if tokenizer := run.tokenizer.path:
     described["tokenizer_sha256"] = tokenizers.store.read_config(tokenizer)[
