@@ -101,6 +101,7 @@ def load(
   if mesh is None:  # Says what is missing before anything large is read.
     params, found = parameters.restore(source, weights, step)
   tokenizer = tokenizers.load(run.tokenizer.path, described.get("tokenizer_sha256", ""))
+  tokenizers.check_size(tokenizer, run.data.image_size, run.tokenizer.path)
   vocabulary = text.load(run.text, folder, run.data.cache)
   net = models.Net.of(
     run, tokens=tokenizer.spec, vocab=vocabulary.size, tokenizer=lambda: tokenizer

@@ -20,7 +20,7 @@ import jax.extend as jex
 import jax.numpy as jnp
 from absl import flags
 
-from fluid import config, models, sampling, trees
+from fluid import config, models, sampling, tokenizers, trees
 from fluid.console import cli
 from fluid.text import weights
 
@@ -122,7 +122,8 @@ def describe(net: models.Net, run: config.Run) -> dict[str, dict[str, int]]:
   The tokenizer's FLOPs are those of encoding an image; a cached data set pays them
   once, so they are not in the total; the same holds for a frozen text encoder.
   """
-  frozen, text = tokenizing(run.tokenizer, run.data.image_size), reading(run.text)
+  tokenizer = tokenizers.described(run.tokenizer)
+  frozen, text = tokenizing(tokenizer, run.data.image_size), reading(run.text)
   trained = {"params": parameters(net), "forward_flops_per_image": forward(net)}
   return {
     k: v | {"text_encoder": text[k], "tokenizer": frozen[k]} for k, v in trained.items()

@@ -118,11 +118,7 @@ def _prepare(
   if tokenizer is None:
     tokenizer = tokenizers.load(run.tokenizer.path)
     digest = files.sha256(pathlib.Path(run.tokenizer.path) / "weights.safetensors")
-  if tokenizer.image_size != run.data.image_size:
-    raise config_lib.ConfigError(
-      f"config key 'data.image_size' is {run.data.image_size}, but the tokenizer "
-      f"{told.tokenizer.path} was trained for {tokenizer.image_size}"
-    )
+  tokenizers.check_size(tokenizer, run.data.image_size, told.tokenizer.path)
   # Before the folder is touched: a config that no source accepts, or that finds nothing
   # in one, must leave no trace.
   # Of one whose texts are encoded by a given file, 'train' may not be at hand.

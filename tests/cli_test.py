@@ -79,6 +79,11 @@ from fluid.console import cli
 CONFIG = cli.config_flag()
 cli.run(lambda argv: print(cli.read(CONFIG).data.source.train))
 """
+PAIR = """
+from fluid.console import cli
+CONFIG = cli.config_flag()
+cli.run(lambda argv: print(cli.read(CONFIG).tokenizer.multipliers))
+"""
 
 
 @pytest.mark.parametrize("names", [("0.tar", "1.tar"), ("{0..1}.tar",)])
@@ -95,3 +100,10 @@ def test_a_pattern_that_the_shell_expanded_is_refused(names):
   assert done.stderr.startswith(
     "error: config key 'data.source.train' is given 2 times"
   )
+
+
+def test_a_tuple_of_several_is_given_once():
+  given = ["--config=configs/toy.py", "--config.tokenizer.multipliers=(1, 2, 4)"]
+  command = [sys.executable, "-c", PAIR, *given]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert (done.stdout, done.stderr) == ("(1, 2, 4)\n", "")

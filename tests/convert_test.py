@@ -238,6 +238,9 @@ def test_command_line(tmp_path, capsys):
     (("var_vq", file, "x", "image_size=128"), "'tokenizer.scales' ends with 16"),
     (("kl16", file, "x"), "no kl16 of these sizes; .* missing: .* left over: "),
     (("kl16", file + "x", "x"), "wx: cannot be read|safetensorsx: cannot be read"),
+    (("kl16", file, file), "FOLDER is .*, which is a file"),
+    (("kl16", file, f"{file}/x"), "FOLDER is .*w.safetensors, which is a file"),
+    (("var_vq", file, "x", "width=8", "width=4"), "'width' is given twice"),
   ):
     with pytest.raises(ConfigError, match=message):
       run(*args)

@@ -162,3 +162,11 @@ def test_the_card_has_the_last_evaluation_up_to_its_step(tmp_path):
   text = card.text(config.Run(), {"step": 2, "weights": "ema", "commit": "ab"}, found)
   assert "| val/loss | 1.5 |" in text and "| commit | ab |" in text
   assert card.judged(tmp_path / "none", 2) == {}
+
+
+def test_the_card_claims_no_training_that_was_not():
+  run = config.replaced(config.Run(), {"init.workdir": "/models/mar_b"})
+  text = card.text(run, {"step": 3, "weights": "ema"}, {})
+  assert "3 steps of" in text and "begun with weights of mar_b |" in text
+  text = card.text(config.Run(), {"step": 0, "weights": "ema"}, {})
+  assert "steps of" not in text and "training images" not in text

@@ -1,5 +1,6 @@
 """Counts against formulas, against real trees and against XLA."""
 
+import dataclasses
 import types
 
 import jax
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 from configs import fluid as paper
-from configs import sizes
+from configs import sizes, toy
 from fluid import config, flops, models
 from fluid.models.published import RUNS
+from fluid.tokenizers import VQConfig, store
 from tests import tiny
 from tests.nets import cells
 from tests.nets import tiny as tiny_net
@@ -179,6 +181,21 @@ def test_describe_names_every_component():
     assert counts["total"] == sum(counts[k] for k in flops.TRAINED)
     assert counts["text_encoder"] == 0 and counts["tokenizer"] > 0
   assert "369M" in flops.table({"369M": described["params"]}, 1e6, "")
+
+
+def test_a_tokenizer_counts_as_its_folder_says(tmp_path):
+  """Not as the section of a config, whose sizes are those of the published one."""
+  section = VQConfig(path=str(tmp_path))
+  small = dataclasses.replace(section, width=8, multipliers=(1,), channels=3, vocab=6)
+  variables = jax.jit(small.make(4).init)(jax.random.key(0))
+  store.save(section.path, small.make(4, jax.tree.map(np.asarray, variables)), {})
+  run = config.from_config_dict(toy.get_config("tokens=discrete,size=xs"))
+  net = models.Net.of(run)
+  run = config.replaced(run, {"tokenizer": section, "data.image_size": 4})
+  found = flops.describe(net, run)["params"]["tokenizer"]
+  assert found == sum(a.size for a in jax.tree.leaves(variables))
+  run = config.replaced(run, {"tokenizer.path": "/nowhere", "data.image_size": 32})
+  assert flops.describe(net, run)["params"]["tokenizer"] > 10 * found
 
 
 @pytest.mark.parametrize(

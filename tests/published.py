@@ -47,6 +47,7 @@ def _llamagen(c):
     "model.trunk.heads": c["n_head"],
     "model.trunk.layers": c["n_layer"],
     "model.trunk.multiple": c["multiple_of"],
+    "model.trunk.epsilon": c.get("norm_eps", 1e-5),
     "tokenizer.vocab": c["vocab_size"],
     "data.image_size": 16 * int(c["block_size"] ** 0.5),
   }

@@ -10,7 +10,8 @@ import pytest
 import safetensors.numpy
 
 from configs.reproduce import imagenet
-from fluid import trees
+from fluid import api, flops, trees
+from fluid.convert import __main__ as command
 from fluid.convert import containers, family, models, names
 from fluid.errors import ConfigError
 from fluid.models.orders import random as random_order
@@ -141,10 +142,11 @@ def test_what_does_not_fit_is_one_line(fixtures, tmp_path):
   safetensors.numpy.save_file(weights | {"odd.weight": np.ones(3)}, more)
   name = sorted(weights)[-1]
   safetensors.numpy.save_file({k: v for k, v in weights.items() if k != name}, fewer)
-  larger = changes | {"model.trunk.width": 2 * config["dim"]}
+  width, vocab = 2 * config["dim"], config["vocab_size"]
+  larger = changes | {"model.trunk.width": width}
   for kind, source, given, said in (
     ("rar_b", file, {}, "is no rar_b of these sizes; .* missing: .* left over: "),
-    ("llamagen_b", file, larger, r"of other shapes: .*head/table/w \(40, 128\)"),
+    ("llamagen_b", file, larger, rf"of other shapes: .*table/w \({vocab}, {width}\)"),
     ("llamagen_b", more, changes, r"1 left over: odd.weight \(3,\)"),
     ("llamagen_b", fewer, changes, f"1 missing: .*{name}"),
     ("llamagen_b", file, changes | {"model.depth": 3}, "unknown key 'model.depth'"),
@@ -185,3 +187,8 @@ def test_the_way_back_writes_what_the_folder_holds(fixtures, tmp_path):
       np.testing.assert_array_equal(array, want[key])
   with pytest.raises(ConfigError, match="zeros.safetensors is no mar_b as .* is; "):
     family.back(models.FAMILIES["mar_b"], tmp_path / "model", zeros, tmp_path / "x")
+  given = [str(tmp_path / "model"), str(tmp_path / "again"), f"like={source}"]
+  command.main(["convert", "llamagen_b", *given], "safetensors")
+  said = (tmp_path / "again" / "README.md").read_text()
+  net = models.Net.of(api.read_config(tmp_path / "model"))
+  assert f"| {flops.parameters(net)['total']:,} |" in said and "none by this" in said

@@ -108,3 +108,21 @@ def test_a_family_is_trained_sampled_and_judged(family, tmp_path, monkeypatch):
   started = dataclasses.replace(run, steps=3, init=config.Init(str(tmp_path / "given")))
   train.run(started, tmp_path / "w2")
   assert fluid.load(tmp_path / "w2").step == 3
+
+
+def test_a_tokenizer_is_for_one_size_of_images(tmp_path):
+  """LlamaGen's weights fit images of any size, and would draw those of another."""
+  run = small("llamagen", tmp_path)
+  larger = dataclasses.replace(run.data, image_size=32, cache="")
+  said = "'data.image_size' is 32, but the tokenizer .* is for 16: .*image_size=32"
+  changes = {"tokenizer.path": run.tokenizer.path, "data.image_size": 32}
+  family = convert.FAMILIES["llamagen_b"]
+  with pytest.raises(config.ConfigError, match=said):
+    family.change(changes)
+  assert family.change(changes | {"data.image_size": 16}).config.data.image_size == 16
+  given = dataclasses.replace(run, data=larger)
+  zeros = lambda a: np.zeros(a.shape, a.dtype)
+  params = jax.tree.map(zeros, convert.abstract(given, {}))
+  convert.save(str(tmp_path / "given"), given, {}, params)
+  with pytest.raises(config.ConfigError, match=said):
+    fluid.load(tmp_path / "given")

@@ -27,7 +27,8 @@ def test_commands_of_a_cell_fit_together(cell):
   assert spec == models.Net.of(run).tokens
   assert cell.protocol in PROTOCOLS
   page = PAGE.read_text()
-  assert all(command in page for command in [*cell.convert(), cell.evaluate()])
+  commands = [cell.convert_tokenizer(), cell.convert(), cell.evaluate()]
+  assert all(command in page for command in commands)
   first = shlex.split(cell.evaluate())
   assert first[:3] == ["python", "-m", "fluid.evaluate"]
 
@@ -43,7 +44,27 @@ def test_a_tokenizer_is_judged_beside_a_model_that_fits_its_tokens(cell):
   (part,) = PROTOCOLS[cell.protocol].evals.values()
   assert part.metrics == ("fid",) and part.kind == "reconstruction"
   page = PAGE.read_text()
-  assert all(command in page for command in [*cell.convert(), cell.evaluate()])
+  commands = [cell.convert_tokenizer(), cell.convert(), cell.evaluate()]
+  assert all(command in page for command in commands)
+
+
+def test_the_commands_of_the_page_can_be_run_from_its_top_to_its_end():
+  """Folders are written once, before they are read, and sizes of images agree."""
+  sizes: dict[str, int] = {}
+  for line in PAGE.read_text().splitlines():
+    if line.startswith("python -m fluid.convert "):
+      kind, _, folder, *given = shlex.split(line)[3:]
+      said = dict(change.split("=") for change in given)
+      assert folder not in sizes
+      if kind in TOKENIZERS:
+        own, name = TOKENIZERS[kind].options["image_size"], "image_size"
+      else:
+        own, name = RUNS[kind]().data.image_size, "data.image_size"
+      sizes[folder] = int(said.get(name, own))
+      if kind in MODELS:
+        assert sizes[said["tokenizer.path"]] == sizes[folder]
+    if line.startswith("python -m fluid.evaluate --workdir models/"):
+      assert shlex.split(line)[4] in sizes
 
 
 def test_the_page_is_that_of_the_tables_and_has_every_family():

@@ -288,6 +288,9 @@ def test_damaged_folders_are_one_clear_line(tmp_path):
   files.write_bytes(settings, b'{"tokenizer":')
   with pytest.raises(config_lib.ConfigError, match="config.json .* is damaged"):
     tokenizers.load(path)
+  files.write_json(settings, config_lib.to_dict(config_lib.Run()))
+  with pytest.raises(config_lib.ConfigError, match="holds a run, not a tokenizer"):
+    tokenizers.load(path)
 
 
 @pytest.mark.parametrize(

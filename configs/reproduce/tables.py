@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fluid import config, flops, models
+from fluid.convert.tokenizers import FAMILIES
 from fluid.models.published import RUNS
 
 MFU, CHIP = 0.4, "TPU v5e"
@@ -29,6 +30,7 @@ class Cell:
     expected: metric -> figure.
     changes: keys of the config that differ from the model's.
     note: what else to know.
+    place: name of the tokenizer's folder, where another file of its kind has that.
   """
 
   model: str
@@ -38,22 +40,46 @@ class Cell:
   expected: dict[str, float]
   changes: tuple[tuple[str, Any], ...] = ()
   note: str = ""
+  place: str = ""
 
-  def convert(self) -> list[str]:
-    """Commands: the tokenizer's, and the model's."""
+  @property
+  def _size(self) -> int:
+    """Of its images, where that is not the model's own; else 0."""
+    return dict(self.changes).get("data.image_size", 0)
+
+  @property
+  def tokenizer_folder(self) -> str:
+    """Where its converted tokenizer lies: a tokenizer is for one size of image."""
+    kind, _ = self.tokenizer
+    size = f"-{self._size}" if self._size else ""
+    return f"tokenizers/{self.place or kind}{size}"
+
+  @property
+  def folder(self) -> str:
+    """Where its converted model lies: one for each tokenizer and size."""
+    kind, _ = self.tokenizer
+    own = RUNS[self.model]().tokenizer == FAMILIES[kind].config
+    size = f"-{self._size}" if self._size else ""
+    return f"models/{self.model}{'' if own else f'-{kind}'}{size}"
+
+  def convert_tokenizer(self) -> str:
+    """The command; of cells with one tokenizer it is the same."""
     kind, file = self.tokenizer
+    given = f" image_size={self._size}" if self._size else ""
+    return f"python -m fluid.convert {kind} {file} {self.tokenizer_folder}{given}"
+
+  def convert(self) -> str:
+    """The model's command."""
     given = "".join(f" {k}={v}" for k, v in self.changes)
-    return [
-      f"python -m fluid.convert {kind} {file} tokenizers/{kind}",
-      f"python -m fluid.convert {self.model} {self.weights} models/{self.model} "
-      f"tokenizer.path=tokenizers/{kind}{given}",
-    ]
+    return (
+      f"python -m fluid.convert {self.model} {self.weights} {self.folder} "
+      f"tokenizer.path={self.tokenizer_folder}{given}"
+    )
 
   def evaluate(self) -> str:
     """The command that gives the figure."""
     return (
-      f"python -m fluid.evaluate --workdir models/{self.model} "
-      f"--protocol={self.protocol}"
+      f"python -m fluid.evaluate --workdir {self.folder} --protocol={self.protocol}"
     )
 
   def hours(self, images: int = 50_000) -> float:
@@ -102,7 +128,14 @@ def _llamagen(size: str, fid: float, pixels: int, name: str = "") -> Cell:
 
 def _rar(size: str, fid: float) -> Cell:
   tokenizer = ("maskgit_vq", "maskgit-vqgan-imagenet-f16-256.bin")
-  return Cell(f"rar_{size}", f"rar_{size}.bin", tokenizer, "imagenet50k", {"FID": fid})
+  return Cell(
+    f"rar_{size}",
+    f"rar_{size}.bin",
+    tokenizer,
+    "imagenet50k",
+    {"FID": fid},
+    place="maskgit_vq-rar",
+  )
 
 
 def _var(depth: int, fid: float) -> Cell:
@@ -235,14 +268,18 @@ def markdown(hours: Callable[[Cell], float] = Cell.hours) -> str:
     "A tokenizer is judged in the folder of a model; VQ-8's can only be judged, as no",
     "model draws its tokens.",
     "",
-    "The commands of each. `imagenet50k` compares with ADM's file,",
-    "`imagenet50k-fidelity` with MAR's, both in the folder `$FLUID_WEIGHTS`, as is",
-    "Inception (docs/evaluation.md).",
+    "The commands: tokenizers first, then each figure's. `imagenet50k` compares with",
+    "ADM's file, `imagenet50k-fidelity` with MAR's, both in the folder",
+    "`$FLUID_WEIGHTS`, as is Inception (docs/evaluation.md).",
     "",
     "```bash",
   ]
-  for cell in (*CELLS, *TOKENIZERS):
-    lines += [*cell.convert(), cell.evaluate(), ""]
+  cells = (*CELLS, *TOKENIZERS)
+  lines += dict.fromkeys(cell.convert_tokenizer() for cell in cells)
+  made: set[str] = set()  # A model whose tokenizer is judged is there already.
+  for cell in cells:
+    lines += ["", *[x for x in [cell.convert()] if x not in made], cell.evaluate()]
+    made.add(cell.convert())
   lines += [
     "```",
     "",

@@ -189,7 +189,10 @@ def run(main, argv: list[str] | None = None, *, words: bool = False) -> None:
 def _once() -> None:
   """Refuses a config key given again: of {0..9}.tar only the last would be read."""
   for name in flags.FLAGS:
-    if name.startswith("config.") and (times := flags.FLAGS[name].present) > 1:
+    flag = flags.FLAGS[name]
+    if isinstance(flag, flags.MultiFlag):  # A tuple, which counts its elements.
+      continue
+    if name.startswith("config.") and (times := flag.present) > 1:
       raise UserError(
         f"config key '{name.removeprefix('config.')}' is given {times} times: give it "
         "once, and a pattern with braces in quotes, as shells make one flag of each"

@@ -54,9 +54,16 @@ def main(argv: list[str], to: str | None = None) -> None:
   kind, source, folder = argv[1:4]
   if kind not in FAMILIES:
     raise cli.UserError(f"unknown kind '{kind}'; choose from {', '.join(FAMILIES)}")
+  files.on_disk(folder, "FOLDER")
+  for place in (folder, *map(str, pathlib.Path(folder).parents)):
+    files.no_file(place, "FOLDER")
   if pathlib.Path(folder).exists() and any(pathlib.Path(folder).iterdir()):
     raise cli.UserError(f"{folder} is not empty: name another folder")
-  changes = dict(change.split("=", 1) for change in argv[4:])
+  changes: dict[str, str] = {}
+  for key, _, value in (change.partition("=") for change in argv[4:]):
+    if key in changes:
+      raise cli.UserError(f"key '{key}' is given twice: give it once")
+    changes[key] = value
   if to:
     if changes.keys() != {"like"}:
       raise cli.UserError(

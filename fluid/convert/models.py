@@ -13,11 +13,12 @@ from typing import Any
 
 import jax
 
-from fluid import api, files, text, tokenizers
+from fluid import api, files, flops, text, tokenizers
 from fluid import config as config_lib
 from fluid.convert.family import Family
 from fluid.convert.spellings import SPELLINGS
 from fluid.durable import exported, parameters, paths
+from fluid.durable.workdir import commit
 from fluid.errors import ConfigError
 from fluid.models import Net
 from fluid.models.published import RUNS
@@ -46,7 +47,9 @@ class ModelFamily(Family):
       node[name] = value
     run = config_lib.from_config_dict(tree)
     if path := run.tokenizer.path:
-      tokenizer = dataclasses.replace(tokenizers.load(path).config, path=path)
+      found = tokenizers.load(path)
+      tokenizers.check_size(found, run.data.image_size, path)
+      tokenizer = dataclasses.replace(found.config, path=path)
       run = dataclasses.replace(run, tokenizer=tokenizer)
     return dataclasses.replace(self, config=run)
 
@@ -69,12 +72,14 @@ def save(path: str, run, options, params: Any) -> None:
     "tokens": run.model.head.tokens,
     "order": run.model.order.kind,
     "size": run.model.size,
+    **flops.describe(net, run),
     "token_spec": net.tokens.to_dict(),
     "vocab": net.vocab,
     "step": 0,
     "weights": "ema",
     "weights_sha256": sha256,
     "workdir": "",
+    **commit(),
   }
   if tokenizer := run.tokenizer.path:
     described["tokenizer_sha256"] = tokenizers.store.read_config(tokenizer)[

@@ -34,7 +34,7 @@ def text(
     values: of evaluations.
     use: the last line.
   """
-  model, optim = run.model, run.optim
+  model = run.model
   title = f"{model.cell}{f' {model.size}' if model.size else ''}"
   parameters = described.get("params", {}).get("total")
   commit = described.get("commit") or "unknown"
@@ -48,11 +48,12 @@ def text(
     f"{run.tokenizer.kind}",
     "data": f"{run.data.source.kind}, {run.data.num_train or 'all'} training images",
     "text": run.text.kind,
-    "training": f"{described['step']:,} steps of {run.batch}, peak rate {optim.lr:g}"
-    f"{f', Muon {optim.muon:g}' if optim.muon else ''}",
+    "training": _training(run, described["step"]),
     "weights": described["weights"],
     "commit": commit,
   }
+  if not described["step"]:  # The config's are of a training that was not.
+    del facts["data"]
   lines = [f"# {title}", "", "| | |", "|---|---|"]
   lines += [f"| {k} | {v} |" for k, v in facts.items()]
   if values:
@@ -62,3 +63,13 @@ def text(
       for k, v in sorted(values.items())
     ]
   return "\n".join([*lines, "", use, ""])
+
+
+def _training(run: config.Run, step: int) -> str:
+  """Of how many steps, by which recipe, and from what."""
+  if not step:
+    return "none by this code: converted weights"
+  optim, other = run.optim, pathlib.PurePath(run.init.workdir).name
+  muon = f", Muon {optim.muon:g}" if optim.muon else ""
+  begun = f", begun with weights of {other}" if other else ""
+  return f"{step:,} steps of {run.batch}, peak rate {optim.lr:g}{muon}{begun}"

@@ -54,6 +54,7 @@ RAR = {
   "xxl": (1408, 40, 6144, 8.0, 1.2, 1.02),
 }
 VAR = (16, 20, 24, 30)  # Depths.
+BATCH = 32  # Of what is drawn or judged at once, until a recipe says otherwise.
 
 
 def _run(model: config.Model, tokenizer, image_size: int, text=None, **sample):
@@ -66,7 +67,8 @@ def _run(model: config.Model, tokenizer, image_size: int, text=None, **sample):
     text=text or ClassesConfig(),
     data=data,
     tokenizer=tokenizer,
-    sample=model.sample(**sample),
+    sample=model.sample(batch=BATCH, **sample),
+    batch=BATCH,
   )
 
 
@@ -80,9 +82,7 @@ def mar(size: str) -> config.Run:
     trunk=MARConfig(width=width, heads=heads, layers=layers, decoder_layers=layers),
     condition=ClassConfig(),
   )
-  return _run(
-    model, tokenizers.KL16Config(), 256, guidance=guidance, steps=256, batch=32
-  )
+  return _run(model, tokenizers.KL16Config(), 256, guidance=guidance, steps=256)
 
 
 def llamagen(size: str, image_size: int = 256) -> config.Run:
@@ -95,7 +95,7 @@ def llamagen(size: str, image_size: int = 256) -> config.Run:
     trunk=LlamaGenConfig(width=width, heads=heads, layers=layers),
     condition=ClassConfig(),
   )
-  sample = dict(guidance=guidance, guidance_schedule="constant", batch=32)
+  sample = dict(guidance=guidance, guidance_schedule="constant")
   return _run(model, tokenizers.LlamaGenVQConfig(), image_size, **sample)
 
 
@@ -105,7 +105,7 @@ def llamagen_t2i(image_size: int) -> config.Run:
     llamagen("xl").model, size="llamagen_t2i", condition=CaptionConfig()
   )
   text = T5Config(length=120, width=2048)
-  sample = dict(guidance=7.5, guidance_schedule="constant", top_k=1000, batch=32)
+  sample = dict(guidance=7.5, guidance_schedule="constant", top_k=1000)
   return _run(model, tokenizers.LlamaGenVQConfig(), image_size, text, **sample)
 
 
@@ -120,7 +120,7 @@ def maskgit(image_size: int) -> config.Run:
     condition=ClassConfig(null=False, drop=0.0),
   )
   steps = 8 if image_size == 256 else 12
-  sample = dict(guidance=1.0, steps=steps, choice="confidence", batch=32)
+  sample = dict(guidance=1.0, steps=steps, choice="confidence")
   return _run(model, maskgit_tokenizer.MaskGITVQConfig(), image_size, **sample)
 
 
@@ -135,7 +135,7 @@ def rar(size: str) -> config.Run:
     condition=ClassConfig(),
   )
   sample = dict(guidance=guidance, guidance_schedule="cosine", guidance_power=power)
-  sample |= dict(temperature=temperature, batch=32)
+  sample |= dict(temperature=temperature)
   return _run(model, maskgit_tokenizer.MaskGITVQConfig(), 256, **sample)
 
 
@@ -155,7 +155,7 @@ def var(depth: int, image_size: int = 256) -> config.Run:
     condition=ClassConfig(),
   )
   scales = multiscale.SCALES_512 if image_size == 512 else multiscale.SCALES_256
-  sample = dict(guidance=2.5, top_k=900, top_p=0.96, batch=32)
+  sample = dict(guidance=2.5, top_k=900, top_p=0.96)
   return _run(model, multiscale.VARVQConfig(scales=scales), image_size, **sample)
 
 

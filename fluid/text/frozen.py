@@ -254,7 +254,7 @@ def features(network, params, ids, mask, *, dtype) -> jax.Array:
 
 
 def _folder(path: pathlib.Path) -> pathlib.Path:
-  return path if path.is_dir() else path.parent
+  return path.parent if path.is_file() else path
 
 
 def _stamp(path: pathlib.Path) -> tuple:

@@ -5,6 +5,7 @@ Linen stays in this package and in fluid.models; others see arrays and pure func
 new tokenizer is one file and one row of TOKENIZERS.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -34,6 +35,8 @@ __all__ = [
   "TokenSpec",
   "Tokenizer",
   "TokenizerConfig",
+  "check_size",
+  "described",
   "in_batches",
   "load",
   "of",
@@ -63,10 +66,39 @@ def load(path: str, sha256: str = "") -> Tokenizer:
       f"that of this run ({sha256[:12]}): put that back, or name where it is in config "
       "key 'tokenizer.path'"
     )
-  config: TokenizerConfig = config_lib.part_from_dict(
-    upgrade.tokenizer(content["tokenizer"]), "tokenizer", "tokenizer."
-  )
+  config = _config(content)
   untrained = config.make(content["image_size"])
   shapes = jax.eval_shape(untrained.init, jax.random.key(0))
   weights = store.read_weights(path, content["weights_sha256"], shapes)
   return config.make(content["image_size"], weights)
+
+
+def described(config: TokenizerConfig) -> TokenizerConfig:
+  """As the folder that it names says of itself; the section's fields are for training.
+
+  A folder that cannot be read, as on a machine that only plans, leaves the section.
+  """
+  try:
+    found = _config(store.read_config(config.path)) if config.path else config
+  except config_lib.ConfigError:
+    return config
+  return dataclasses.replace(found, path=config.path)
+
+
+def _config(content: dict[str, Any]) -> TokenizerConfig:
+  """Of the config.json of a folder."""
+  section = upgrade.tokenizer(content["tokenizer"])
+  return config_lib.part_from_dict(section, "tokenizer", "tokenizer.")
+
+
+def check_size(tokenizer: Tokenizer, image_size: int, path: str) -> None:
+  """Raises ConfigError unless the tokenizer of a folder is for images of this size.
+
+  Convolutions take any, and so do trunks whose positions are computed: what is drawn
+  would be of another size than the model's, and nothing else would say so.
+  """
+  if tokenizer.image_size != image_size:
+    raise config_lib.ConfigError(
+      f"config key 'data.image_size' is {image_size}, but the tokenizer {path} is for "
+      f"{tokenizer.image_size}: train or convert another (image_size={image_size})"
+    )

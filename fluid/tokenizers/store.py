@@ -51,6 +51,10 @@ def read_config(path: str) -> dict[str, Any]:
       f"no tokenizer in {path}: train one there with python -m fluid.tokenizers.train"
     ) from e
   except (ValueError, KeyError, TypeError) as e:
+    if isinstance(e, KeyError) and "model" in content:
+      raise config_lib.ConfigError(
+        f"{path} holds a run, not a tokenizer: name the folder of its tokenizer"
+      ) from e
     raise config_lib.ConfigError(f"{_damaged(path, 'config.json')} ({e})") from e
   return content
 
