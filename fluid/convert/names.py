@@ -25,7 +25,7 @@ import collections
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -131,12 +131,8 @@ def fill(
   """
   given = {k: np.asarray(v) for k, v in (given or {}).items()}
   wanted = {k: v for k, v in shapes.items() if k not in given}
-  plans = [_Plan(s, s.section(weights), wanted, config) for s in spellings]
-  plan = max(plans, key=lambda plan: plan.found)
   out = {k: np.broadcast_to(v, shapes[k].shape) for k, v in given.items()}
-  out |= plan.arrays(wanted)
-  if plan.faults:
-    raise ConfigError("the file does not fit: " + "; ".join(plan.faults))
+  out |= _arrays(wanted, weights, spellings, config)
   return {k: np.ascontiguousarray(v, shapes[k].dtype) for k, v in out.items()}
 
 
@@ -169,16 +165,29 @@ def spell(
     for start, (name, a) in zip(starts, arrays.items())
   }
   wanted = {k: jax.ShapeDtypeStruct(v.shape, np.int64) for k, v in values.items()}
-  places = fill(wanted, Weights(numbers), spellings, config=config)
   flat = {name: a.reshape(-1).copy() for name, a in arrays.items()}
   named = list(flat)
-  for name, at in places.items():
+  # One by one: numbers take two to four times as much as what they are of.
+  for name, at in _arrays(wanted, Weights(numbers), spellings, config):
     at, new = at.reshape(-1), np.asarray(values[name]).reshape(-1)
     of = np.searchsorted(starts, at, "right") - 1
     for i in np.unique(of):
       here = of == i
       flat[named[i]][at[here] - starts[i]] = new[here]
   return {name: flat[name].reshape(a.shape) for name, a in arrays.items()}
+
+
+def _arrays(wanted, weights, spellings, config) -> Iterator[tuple[str, np.ndarray]]:
+  """Parameters and what they are filled with, by the spelling that finds most.
+
+  Raises:
+    ConfigError: as of `fill`, at the end.
+  """
+  plans = [_Plan(s, s.section(weights), wanted, config) for s in spellings]
+  plan = max(plans, key=lambda plan: plan.found)
+  yield from plan.arrays(wanted)
+  if plan.faults:
+    raise ConfigError("the file does not fit: " + "; ".join(plan.faults))
 
 
 class _Plan:
@@ -194,9 +203,9 @@ class _Plan:
     )
     self.faults: list[str] = []
 
-  def arrays(self, wanted) -> dict[str, np.ndarray]:
-    """What can be filled; `faults` says the rest."""
-    missing, odd, out = [], [], {}
+  def arrays(self, wanted) -> Iterator[tuple[str, np.ndarray]]:
+    """What can be filled; `faults` then says the rest."""
+    missing, odd = [], []
     for name, like in wanted.items():
       lacking = [n for n in self.asked[name] if _whole(n) not in self.weights]
       if lacking or not self.asked[name]:
@@ -210,8 +219,9 @@ class _Plan:
         continue
       if array.shape != tuple(like.shape):
         odd.append(f"{name} is {tuple(like.shape)}, in the file {array.shape}")
+        continue
       # Now: in the end, what they were made of would still be held for all of them.
-      out[name] = np.ascontiguousarray(array, like.dtype)
+      yield name, np.ascontiguousarray(array, like.dtype)
     used = [n for names in self.asked.values() for n in names]
     self._fault("missing", missing)
     self._fault("of other shapes", odd)
@@ -219,7 +229,6 @@ class _Plan:
     self._fault(
       "used twice", [n for n, k in collections.Counter(used).items() if k > 1]
     )
-    return out
 
   def _one(self, source: str, ours: str, shape) -> np.ndarray:
     if "*" in source:
