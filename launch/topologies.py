@@ -35,7 +35,7 @@ CELLS = [(t, o) for t in ("continuous", "discrete") for o in ("random", "raster"
 # ladder takes where nothing is asked for, and elsewhere one cell of these sizes.
 ESTIMATED = ("1.1B", "3.1B", "10.5B")
 
-# The largest size of each published family -> where its train step and its sampler
+# The largest sizes of each published family -> where its train step and its sampler
 # run, and what the former needs beside its recipe.
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
   "mar_h": ("v5e:4x4", {"accum": 4}),
@@ -44,6 +44,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
   "maskgit": ("v5e:4x4", {}),
   "rar_xxl": ("v5e:4x4", {"accum": 4}),
   "var_d30": ("v5e:4x4", {"accum": 2}),
+  "var_d36_512": ("v5p:2x2x4", {"accum": 2}),
 }
 # Tokenizer -> a published model that reads it, or the paper's tokens of its kind.
 TOKENIZERS = {
@@ -186,7 +187,7 @@ def markdown(reports: dict[str, dict]) -> str:
     "",
     "## Published models, and what runs beside a net",
     "",
-    "The largest size of each family with its authors' recipe (`configs/reproduce`),",
+    "The largest sizes of each family with its authors' recipe (`configs/reproduce`),",
     f"samplers, tokenizers and text encoder at {BESIDE} images or prompts at once.",
     "",
     "| what | program | topology | mesh | batch | accum | GiB of | traffic GiB |",
