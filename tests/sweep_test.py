@@ -565,7 +565,7 @@ assert not xla_bridge._backends
   four = [f"{t}-{o}" for t in ("continuous", "discrete") for o in ("random", "raster")]
   assert found["quickstart.py"] == ["8", *four]
   assert found["toy_study.py"] == ["16", *four]
-  assert found["toy_rates.py"] == ["24", *four]
+  assert found["toy_rates.py"] == ["32", *four]
   assert found["iconify_study.py"] == ["12", *four]
 
 

@@ -1,6 +1,6 @@
 """Is the toy study's rate the right one at every width? Four cells, s and l.
 
-Half of it, all of it and twice of it for a fifth of the study's steps:
+Half of it, all of it, twice and four times it, for a fifth of the study's steps:
 
   python -m launch.sweep --config configs/sweeps/toy_rates.py --workdir runs/rates \
     --on local --jobs 2
@@ -10,7 +10,7 @@ import itertools
 
 from configs import toy
 
-FACTORS = (0.5, 1.0, 2.0)
+FACTORS = (0.5, 1.0, 2.0, 4.0)
 
 
 def sweep():
