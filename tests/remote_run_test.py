@@ -92,7 +92,9 @@ def test_a_run_killed_in_a_bucket_becomes_what_it_would_have_been(
     np.testing.assert_array_equal(a, b)
   assert len(os.listdir(os.environ["FLUID_CACHE"])) == 2  # A copy and its lock.
 
-  tokenizer = types.SimpleNamespace(spec=tiny.SPECS["categorical"])
+  tokenizer = types.SimpleNamespace(
+    spec=tiny.SPECS["categorical"], image_size=cfg.data.image_size
+  )
   vocabulary = types.SimpleNamespace(size=tiny.WORDS)
   monkeypatch.setattr(api.tokenizers, "load", lambda *args: tokenizer)
   monkeypatch.setattr(api.text, "load", lambda *args: vocabulary)
