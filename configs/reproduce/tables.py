@@ -276,10 +276,13 @@ def markdown(hours: Callable[[Cell], float] = Cell.hours) -> str:
   ]
   cells = (*CELLS, *TOKENIZERS)
   lines += dict.fromkeys(cell.convert_tokenizer() for cell in cells)
-  made: set[str] = set()  # A model whose tokenizer is judged is there already.
+  said: set[str] = set()  # A model whose tokenizer is judged is there already.
   for cell in cells:
-    lines += ["", *[x for x in [cell.convert()] if x not in made], cell.evaluate()]
-    made.add(cell.convert())
+    lines.append("")
+    if (command := cell.convert()) not in said:
+      lines.append(command)
+    lines.append(cell.evaluate())
+    said.add(command)
   lines += [
     "```",
     "",

@@ -88,8 +88,7 @@ def require(holder: flags.FlagHolder):
   if holder.value is None:
     raise UserError(f"missing flag --{holder.name}; see --help")
   if holder.name == "workdir":
-    files.place(holder.value, "--workdir")
-    remote.check(holder.value, "--workdir")
+    remote.check(files.place(holder.value, "--workdir"), "--workdir")
   return holder.value
 
 

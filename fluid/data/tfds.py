@@ -41,6 +41,7 @@ class TfdsConfig(listed.Cropped):
   """
 
   kind = "tfds"
+  buckets = True  # TFDS reads a data_dir in one by itself.
 
   name: str = ""
   data_dir: str = config.place()
