@@ -1,5 +1,6 @@
 """fluid.data.iconify, icons: format, what is held out, what is kept, who fetches."""
 
+import concurrent.futures
 import functools
 import io
 import itertools
@@ -7,6 +8,8 @@ import json
 import pickle
 import sys
 import tarfile
+import threading
+import time
 
 import hypothesis
 import hypothesis.strategies as st
@@ -251,7 +254,8 @@ def test_any_number_of_workers_reads_the_same(folder):
 def test_what_is_drawn_is_kept(folder, monkeypatch):
   """Interrupted, it goes on at the first part that is missing or torn."""
   opened(folder)
-  parts = sorted(folder.glob("*px/*"))
+  kept = lambda: [p for p in sorted(folder.glob("*px/*")) if p.suffix != ".lock"]
+  parts = kept()
   assert [p.name for p in parts] == [
     "000.npy",
     "001.npy",
@@ -271,11 +275,28 @@ def test_what_is_drawn_is_kept(folder, monkeypatch):
   parts[7].write_bytes(b"{")
   opened(folder)
   assert len(drawn) == 8
-  assert {p: p.read_bytes() for p in sorted(folder.glob("*px/*"))} == before
+  assert {p: p.read_bytes() for p in kept()} == before
   next(folder.glob("*.tgz")).unlink()
   opened(folder)
   assert len(drawn) == 8
   refused("there is no npm", lambda: opened(folder, size=32))
+
+
+def test_processes_that_start_together_share_the_drawing(folder, monkeypatch):
+  """Each drawing is made once, by one of them, and all have all."""
+  draw, drawn = icons.pictured, []
+
+  def slowly(*args):
+    time.sleep(0.01)
+    drawn.append((threading.get_ident(), args[1]))
+    return draw(*args)
+
+  monkeypatch.setattr(icons, "pictured", slowly)
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:  # Locks are of open files.
+    a, b = pool.map(lambda _: opened(folder), range(2))
+  assert len(drawn) == 2 * len(NAMES) and len({who for who, _ in drawn}) == 2
+  for i in range(len(a)):
+    np.testing.assert_array_equal(a[i]["image"], b[i]["image"])
 
 
 def test_npm_fetches_what_is_missing(folder, monkeypatch):

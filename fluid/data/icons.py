@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -29,6 +30,7 @@ from fluid import config, files
 from fluid.config import ConfigError
 from fluid.console.progress import Progress
 from fluid.data import BadExample
+from fluid.durable.lock import turn
 
 SCOPE = "@iconify-json"
 # Drawn larger and averaged: resvg leaves the edges of clips and masks hard.
@@ -88,8 +90,17 @@ def opened(folder: pathlib.Path, package: str, size: int) -> Package:
     content = content or _read(folder, style, version)[0]
     progress = Progress(f"draw {package}", len(drawings), "icons", logging.warning)
     progress.skip(len(drawings) - sum(map(len, missing.values())))
-    for path, own in missing.items():
-      _draw(content, own, size, path, progress)
+    # Processes that start together share the parts: what another one draws now is left
+    # to the end, and waited for.
+    for wait, path in itertools.product((False, True), rows):
+      with turn(path.with_suffix(".lock"), wait=wait) as ours:
+        if not ours or path not in missing:
+          continue
+        own = missing.pop(path)
+        if _is_whole(path, len(own), size):
+          progress.skip(len(own))
+        else:
+          _draw(content, own, size, path, progress)
   return Package(style, info, drawings, list(rows))
 
 
