@@ -9,7 +9,7 @@ from configs import toy
 # Rows have four times the tokens of toy_study's, so fewer steps; and in so few, twice
 # its rate was better in every cell there (configs/sweeps/toy_rates.py).
 OVERRIDES = {
-  "steps": 3000,
+  "steps": 2000,
   "eval_every": 1000,
   "checkpoint_every": 1000,
   "optim.lr": 4e-3,
