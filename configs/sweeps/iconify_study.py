@@ -14,6 +14,7 @@ OVERRIDES = {
   "checkpoint_every": 1000,
   "optim.lr": 4e-3,
   "optim.muon": 1e-2,
+  "optim.ema": 0.995,
 }
 
 
