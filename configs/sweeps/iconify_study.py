@@ -9,9 +9,9 @@ from configs import toy
 # Rows have four times the tokens of toy_study's, so fewer steps; and in so few, twice
 # its rate was better in every cell there (configs/sweeps/toy_rates.py).
 OVERRIDES = {
-  "steps": 2000,
-  "eval_every": 1000,
-  "checkpoint_every": 1000,
+  "steps": 1500,
+  "eval_every": 500,
+  "checkpoint_every": 500,
   "optim.lr": 4e-3,
   "optim.muon": 1e-2,
   "optim.ema": 0.995,
