@@ -233,6 +233,12 @@ def test_imagenet_refuses_in_one_line(imagenet):
   (imagenet / "empty" / "train").mkdir(parents=True)
   refused(error, "no folders of classes", lambda: open_imagenet(imagenet / "empty"))
   refused(error, "needs.*source.path", lambda: open_source(ImageNetConfig()))
+  latin = imagenet / "train" / "z\udce9bre"
+  latin.mkdir()
+  refused(
+    error, r"'.*z.udce9bre' is not UTF-8, .*: rename", lambda: open_imagenet(imagenet)
+  )
+  latin.rmdir()
   source = open_imagenet(imagenet)
   (imagenet / "train" / source[0]["meta"]["file_name"]).write_bytes(b"no")
   refused(BadExample, "n01440764_10026.JPEG cannot be read", lambda: source[0])

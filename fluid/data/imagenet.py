@@ -22,7 +22,7 @@ from absl import logging
 
 from fluid import config
 from fluid.config import ConfigError
-from fluid.data import images, listed, stored
+from fluid.data import images, is_text, listed, stored
 
 # Classes of the images in a flat val: lines of a file and its class, or of a class
 # alone in the order of the files. The third is Tiny ImageNet's, the last your own.
@@ -92,6 +92,11 @@ class ImageNet:
         f"'data.source.num_classes' is {wanted.num_classes}: complete them, or set that"
       )
     self.classes = _class_names(_beside(NAMES, given, top), self.wnids)
+    if wrong := [name for name in self.classes if not is_text(name)]:
+      raise ConfigError(
+        f"the name of folder {str(top / 'train' / wrong[0])!a} is not UTF-8, and the "
+        "caption of its images: rename it"
+      )
     self.root = top / split
     self._first = listed.VAL_IDS if split == "val" else 0
     if split == "val" and not set(_folders(self.root)) & set(self.wnids):
