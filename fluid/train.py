@@ -102,6 +102,8 @@ def run(
         f"warning: config key 'optim.ema' is {cfg.optim.ema}: after {cfg.steps} steps "
         f"the averaged weights, which are judged, are {left:.0%} those of the start"
       )
+    if other := _other_source(told.data, metadata.get("config", {})):
+      distributed.say(f"warning: {other}")
     peak = flops.peak(mesh.devices.flatten())
 
     stack.enter_context(compiled.kept(folder.place))
@@ -261,6 +263,18 @@ def _claim(folder: Workdir, cfg, told, model, starts: int) -> None:
     folder.push()
 
   distributed.first(claim)
+
+
+def _other_source(data: config.Data, made_from: dict) -> str:
+  """What a cache is made from that the config's source is not; '' for nothing."""
+  for key, here in identity(data, "data.").items():
+    there = made_from.get(key, here)
+    if key.startswith("data.source.") and there != here:
+      return (
+        f"config key '{key}' is {here!r}, but {data.cache} was prepared with "
+        f"{there!r}: evaluations take captions and real images of the former"
+      )
+  return ""
 
 
 def _finished(path) -> dict:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fluid import config
-from fluid.data import BadExample, stored
+from fluid.data import BadExample, records, stored
 from fluid.data.coco import COCOConfig
 from fluid.data.folder import FolderConfig
 from fluid.text.learned import LearnedConfig
@@ -65,6 +65,12 @@ def test_folder_with_a_folder_per_split(folder, tmp_path):
   assert len(train) == len(val) == len(open_folder(root, "test")) == 60
   assert not ids_of(train) & ids_of(val)
   refused(config.ConfigError, "no split 'test'", lambda: open_folder(folder, "test"))
+  # As Hugging Face may call it; nor is a file for all taken for what is left of both.
+  (root / "val").rename(root / "validation")
+  line = "train/metadata.jsonl is there, but no such file in .*root/val"
+  refused(config.ConfigError, line, lambda: open_folder(root, "val"))
+  (root / "metadata.jsonl").write_bytes((folder / "metadata.jsonl").read_bytes())
+  refused(config.ConfigError, line, lambda: open_folder(root, "val"))
 
 
 def rewrite(folder, kind, rows):
@@ -113,6 +119,11 @@ def test_parquet_has_lists_dates_and_bytes(folder, monkeypatch):
   monkeypatch.setitem(sys.modules, "pyarrow", None)
   refused(config.ConfigError, "pip install pyarrow", lambda: open_folder(folder))
   monkeypatch.undo()
+  content = (folder / "metadata.parquet").read_bytes()
+  (folder / "metadata.parquet").write_bytes(content.replace(b"0.png", b"\xff.png"))
+  refused(
+    config.ConfigError, "cannot be read .*must be UTF-8", lambda: open_folder(folder)
+  )
   (folder / "metadata.parquet").write_bytes(b"PAR1 no")
   refused(config.ConfigError, "no Parquet file", lambda: open_folder(folder))
 
@@ -159,7 +170,7 @@ def test_folder_errors_name_the_file(folder):
   (folder / name).unlink()
   refused(BadExample, f"{name} is missing", lambda: source[0])
   open_it = lambda: open_folder(folder)
-  for line in ("{", "3", "[]", '"a"', "file_name,text"):
+  for line in ("{", "3", "[]", '"a"', "file_name,text", "[" * 100_000):
     (folder / "metadata.jsonl").write_text(line)
     refused(config.ConfigError, "metadata.jsonl line 1 is not", open_it)
   (folder / "metadata.jsonl").write_text("[]", "utf-16")
@@ -187,6 +198,11 @@ def test_half_a_character_is_a_bad_caption_and_no_end(tmp_path):
   source = open_folder(tmp_path)
   assert [source.caption(i) for i in range(3)] == ["", "a cat", ""]
   assert [e.get("bad") for e in read(source)] == ["caption", None, "caption"]
+  # Nor a name that is no UTF-8, as old archives have them.
+  lines.append({"file_name": "caf\udce9.png", "text": "a cat"})
+  path.write_text("\n".join(map(json.dumps, lines)))
+  last = read(open_folder(tmp_path))[-1]
+  assert records.unpack(records.pack(last))["why"].startswith("image")
   LearnedConfig().fit(source, 3, tmp_path / "text.model")
   row = stored.Row("it", None, [half], None, {})
   refused(BadExample, "no text", lambda: stored._texts(row))

@@ -125,9 +125,39 @@ def test_names_of_classes_in_order(imagenet):
   assert open_imagenet(imagenet).classes == ["tench", "crane", "kit fox", "machine"]
   (imagenet / "classes.txt").write_text(f"{WNIDS[1]}\tcrane\n")
   assert open_imagenet(imagenet).classes == [WNIDS[0], "crane", *WNIDS[2:]]
+  lines = [
+    f"{w},{name}\n" for w, name in zip(WNIDS, ("tench, fish", "crane", "a", "b"))
+  ]
+  (imagenet / "classes.txt").write_text("".join(reversed(lines)))
+  assert open_imagenet(imagenet).classes == ["tench, fish", "crane", "a", "b"]
   (imagenet / "classes.txt").write_text("tench\n")
   line = "names 1 classes, but train has folders of 4"
   refused(config.ConfigError, line, lambda: open_imagenet(imagenet))
+
+
+def test_numbers_as_folders_are_not_named_in_the_order_of_text(imagenet):
+  for wnid, number in zip(WNIDS, ("1", "10", "2", "3")):
+    (imagenet / "train" / wnid).rename(imagenet / "train" / number)
+  (imagenet / "classes.txt").write_text("one\ntwo\nthree\nten\n")
+  line = "names alone.* 10 is before 2: begin each line with its folder"
+  refused(config.ConfigError, line, lambda: open_imagenet(imagenet))
+  (imagenet / "classes.txt").write_text("1 one\n2 two\n3 three\n10 ten\n")
+  assert open_imagenet(imagenet).classes == ["one", "ten", "two", "three"]
+
+
+def test_labels_of_classes_with_spaces(tmp_path):
+  for name, shade in (("cat", 0), ("golden retriever", 60)):
+    save(tmp_path / "train" / name / "a.png", (shade, 10, 10))
+  save(tmp_path / "val" / "my b.png", (60, 10, 10))
+  save(tmp_path / "val" / "c.png", (0, 10, 10))
+  said = (
+    "file,class\nmy b.png,golden retriever\nc.png,cat\n",
+    "cat\ngolden retriever\n",
+  )
+  for text in said:
+    (tmp_path / "val" / "val.csv").write_text(text)
+    val = open_imagenet(tmp_path, "val")
+    assert told(val) == shown(val) == [0, 1]
 
 
 def test_a_class_without_images_keeps_its_number_and_is_told(imagenet, caplog):
@@ -233,6 +263,12 @@ def test_imagenet_refuses_in_one_line(imagenet):
   (imagenet / "empty" / "train").mkdir(parents=True)
   refused(error, "no folders of classes", lambda: open_imagenet(imagenet / "empty"))
   refused(error, "needs.*source.path", lambda: open_source(ImageNetConfig()))
+  latin = imagenet / "train" / "z\udce9bre"
+  latin.mkdir()
+  refused(
+    error, r"'.*z.udce9bre' is not UTF-8, .*: rename", lambda: open_imagenet(imagenet)
+  )
+  latin.rmdir()
   source = open_imagenet(imagenet)
   (imagenet / "train" / source[0]["meta"]["file_name"]).write_bytes(b"no")
   refused(BadExample, "n01440764_10026.JPEG cannot be read", lambda: source[0])

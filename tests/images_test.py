@@ -2,6 +2,8 @@
 
 import io
 import pathlib
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -49,8 +51,22 @@ def test_orientation(turn):
   }[turn]  # fmt: skip
   exif = Image.Exif()
   exif[0x0112] = turn
-  file = _bytes(Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
-  np.testing.assert_array_equal(images.read(file), upright)
+  image = Image.fromarray(np.ascontiguousarray(stored))
+  np.testing.assert_array_equal(images.read(_bytes(image, exif=exif)), upright)
+  # Of broken tags beside it, too: this one's value lies beyond the end.
+  torn = b"Exif\0\0II*\0\x08\0\0\0\2\0"
+  for tag, kind, count, value in ((0x0112, 3, 1, turn), (0x829A, 5, 9, 1 << 20)):
+    torn += struct.pack("<HHII", tag, kind, count, value)
+  np.testing.assert_array_equal(images.read(_bytes(image, exif=torn)), upright)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_an_orientation_that_is_damaged_says_nothing(kind):
+  image = Image.new("RGB", (6, 4), (200, 60, 30))
+  whole = images.read(_bytes(image, kind))
+  for torn in (b"no TIFF at all", b"MM\0*\0\0\0\x08\0\x05", b""):
+    file = _bytes(image, kind, exif=b"Exif\0\0" + torn)
+    np.testing.assert_array_equal(images.read(file), whole)
 
 
 def test_transparency_is_white_in_every_mode():
@@ -99,13 +115,29 @@ def test_what_is_refused(monkeypatch, tmp_path):
   noise = np.random.RandomState(0).randint(0, 256, (32, 32, 3), np.uint8)
   good = _bytes(Image.fromarray(noise))
   for damaged in (good[: len(good) // 2], b"no image", b""):
-    with pytest.raises(images.ImageError):
+    with pytest.raises(images.ImageError) as e:
       images.read(damaged)
+    assert " at 0x" not in str(e.value)  # It goes into records, which are the same.
+  # As large as may be, by its header: it is the pixels that are missing.
+  header = b"IHDR" + struct.pack(">IIBBBBB", 1 << 14, 1 << 14, 1, 0, 0, 0, 0)
+  largest = good[:8] + struct.pack(">I", 13) + header
+  largest += struct.pack(">I", zlib.crc32(header)) + good[33:]
+  with pytest.raises(images.ImageError, match="truncated|broken"):
+    images.read(largest)
   monkeypatch.setattr(images, "MOST_PIXELS", 1000)
   with pytest.raises(images.ImageError, match="32 x 32 pixels are too many"):
     images.read(good)
   with pytest.raises(FileNotFoundError):
     images.read(pathlib.Path(tmp_path / "none.png"))
+
+
+def test_a_line_of_pixels_is_not_made_wide(monkeypatch):
+  line = _bytes(Image.new("RGB", (100, 1)))
+  monkeypatch.setattr(images, "MOST_PIXELS", 10_000)
+  for how in ("adm", "torchvision"):
+    with pytest.raises(images.ImageError, match="100 x 1 pixels would be 1600 x 16"):
+      images.fitted(line, 16, how)
+  assert images.fitted(line, 16, "square")["image"].shape == (16, 16, 3)
 
 
 def test_what_the_machine_lacks_is_no_damage(monkeypatch):

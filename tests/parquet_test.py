@@ -37,6 +37,7 @@ def test_parquet_columns(tmp_path):
   columns = {
     "img": (small, {}),
     "jpg": (pa.array(small, pa.large_binary()), {}),
+    "png": (pa.array(small, pa.binary_view()), {}),
     "file": ([f"{n % 7}.png" for n in numbers], {"image": "file"}),
     "far": (
       [f"{n % 7}.png" for n in numbers],

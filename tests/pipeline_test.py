@@ -120,6 +120,26 @@ if __name__ == "__main__":
   assert (done.stdout, done.stderr) == ("150\n", "")
 
 
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+  code = """
+import os, signal, grain
+from fluid.data import pipeline
+def number(i): return os.getpid()
+if __name__ == "__main__":
+  ids = grain.MapDataset.range(1000).map(number)
+  found = iter(pipeline.in_processes(ids.to_iter_dataset(), workers=2))
+  print(next(found), next(found), flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+  (file := tmp_path / "read.py").write_text(code)
+  env = os.environ | {"PYTHONPATH": str(ROOT)}
+  # Its end of file comes once nobody is left who could write.
+  done = subprocess.run(
+    [sys.executable, file], env=env, stdout=-1, text=True, timeout=60
+  )
+  assert done.returncode == -9 and len(set(done.stdout.split())) == 2
+
+
 def test_rows_that_are_no_neighbours(cache):
   """A mesh laid over a torus deals rows out in turn; a row is the same for anyone."""
   whole, some = take(train(cache), 3), np.array([0, 1, 4, 7])

@@ -110,6 +110,8 @@ def test_known_words_round_trip(vocabulary, prompt):
 def test_bad_files_are_one_clear_line(vocabulary, tmp_path):
   with pytest.raises(config.ConfigError, match="no text vocabulary.*prepare"):
     text.load(LearnedConfig(), str(tmp_path))
+  with pytest.raises(config.ConfigError, match="text.path.*a folder: name the file"):
+    text.load(LearnedConfig(path=str(tmp_path)))
   damaged = tmp_path / "text.model"
   damaged.write_bytes(vocabulary.path.read_bytes()[:100])
   with pytest.raises(config.ConfigError, match="damaged"):

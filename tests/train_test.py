@@ -44,6 +44,23 @@ def _lines(workdir):
   return [x for x in lines if "train/loss" in x]
 
 
+def test_a_cache_of_another_source_is_told(base, tmp_path, capsys):
+  """Tokens are of one set, and images that samples are judged by of another."""
+  cache = tiny.cache(tmp_path / "cache")
+  metadata = records.read_metadata(cache)
+  made = identity.of_cache(base) | {"data.source.kind": "coco", "data.num_val": 7}
+  records.write_metadata(cache, metadata | {"config": made})
+  (tmp_path / "cache/text.model").write_bytes(b"pieces")
+  train.run(
+    tiny.with_cache(dataclasses.replace(base, steps=1), cache), tmp_path / "run"
+  )
+  said = [
+    line for line in capsys.readouterr().out.splitlines() if "prepared with" in line
+  ]
+  assert len(said) == 1 and "data.source.kind' is 'shapes', but" in said[0]
+  assert "'coco': evaluations take captions and real images" in said[0]
+
+
 def test_a_mixture_goes_on_as_it_was_and_no_other(base, tmp_path):
   other = tiny.cache(tmp_path / "other", rows=24)
   metadata = records.read_metadata(other) | {"config": {"tokenizer.weights": "abc"}}

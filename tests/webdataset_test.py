@@ -153,6 +153,14 @@ def test_damaged_tars(tmp_path, caplog):
     assert "\n" not in str(e.value)
 
 
+def test_names_that_are_no_utf8_end_no_shard(tmp_path, caplog):
+  parts = [m for n in range(3) for m in ((f"é{n}.png", png(n)), (f"é{n}.txt", b"it"))]
+  write_tar(tmp_path / "a.tar", parts, encoding="latin1", format=tarfile.GNU_FORMAT)
+  source = source_of("webdataset", "val", val=str(tmp_path / "a.tar"))
+  assert [source[i]["caption"] for i in range(len(source))] == ["it"] * 3
+  assert not caplog.records
+
+
 def test_samples_without_their_parts(tmp_path):
   parts = [
     ("a.png", png(0)), ("a.txt", b"a caption"),
@@ -166,6 +174,7 @@ def test_samples_without_their_parts(tmp_path):
     ("i.png", png(4)), ("i.json", {"caption": 7}),
     ("j.png", png(5)), ("j.json", {"caption": ["", None, "the second"]}),
     ("j.png", png(6)), ("j.txt", b"of the same key"),
+    ("k.png", png(6)), ("k.json", b"[" * 100_000),
   ]  # fmt: skip
   write_tar(tmp_path / "a.tar", parts)
   source = source_of("webdataset", "val", val=str(tmp_path / "a.tar"))
@@ -178,8 +187,9 @@ def test_samples_without_their_parts(tmp_path):
     6: ("image", "image of sample 'g' .* cannot be read"),
     7: ("caption", "'h'.* has no caption"),
     8: ("caption", "caption of sample 'i' .* is 7, no text"),
+    11: ("caption", "json of sample 'k' .* is damaged"),
   }
-  assert len(source) == 11
+  assert len(source) == 12
   assert source.captions(0) == ["a caption"] and source.captions(9) == ["the second"]
   assert source.captions(10) == ["of the same key"]
   for i in range(len(source)):
@@ -194,6 +204,10 @@ def test_samples_without_their_parts(tmp_path):
   LearnedConfig(vocab_size=20).fit(source, len(source), tmp_path / "text.model")
   with pytest.raises(config.ConfigError, match="'x', which is missing|names x"):
     source_of("webdataset", "val", train=str(tmp_path / "a.tar"), val="x")
+  (tmp_path / "b.tar").mkdir()
+  for folder in (tmp_path / "b.tar", tmp_path):
+    with pytest.raises(config.ConfigError, match=f"{folder}, which is a folder: name"):
+      source_of("webdataset", "val", train="a.tar", val=str(folder))
   with pytest.raises(config.ConfigError, match="'data.source.train' is empty"):
     source_of("webdataset")
   write_tar(tmp_path / "a.tar", [])

@@ -123,6 +123,8 @@ def _left_out(
 
 
 def _bad(id_: int, kind: str, why: str) -> dict[str, Any]:
+  # It may name a file in letters that are no UTF-8, which a record can not.
+  why = why.encode("utf-8", "backslashreplace").decode()
   return {"id": id_, "bad": kind, "why": why, "meta": {}}
 
 

@@ -59,6 +59,14 @@ class Folder:
     own = _metadata(root / split)
     if split not in ("train", "val") and not own:
       raise ConfigError(f"{root} has no split '{split}': add {split}/metadata.jsonl")
+    # One file for all would hold out, or train on, what the other split has already.
+    if not own and (
+      other := _metadata(root / ("val" if split == "train" else "train"))
+    ):
+      raise ConfigError(
+        f"{other} is there, but no such file in {root / split}: give each of train and "
+        f"val its own in folders of these names, or let one in {root} say all"
+      )
     file = own or _metadata(root)
     if not file:
       raise ConfigError(
@@ -145,7 +153,7 @@ def _jsonl(path: pathlib.Path) -> Iterator[dict[str, Any]]:
       continue
     try:
       row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
       row = None
     if not isinstance(row, dict):
       raise ConfigError(
@@ -191,6 +199,11 @@ def _parquet(path: pathlib.Path) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
   except (OSError, pyarrow.ArrowException) as e:
     raise ConfigError(f"{path} is no Parquet file: {config.one_line(e)}") from e
+  except (ValueError, OverflowError) as e:
+    raise ConfigError(
+      f"{path} has a value that cannot be read ({config.one_line(e)}): texts must be "
+      "UTF-8, dates of our era; write it again, or without that column"
+    ) from e
 
 
 def _plain(value: Any) -> str | None:

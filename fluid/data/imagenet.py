@@ -22,7 +22,7 @@ from absl import logging
 
 from fluid import config
 from fluid.config import ConfigError
-from fluid.data import images, listed, stored
+from fluid.data import images, is_text, listed, stored
 
 # Classes of the images in a flat val: lines of a file and its class, or of a class
 # alone in the order of the files. The third is Tiny ImageNet's, the last your own.
@@ -92,6 +92,11 @@ class ImageNet:
         f"'data.source.num_classes' is {wanted.num_classes}: complete them, or set that"
       )
     self.classes = _class_names(_beside(NAMES, given, top), self.wnids)
+    if wrong := [name for name in self.classes if not is_text(name)]:
+      raise ConfigError(
+        f"the name of folder {str(top / 'train' / wrong[0])!a} is not UTF-8, and the "
+        "caption of its images: rename it"
+      )
     self.root = top / split
     self._first = listed.VAL_IDS if split == "val" else 0
     if split == "val" and not set(_folders(self.root)) & set(self.wnids):
@@ -210,9 +215,16 @@ def _class_names(path: pathlib.Path | None, wnids: list[str]) -> list[str]:
   if not path:
     return wnids
   rows = [row.strip() for row in _rows(path)]
-  first = {row.split()[0]: row for row in rows}
+  # A comma ends a folder as in CSV; names have it with a space ("tench, Tinca tinca").
+  first = {re.split(r"\s|,(?=\S)", row, maxsplit=1)[0]: row for row in rows}
   if first.keys() & set(wnids):
-    rows = [first.get(wnid, "").partition(wnid)[2].strip() or wnid for wnid in wnids]
+    rows = [first.get(wnid, "").removeprefix(wnid) for wnid in wnids]
+    rows = [row.strip(" \t,") or wnid for row, wnid in zip(rows, wnids)]
+  elif all(w.isdecimal() for w in wnids) and wnids != sorted(wnids, key=int):
+    raise ConfigError(
+      f"{path} has names alone, and the order of train's folders is that of text "
+      f"({', '.join(wnids[:3])}), where 10 is before 2: begin each line with its folder"
+    )
   if len(rows) != len(wnids):
     raise ConfigError(
       f"{path} names {len(rows)} classes, but train has folders of {len(wnids)}: write "
@@ -234,8 +246,8 @@ def _labels(
       f"{root} has no folders of train's classes, and nothing beside says the classes "
       f"of its images: add one of {', '.join(LABELS)}"
     )
-  # Kaggle's lines go on with boxes.
-  rows = [re.findall(r'[^\s,"]+', row)[:2] for row in _rows(path)]
+  known = set(wnids)
+  rows = [_said(row, known) for row in _rows(path)]
   if all(len(row) == 1 for row in rows):
     found = [row[0] for row in rows]
     if len(found) != len(names):
@@ -243,7 +255,7 @@ def _labels(
         f"{path} has classes of {len(found)} images, but {root} has {len(names)}: "
         "complete the images"
       )
-    if not set(found) <= set(wnids) and all(f.isdigit() for f in found):
+    if not set(found) <= known and all(f.isdigit() for f in found):
       synsets = _synsets(path.with_name("meta.mat"))
       found = [synsets.get(int(f), f) for f in found]
   else:
@@ -258,6 +270,15 @@ def _labels(
   if unknown := set(found) - ids.keys():
     raise ConfigError(f"{path} names class {min(unknown)}, which train has not")
   return [ids[wnid] for wnid in found]
+
+
+def _said(row: str, wnids: set[str]) -> list[str]:
+  """Of a line: a file and its class, or a class alone; both may have spaces."""
+  parts = [part.strip(' "') for part in re.split(r"[,\t]", row)][:2]
+  if parts[-1] in wnids:
+    return parts
+  # Kaggle's lines go on with boxes.
+  return re.findall(r'[^\s,"]+', row)[:2]
 
 
 def _synsets(path: pathlib.Path) -> dict[int, str]:

@@ -6,20 +6,33 @@ convert("RGB")); of plain 8-bit RGB files both are the same.
 """
 
 import io
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-from fluid.errors import raise_passing
+from fluid.errors import passing, raise_passing
 
 # Extensions of what is taken for an image in a folder, in lower case.
 ENDINGS = frozenset(
   (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 )
 MOST_PIXELS = 1 << 28  # 16,384 squared; a larger image is refused before it is decoded.
+# Pillow's own limit: it warns of more, once a file, and refuses what is twice as large.
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+# What undoes an EXIF orientation.
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(ValueError):
@@ -46,12 +59,27 @@ def read(source: str | pathlib.Path | bytes) -> np.ndarray:
       if image.width * image.height > MOST_PIXELS:
         raise ImageError(f"{image.width} x {image.height} pixels are too many")
       image.seek(0)
-      return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+      return np.asarray(_rgb(_upright(image)))
   except (FileNotFoundError, ImageError):
     raise
+  except UnidentifiedImageError as e:
+    # Pillow's own words have the address of the bytes, which no two processes share.
+    raise ImageError("it is no image of a known kind, or its header is damaged") from e
   except Exception as e:  # Pillow's decoders raise whatever a broken file provokes.
     raise_passing(e, "an image" if isinstance(source, bytes) else source)
     raise ImageError(str(e) or type(e).__name__) from e
+
+
+def _upright(image: Image.Image) -> Image.Image:
+  """As its EXIF turns it. Where that is damaged it says nothing, as in a viewer."""
+  image.load()
+  try:
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+  except Exception as e:  # Its parser raises whatever broken tags provoke.
+    if passing(e):
+      raise
+    turn = None
+  return image if turn is None else image.transpose(turn)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -120,7 +148,7 @@ def adm(image: np.ndarray, size: int) -> np.ndarray:
     found = found.resize(half, Image.Resampling.BOX)
   scale = size / min(found.size)
   sides = round(found.width * scale), round(found.height * scale)
-  resized = np.asarray(found.resize(sides, Image.Resampling.BICUBIC))
+  resized = _resized(found, sides, Image.Resampling.BICUBIC)
   top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
   return resized[top : top + size, left : left + size]
 
@@ -135,9 +163,21 @@ def torchvision(image: np.ndarray, size: int) -> np.ndarray:
   short, long = sorted(found.size)
   longer = int(size * long / short)
   sides = (size, longer) if found.width <= found.height else (longer, size)
-  resized = np.asarray(found.resize(sides, Image.Resampling.BILINEAR))
+  resized = _resized(found, sides, Image.Resampling.BILINEAR)
   top, left = (int(round((n - size) / 2)) for n in resized.shape[:2])
   return resized[top : top + size, left : left + size]
+
+
+def _resized(
+  image: Image.Image, sides: tuple[int, int], how: Image.Resampling
+) -> np.ndarray:
+  """uint8 [H, W, 3]. A line of pixels, made wide, would take gigabytes."""
+  if math.prod(sides) > MOST_PIXELS:
+    raise ImageError(
+      f"{image.width} x {image.height} pixels would be {sides[0]} x {sides[1]} before "
+      "the cut, which are too many; crop 'square' takes them as they are"
+    )
+  return np.asarray(image.resize(sides, how))
 
 
 # Ways to make a square of any image; sources of files have one in their config.

@@ -183,11 +183,11 @@ def _columns(wanted: ParquetConfig, schema: pa.Schema, path: str) -> tuple[str, 
 def _is_text(t: pa.DataType) -> bool:
   if types.is_dictionary(t):
     t = t.value_type
-  return types.is_string(t) or types.is_large_string(t)
+  return types.is_string(t) or types.is_large_string(t) or types.is_string_view(t)
 
 
 def _is_bytes(t: pa.DataType) -> bool:
-  return types.is_binary(t) or types.is_large_binary(t)
+  return types.is_binary(t) or types.is_large_binary(t) or types.is_binary_view(t)
 
 
 def _is_file(t: pa.DataType) -> bool:

@@ -8,7 +8,9 @@ B global batch, L tokens, C channels, T text tokens, E width of features.
 """
 
 import functools
+import multiprocessing
 import os
+import threading
 from collections.abc import Sequence
 
 import grain
@@ -249,7 +251,21 @@ def in_processes(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
   # in a thread that does not end its work, so that Python warns of leaks at the end.
   small = grain.experimental.DatasetOptions(min_shm_size=2**20)
   dataset = grain.experimental.WithOptionsIterDataset(dataset, small)
-  return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+  options = grain.MultiprocessingOptions(num_workers=workers)
+  return dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+  """Ends a worker whose parent is killed: grain's would wait for good, memory held."""
+  del worker, workers
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+
+  def wait():
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
 
 
 def normal(seed: int, first: int, rows: int, size: int) -> np.ndarray:

@@ -186,6 +186,12 @@ def files(pattern: str, key: str, ending: str) -> list[str]:
     else:
       raise ConfigError(f"config key '{key}' names {path}, which is missing")
   found = [path for path in found if path.lower().endswith(ending)]
+  for path in found or [os.path.expanduser(pattern)]:
+    if os.path.isdir(path):  # As Spark writes a table.
+      raise ConfigError(
+        f"config key '{key}' names {path}, which is a folder: name the files in it, "
+        f"such as '{path}/*{ending}'"
+      )
   if not found:
     raise ConfigError(f"config key '{key}' is '{pattern}', which fits no {ending} file")
   return found

@@ -32,7 +32,7 @@ from fluid.data import BadExample, images, listed, stored
 from fluid.data.listed import VAL_EVERY, VAL_IDS
 from fluid.errors import raise_passing
 
-_VERSION = 1  # Of the files of an index.
+_VERSION = 2  # Of the files of an index.
 # KEY.ENDING; hidden files have no key. Files such as __key__ are the library's own.
 _NAME = re.compile(r"(?!__[^/]*__(?:$|/))((?:.*/)?[^./][^./]*)\.([^/]*)")
 _BLOCK = 512
@@ -128,7 +128,7 @@ class WebDataset(stored.Stored):
 def _fields(content: bytes, where: str) -> dict[str, Any]:
   try:
     found = json.loads(content)
-  except ValueError as e:
+  except (ValueError, RecursionError) as e:
     raise BadExample(f"the json of {where} is damaged ({e})", "caption") from e
   if not isinstance(found, dict):
     raise BadExample(f"the json of {where} is no object", "caption")
@@ -242,7 +242,8 @@ def _scan(path: str) -> tuple[np.ndarray, np.ndarray, str]:
         if name[0] != key or name[1] in endings:
           key, endings = name[0], set()
           bounds.append(member.offset)
-          keys.append(zlib.crc32(key.encode()))
+          # Where a name is no UTF-8, its bytes as they are.
+          keys.append(zlib.crc32(key.encode("utf-8", "surrogateescape")))
         endings.add(name[1])
       end = tar.offset
       damage = _unfinished(f, end)

@@ -39,6 +39,11 @@ class Vocabulary(Pieces):
 
   def __init__(self, path: str | os.PathLike):
     self.path = pathlib.Path(path)
+    if self.path.is_dir():
+      raise ConfigError(
+        f"config key 'text.path' is {self.path}, a folder: name the file in it, such "
+        "as text.model"
+      )
     if not self.path.is_file():
       raise ConfigError(f"no text vocabulary {self.path}: {self.MISSING}")
     try:
