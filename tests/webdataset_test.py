@@ -11,6 +11,7 @@ import pytest
 from configs import fluid as paper
 from fluid import config
 from fluid.data import BadExample, images, make_source, webdataset
+from fluid.text.classes import ClassesConfig
 from fluid.text.learned import LearnedConfig
 from tests.shards import SIZE, png, sample, source_of, write_tar
 
@@ -159,6 +160,30 @@ def test_names_that_are_no_utf8_end_no_shard(tmp_path, caplog):
   source = source_of("webdataset", "val", val=str(tmp_path / "a.tar"))
   assert [source[i]["caption"] for i in range(len(source))] == ["it"] * 3
   assert not caplog.records
+
+
+def test_classes(tmp_path):
+  """As tars of ImageNet have them: KEY.cls, or a field of KEY.json."""
+  cls = [b"2", b"0\n", b"7", b"cat", None]
+  parts = []
+  for i, number in enumerate(cls):
+    parts += [(f"{i}.png", png(i)), (f"{i}.json", {"label": i % 3, "text": f"a {i}"})]
+    parts += [(f"{i}.cls", number)] if number else []
+  write_tar(tmp_path / "a.tar", parts)
+  fields = {"val": str(tmp_path / "a.tar"), "classes": 3}
+  source = source_of("webdataset", "val", label="cls", **fields)
+  prompts = ClassesConfig()
+  prompts.fit(source, len(source), tmp_path / "classes.txt")
+  assert prompts.open(tmp_path / "classes.txt").names == ["0", "1", "2"]
+  assert [source.label(0), source.caption(1)] == ["2", "0"]
+  assert source[0]["meta"] == {"key": "0", "label": 0, "text": "a 0"}
+  for i, said in enumerate((7, None, None), 2):
+    with pytest.raises(BadExample, match=f"'{i}' of .*a.tar has label {said}, of 3 cl"):
+      source[i]
+  both = source_of("webdataset", "val", label="label", caption="text", **fields)
+  assert [both.label(4), both.caption(4)] == ["1", "a 4"]
+  with pytest.raises(config.ConfigError, match="x.label' and 'x.classes' go together"):
+    webdataset.WebDatasetConfig(label="cls").check("x.")
 
 
 def test_samples_without_their_parts(tmp_path):

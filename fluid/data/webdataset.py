@@ -1,9 +1,10 @@
 """Tar shards of images and captions, as webdataset and img2dataset write them.
 
 A sample is what lies side by side in a tar under one name: KEY.jpg (or another kind of
-image), with its caption in KEY.txt or in KEY.json, whose other fields go to meta. KEY
-ends at the first dot of the file name, so KEY.seg.png is something else. What lies
-beside the tars is not read.
+image), with its caption in KEY.txt or in KEY.json, whose other fields go to meta, or
+with the number of its class in KEY.cls, as tars of ImageNet have it. KEY ends at the
+first dot of the file name, so KEY.seg.png is something else. What lies beside the tars
+is not read.
 
 A tar is opened anywhere once it is known where samples begin: that is found by reading
 all its headers, once (a million files take about half a minute), and kept in a file
@@ -48,6 +49,9 @@ class WebDatasetConfig(listed.Cropped):
     val: tars of the split val; without, it is one sample in 20 of train, by its key.
     caption: field of KEY.json with the caption or a list of them ('': KEY.txt, or
       without one the field 'caption').
+    label: where the number of an image's class is: 'cls' (KEY.cls) or a field of
+      KEY.json ('': there are none). Without a `caption` their names are the captions.
+    classes: how many there are, which no tar says; they are named by their numbers.
     index: folder to keep the places of samples in ('': found again at each start).
   """
 
@@ -56,7 +60,17 @@ class WebDatasetConfig(listed.Cropped):
   train: str = ""
   val: str = ""
   caption: str = config.said("")
+  label: str = config.added("", "said")
+  classes: int = config.added(0, "said")
   index: str = config.place()
+
+  def check(self, name):
+    super().check(name)
+    if bool(self.label) != bool(self.classes):
+      raise ConfigError(
+        f"config keys '{name}label' and '{name}classes' go together (a place and a "
+        f"number), not {self.label!r} and {self.classes}"
+      )
 
   def make(self, *, split: str, image_size: int, seed: int = 0) -> "WebDataset":
     """The source of a split."""
@@ -97,7 +111,9 @@ class WebDataset(stored.Stored):
       first=VAL_IDS if key == "val" else 0,
       rows=None if wanted.val else stored.share(held_out, split),
     )
-    self._field = wanted.caption
+    self._field, self._label = wanted.caption, wanted.label
+    self.captioned = bool(self._field) or not self._label
+    self.classes = [str(n) for n in range(wanted.classes)]
 
   def _row(self, place, *, image):
     tar = int(np.searchsorted(self._index.first, place, side="right")) - 1
@@ -112,17 +128,26 @@ class WebDataset(stored.Stored):
     if "image" not in found:
       raise BadExample(f"{where} has no image, only {', '.join(found)}")
     meta = _fields(found["json"], where) if "json" in found else {}
+    label = found.get("cls") if self._label == "cls" else meta.get(self._label)
     caption = meta.pop(self._field or "caption", None)
     if not self._field:
       caption = found.get("txt") or caption
-    if caption is None:
+    if caption is None and self.captioned:
       raise BadExample(
         f"{where} has no caption: it has {', '.join(found)}, with fields "
-        f"{', '.join(meta) or 'none'} (config key 'data.source.caption')",
+        f"{', '.join(meta) or 'none'} (config key 'data.source.caption', or 'label')",
         "caption",
       )
     content = found["image"] if image else None
-    return stored.Row(where, content, caption, None, {"key": key} | meta)
+    meta = {"key": key} | meta
+    return stored.Row(where, content, caption, _number(label), meta)
+
+
+def _number(said: Any) -> int | None:
+  try:
+    return int(said)
+  except (TypeError, ValueError, OverflowError):
+    return None
 
 
 def _fields(content: bytes, where: str) -> dict[str, Any]:
@@ -136,10 +161,10 @@ def _fields(content: bytes, where: str) -> dict[str, Any]:
 
 
 def _read(path: str, start: int, end: int, image: bool) -> tuple[str, dict[str, bytes]]:
-  """KEY and parts of the sample at bytes [start, end): 'image', 'txt', 'json', others.
+  """KEY and parts of a sample at bytes [start, end): 'image', 'txt', 'json', 'cls'.
 
-  Of a kind that is there twice, the first counts. Only the three are read, the image
-  only if it is wanted.
+  Of a kind that is there twice, the first counts. Of others there is the name alone,
+  as of the image if it is not wanted.
   """
   key, found = "", {}
   with open(path, "rb") as f:
@@ -150,7 +175,7 @@ def _read(path: str, start: int, end: int, image: bool) -> tuple[str, dict[str, 
         key, ending = name
         part = "image" if f".{ending}" in images.ENDINGS else ending
         if part not in found:
-          wanted = part in ("txt", "json") or image and part == "image"
+          wanted = part in ("txt", "json", "cls") or image and part == "image"
           found[part] = _content(f, member) if wanted else b""
       if tar.offset >= end:
         break
