@@ -148,3 +148,7 @@ def test_columns_that_files_do_not_share(tmp_path):
     pq.write_table(table(range(3), **gone), tmp_path / "a.parquet")
     with pytest.raises(config.ConfigError, match="has columns .*: name that of "):
       source_of("parquet", train=str(tmp_path / "a.parquet"))
+  twice = table(range(3)).rename_columns(["image", "caption", "caption", "number"])
+  pq.write_table(twice, tmp_path / "a.parquet")
+  with pytest.raises(config.ConfigError, match="a.parquet has .*two have one name"):
+    source_of("parquet", train=str(tmp_path / "a.parquet"))

@@ -170,13 +170,15 @@ def _footer(path: str) -> pq.FileMetaData:
 
 def _columns(wanted: ParquetConfig, schema: pa.Schema, path: str) -> tuple[str, ...]:
   """Columns of image, caption and label; '' for none."""
+  where = f"{path} has columns {', '.join(schema.names)}"
+  if len({*schema.names}) < len(schema.names):
+    raise ConfigError(f"{where}, of which two have one name: write it again without")
   fit = lambda test: [f.name for f in schema if test(f.type)]
   usable = {
     "image": fit(lambda t: _is_bytes(t) or _is_text(t) or _is_file(t)),
     "caption": fit(lambda t: _is_text(t) or _is_list(t) and _is_text(t.value_type)),
     "label": fit(types.is_integer),
   }
-  where = f"{path} has columns {', '.join(schema.names)}"
   return stored.fields(wanted, usable, where)
 
 
