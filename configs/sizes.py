@@ -11,6 +11,7 @@ PAPER = {
 
 # The same shape at laptop scale: more than a decade in parameters from xs to l.
 TOY = {
+  "xxs": (2, 24, 2),
   "xs": (2, 40, 2),
   "s": (3, 64, 2),
   "m": (3, 96, 3),

@@ -444,7 +444,7 @@ assert not xla_bridge._backends
   assert found["quickstart.py"] == ["8", *four]
   assert found["toy_study.py"] == ["16", *four]
   assert found["toy_rates.py"] == ["32", *four]
-  assert found["iconify_study.py"] == ["12", *four]
+  assert found["iconify_study.py"] == ["16", *four]
 
 
 def test_the_last_line_is_the_programs_own(tmp_path):

@@ -1,4 +1,4 @@
-"""The four cells at three sizes on real captioned drawings, 64 px, beside toy_study.
+"""The four cells at four sizes on real captioned drawings, 64 px, beside toy_study.
 
 20,000 drawings in six styles (source iconify, fetched by npm), read with MiniLM's text
 features (requirements-minilm.txt). docs/study.md says what it takes.
@@ -19,4 +19,5 @@ OVERRIDES = {
 
 
 def sweep():
-  yield from toy.cells(("xs", "s", "m"), OVERRIDES, data="iconify", text="minilm")
+  sizes = ("xxs", "xs", "s", "m")
+  yield from toy.cells(sizes, OVERRIDES, data="iconify", text="minilm")
