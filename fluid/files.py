@@ -5,6 +5,7 @@ What is written goes to a scratch file beside it, to disk, and takes the name at
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -144,3 +145,24 @@ def on_disk(path: str | os.PathLike, name: str) -> None:
       "(gcsfuse, a shared disk) and name the folder that it is there"
     )
   remote.check(path, name)
+
+
+@contextlib.contextmanager
+def turn(path: pathlib.Path, *, wait: bool) -> Iterator[bool]:
+  """Yields whether a piece of work that processes share is ours to do now.
+
+  Where the file system has no locks it always is: what is done twice must do no harm.
+
+  Args:
+    path: a file that stands for the work; made, and left there.
+    wait: for another process to end with it, if one has it.
+  """
+  with path.open("w") as f:
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+      yield False
+      return
+    except OSError:
+      pass
+    yield True

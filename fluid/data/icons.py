@@ -30,7 +30,6 @@ from fluid import config, files
 from fluid.config import ConfigError
 from fluid.console.progress import Progress
 from fluid.data import BadExample
-from fluid.durable.lock import turn
 
 SCOPE = "@iconify-json"
 # Drawn larger and averaged: resvg leaves the edges of clips and masks hard.
@@ -93,7 +92,7 @@ def opened(folder: pathlib.Path, package: str, size: int) -> Package:
     # Processes that start together share the parts: what another one draws now is left
     # to the end, and waited for.
     for wait, path in itertools.product((False, True), rows):
-      with turn(path.with_suffix(".lock"), wait=wait) as ours:
+      with files.turn(path.with_suffix(".lock"), wait=wait) as ours:
         if not ours or path not in missing:
           continue
         own = missing.pop(path)

@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from fluid.config import ConfigError
@@ -65,27 +64,6 @@ def lock(folder: Path, *, wait: float = 0.0) -> int:
     descriptor, f"{os.getpid()} on {socket.gethostname()}\n{_numbers()}\n".encode(), 0
   )
   return descriptor
-
-
-@contextlib.contextmanager
-def turn(path: Path, *, wait: bool) -> Iterator[bool]:
-  """Yields whether a piece of work that processes share is ours to do now.
-
-  Where the file system has no locks it always is: what is done twice must do no harm.
-
-  Args:
-    path: a file that stands for the work; made, and left there.
-    wait: for another process to end with it, if one has it.
-  """
-  with path.open("w") as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-      yield False
-      return
-    except OSError:
-      pass
-    yield True
 
 
 def owner(folder: Path) -> int | None:
