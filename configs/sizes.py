@@ -9,7 +9,7 @@ PAPER = {
   "10.5B": (34, 4096, 64),
 }
 
-# The same shape at laptop scale: more than a decade in parameters from xs to l.
+# The same shape at laptop scale: more than a decade in parameters from xxs to l.
 TOY = {
   "xxs": (2, 24, 2),
   "xs": (2, 40, 2),
