@@ -10,13 +10,14 @@ PAPER = {
 }
 
 # The same shape at laptop scale: more than a decade in parameters from xxs to l.
+# Configs take the first where no size is given: xxs, which came later, stays last.
 TOY = {
-  "xxs": (2, 24, 2),
   "xs": (2, 40, 2),
   "s": (3, 64, 2),
   "m": (3, 96, 3),
   "l": (4, 128, 4),
   "xl": (6, 192, 6),
+  "xxs": (2, 24, 2),
 }
 
 SIZES = PAPER | TOY
