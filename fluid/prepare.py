@@ -180,15 +180,14 @@ def _begin(mirror: remote.Mirror, made_from: dict[str, Any]) -> dict[str, Any]:
   """Metadata to go on from; a cache of something else is refused."""
   cache = mirror.path
   if not _begun(cache):
-    cache.mkdir(parents=True, exist_ok=True)
-    metadata = {"config": made_from, "splits": {}}
-    records.write_metadata(cache, metadata)
-    return metadata
+    return _new(cache, made_from)
   metadata = records.read_metadata(cache)
   there = identity.stored(metadata.get("config", {}))
   # A cache of before does not say what vouches for the files of its source.
   there = {k: v for k, v in made_from.items() if k.startswith(identity.FILES)} | there
   for key in identity.differences(there, made_from):
+    if mirror.names() <= {records.METADATA}:  # Of a config that failed at its start.
+      return _new(cache, made_from)
     raise config_lib.ConfigError(
       f"{cache} holds tokens of another config ({key} is {identity.said(there, key)} "
       f"there, {identity.said(made_from, key)} here): remove it, or name another "
@@ -202,6 +201,13 @@ def _begin(mirror: remote.Mirror, made_from: dict[str, Any]) -> dict[str, Any]:
         mirror.remove(name)
     if lost:
       del metadata["splits"][split]
+  return metadata
+
+
+def _new(cache: pathlib.Path, made_from: dict[str, Any]) -> dict[str, Any]:
+  cache.mkdir(parents=True, exist_ok=True)
+  metadata = {"config": made_from, "splits": {}}
+  records.write_metadata(cache, metadata)
   return metadata
 
 

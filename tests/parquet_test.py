@@ -127,7 +127,7 @@ def test_damaged_parquet(tmp_path):
   [
     (
       {"image": "picture"},
-      "'data.source.image' is 'picture', but .* has columns image, ",
+      r"'data.source.image' is 'picture', but .* has columns image \(struct<",
     ),
     ({"caption": "label"}, "'data.source.caption' is 'label', .* fits: caption"),
     ({"label": "image"}, "'data.source.label' is 'image', .* fits: label, number"),

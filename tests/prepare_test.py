@@ -165,6 +165,15 @@ def test_another_config_is_refused(whole, change, key):
   assert content(whole[0]) == before
 
 
+def test_one_that_failed_at_its_start_leaves_a_folder_for_another(whole, tmp_path):
+  cache = tmp_path / "cache"
+  with pytest.raises(config.ConfigError, match="vocab"):
+    write(cache, text=LearnedConfig(vocab_size=3))
+  assert [*content(cache)] == [records.METADATA]
+  write(cache)
+  assert content(cache) == content(whole[0])
+
+
 def test_another_tokenizer_is_refused(whole):
   with pytest.raises(config.ConfigError, match="another config .tokenizer"):
     write(whole[0], Tokenizer("discrete"))

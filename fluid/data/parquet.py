@@ -170,7 +170,7 @@ def _footer(path: str) -> pq.FileMetaData:
 
 def _columns(wanted: ParquetConfig, schema: pa.Schema, path: str) -> tuple[str, ...]:
   """Columns of image, caption and label; '' for none."""
-  where = f"{path} has columns {', '.join(schema.names)}"
+  where = f"{path} has columns {', '.join(f'{f.name} ({f.type})' for f in schema)}"
   if len({*schema.names}) < len(schema.names):
     raise ConfigError(f"{where}, of which two have one name: write it again without")
   fit = lambda test: [f.name for f in schema if test(f.type)]

@@ -242,7 +242,8 @@ def _fields(wanted: TfdsConfig, features: Any) -> tuple[str, ...]:
 
   fit = lambda test: [name for name, f in features.items() if test(f)]
   usable = {"image": fit(images), "caption": fit(captions), "label": fit(labels)}
-  where = f"TFDS {wanted.name} has features {', '.join(features)}"
+  said = (f"{name} ({type(f).__name__})" for name, f in features.items())
+  where = f"TFDS {wanted.name} has features {', '.join(said)}"
   return stored.fields(wanted, usable, where)
 
 
