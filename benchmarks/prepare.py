@@ -24,7 +24,7 @@ from PIL import Image
 from benchmarks import timing
 from fluid import config, prepare, text, tokenizers
 from fluid.console import cli
-from fluid.data import examples, make_source, records
+from fluid.data import examples, make_source, packing
 
 CONFIG = cli.config_flag()
 SIDES = (500, 375)
@@ -63,7 +63,7 @@ def measure(run: config.Run, batch: int, scratch: pathlib.Path, rounds: int) -> 
         some[i % len(some)], tokenizer, vocabulary, run.text.length, batch
       )
       for example in found:
-        records.pack(example)
+        packing.pack(example)
 
   def everything():
     for shard in pathlib.Path(run.data.cache).glob("train-*"):

@@ -36,6 +36,7 @@ from fluid.data import (
   examples,
   kept_captions,
   make_source,
+  packing,
   records,
   summary,
 )
@@ -266,11 +267,11 @@ def _write_split(
   paths, bad = [], []
 
   def pack(content):
-    bad.extend(e for e in content if e.get("bad") in records.BAD)
+    bad.extend(e for e in content if e.get("bad") in packing.BAD)
     if bad:
       last = f"; the last: id {bad[-1]['id']}, {bad[-1]['bad']}: {bad[-1]['why']}"
       _check_share(run, split, len(bad), total, last)
-    return [records.pack(e) for e in content]
+    return [packing.pack(e) for e in content]
 
   for start in range(0, total, size):
     stop = min(start + size, total)
@@ -299,7 +300,7 @@ def _write_split(
     else:  # Written before there were summaries, or by one that ended just then.
       before()
       mirror.fetch([path.name])
-      seen += map(summary.row, map(records.unpack, records.read_shard(path)))
+      seen += map(summary.row, map(packing.unpack, records.read_shard(path)))
       progress.add(len(seen))
     summary.write(path, seen)
     mirror.push()

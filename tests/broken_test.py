@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from fluid import config, prepare
-from fluid.data import records
+from fluid.data import packing, records
 from fluid.data.coco import COCOConfig
 from fluid.data.folder import FolderConfig
 from fluid.data.imagenet import ImageNetConfig
@@ -225,7 +225,7 @@ def test_what_is_broken_is_counted_and_shifts_nothing(kind, tmp_path):
     )
   else:
     kinds = {i: "caption" if k in CAPTIONS else "image" for i, k in broken.items()}
-    assert {i: records.BAD[rows["bad"][i] - 1] for i in broken} == kinds
+    assert {i: packing.BAD[rows["bad"][i] - 1] for i in broken} == kinds
     by_kind = collections.Counter(kinds.values())
   assert said["skipped"] == by_kind
   good = rows["bad"] == 0

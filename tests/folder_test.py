@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fluid import config
-from fluid.data import BadExample, records, stored
+from fluid.data import BadExample, packing, stored
 from fluid.data.coco import COCOConfig
 from fluid.data.folder import FolderConfig
 from fluid.text.learned import LearnedConfig
@@ -202,7 +202,7 @@ def test_half_a_character_is_a_bad_caption_and_no_end(tmp_path):
   lines.append({"file_name": "caf\udce9.png", "text": "a cat"})
   path.write_text("\n".join(map(json.dumps, lines)))
   last = read(open_folder(tmp_path))[-1]
-  assert records.unpack(records.pack(last))["why"].startswith("image")
+  assert packing.unpack(packing.pack(last))["why"].startswith("image")
   LearnedConfig().fit(source, 3, tmp_path / "text.model")
   row = stored.Row("it", None, [half], None, {})
   refused(BadExample, "no text", lambda: stored._texts(row))

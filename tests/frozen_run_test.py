@@ -14,7 +14,7 @@ import safetensors.numpy
 import fluid
 from fluid import api, config, evaluate, export, models, prepare, text, train
 from fluid.config import identity
-from fluid.data import pipeline, records
+from fluid.data import packing, pipeline, records
 from fluid.evals import images, loss
 from fluid.models.conditions.text import TextConfig
 from fluid.parallel import sharding
@@ -114,19 +114,19 @@ def test_damaged_features_are_empty_rows(made, tmp_path):
   cache = tmp_path / "cache"
   shutil.copytree(run.data.cache, cache)
   file = records.shard_path(cache, "train", 0)
-  rows = [records.unpack(r) for r in records.read_shard(file)]
+  rows = [packing.unpack(r) for r in records.read_shard(file)]
   for row in rows:
     row["meta"] = json.loads(row["meta"])
   rows[1]["features"] = rows[1]["features"][:-1]
   del rows[2]["features"]
   rows[3]["features"] = np.full_like(rows[3]["features"], np.nan)
-  records.write_shard(file, [records.pack(r) for r in rows])
+  records.write_shard(file, [packing.pack(r) for r in rows])
   metadata = records.read_metadata(cache)
   metadata["splits"]["train"]["shards"][0]["bytes"] = file.stat().st_size
   records.write_metadata(cache, metadata)
   read = records.Records(cache, "train")
   got = read.gather(np.arange(5))
-  found = [records.BAD[k - 1] if k else "" for k in got["bad"]]
+  found = [packing.BAD[k - 1] if k else "" for k in got["bad"]]
   assert found == ["", "text", "text", "nonfinite", ""]
   assert not float32(got["features"])[1:4].any()
   assert read.damage(2).startswith("text in record 2 of")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from fluid import config, errors
-from fluid.data.records import BAD
+from fluid.data.packing import BAD
 from fluid.durable import lock, workdir
 from fluid.parallel import distributed, preemption
 from fluid.training import health

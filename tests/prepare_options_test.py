@@ -64,11 +64,11 @@ def test_filters_captions_and_mirror_images(rich):
     assert read.usable.tolist() == sorted(usable + bad)
     found = metadata["splits"][split]
     assert found["skipped"] == {"image": 1} and found["count"] == len(want)
-    counts[split] = {k: want.count(k) for k in records.FILTERED if k in want}
+    counts[split] = {k: want.count(k) for k in packing.FILTERED if k in want}
     counts[split] |= {"duplicate": len(twins)} if twins else {}
     assert found["filtered"] == counts[split]
     rows = read.gather(np.arange(len(read)))["bad"].tolist()
-    kinds = {i: records.KINDS[k - 1] for i, k in enumerate(rows) if k}
+    kinds = {i: packing.KINDS[k - 1] for i, k in enumerate(rows) if k}
     assert kinds == {i: w for i, w in enumerate(want) if isinstance(w, str)}
     handed = 0
     for i in kept:
@@ -88,7 +88,7 @@ def test_filters_captions_and_mirror_images(rich):
         np.testing.assert_allclose(example["mirror"]["mean"], mirrored, atol=1e-3)
         assert example["mirror"].keys() == {"mean", "std"}
     if split == "train":
-      assert all(counts[split].get(k) for k in (*records.FILTERED, "duplicate"))
+      assert all(counts[split].get(k) for k in (*packing.FILTERED, "duplicate"))
       assert 0 < handed < len(kept) and found["captions"] == 3
       assert (found["mirrored"], found["unmirrored"]) == (len(kept) - handed, handed)
   total = {k: sum(c.get(k, 0) for c in counts.values()) for k in counts["train"]}

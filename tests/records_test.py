@@ -25,7 +25,7 @@ def make_cache(path, n=20, per_shard=8, *, split="train", continuous=True, lengt
     rows = [
       make_example(i, continuous) for i in range(start, min(start + per_shard, n))
     ]
-    records.write_shard(file, [records.pack(r) for r in rows])
+    records.write_shard(file, [packing.pack(r) for r in rows])
     size = file.stat().st_size
     shards.append({"name": file.name, "records": len(rows), "bytes": size})
   metadata = {"splits": {}, "text": {"length": length}}
@@ -67,7 +67,7 @@ def make_rich(path, *, continuous=True, features=0):
     for k, text in enumerate(packing.texts(row)) if features else ():
       values = np.arange(len(text["text_ids"]))[:, None] + np.full(features, k)
       text["features"] = values.astype(packing.FEATURES)
-    return records.pack(row)
+    return packing.pack(row)
 
   rewrite(path, dict.fromkeys(range(20), enrich))
   metadata = records.read_metadata(path)
@@ -89,10 +89,10 @@ def make_rich(path, *, continuous=True, features=0):
 def test_any_caption_and_meta_survive(id_, caption, meta):
   example = make_example(0) | {"id": id_, "caption": caption, "meta": meta}
   try:
-    packed = records.pack(example)
+    packed = packing.pack(example)
   except UnicodeEncodeError:  # A lone surrogate is no text.
     return
-  out = records.unpack(packed)
+  out = packing.unpack(packed)
   assert (out["id"], out["caption"]) == (id_, caption)
   np.testing.assert_array_equal(out["mean"], example["mean"])
 
@@ -233,10 +233,10 @@ def rewrite(cache, changes):
   """The cache again, with examples changed: index -> what to do with its record."""
   for shard in range(3):
     file = records.shard_path(cache, "train", shard)
-    rows = [records.unpack(r) for r in records.read_shard(file)]
+    rows = [packing.unpack(r) for r in records.read_shard(file)]
     for i, row in enumerate(rows):
       row["meta"] = json.loads(row["meta"])
-      rows[i] = changes.get(8 * shard + i, records.pack)(row)
+      rows[i] = changes.get(8 * shard + i, packing.pack)(row)
     records.write_shard(file, rows)
   metadata = records.read_metadata(cache)
   for shard in metadata["splits"]["train"]["shards"]:
@@ -247,7 +247,7 @@ def rewrite(cache, changes):
 
 
 def changed(**values):
-  return lambda row: records.pack(row | values)
+  return lambda row: packing.pack(row | values)
 
 
 DAMAGE = {
@@ -270,7 +270,7 @@ def test_damaged_records_are_empty_rows_with_a_kind(tmp_path, memory):
   damage_flip(records.shard_path(tmp_path / "c", "train", 1))  # Of 'caption 9' or so.
   found = records.Records(tmp_path / "c", "train", memory=memory)
   rows = found.gather(np.arange(20))
-  kinds = {i: records.BAD[k - 1] for i, k in enumerate(rows["bad"]) if k}
+  kinds = {i: packing.BAD[k - 1] for i, k in enumerate(rows["bad"]) if k}
   expected = {i: kind for i, (kind, _) in DAMAGE.items()}
   flipped = kinds.keys() - expected.keys() or {i for i in DAMAGE if 8 <= i < 16}
   assert {k: v for k, v in kinds.items() if k not in flipped} == {
@@ -324,7 +324,7 @@ def test_damage_of_what_is_not_drawn_spoils_no_row(tmp_path):
   def spoiled(change):
     def changed(row):
       change(row)
-      return records.pack(row)
+      return packing.pack(row)
 
     return changed
 
@@ -346,7 +346,7 @@ def test_damage_of_what_is_not_drawn_spoils_no_row(tmp_path):
     at = lambda ids, draw=draw: np.tile(np.array(draw, np.uint32), (len(ids), 1))
     for memory in (0, 1 << 30):
       rows = records.Records(path, "train", memory=memory).gather(np.arange(20), at)
-      found = {i: records.KINDS[k - 1] for i, k in enumerate(rows["bad"]) if k}
+      found = {i: packing.KINDS[k - 1] for i, k in enumerate(rows["bad"]) if k}
       assert found == whole | wrong
       for name in rows.keys() - {"bad"}:
         spoilt = rows[name][rows["bad"] > 0]
@@ -369,7 +369,7 @@ def test_any_damage_to_a_record_is_a_record_or_corrupt(place, byte):
   example = make_example(3)
   more = {"caption": "x", "text_ids": [1], "features": np.ones((1, 2), np.float32)}
   example |= {"more": [more], "mirror": {"mean": example["mean"]}}
-  content = bytearray(records.pack(example))
+  content = bytearray(packing.pack(example))
   content[place % len(content)] = byte
   example = packing.decode(bytes(content))
   assert example.get("bad") or {"id", "text_ids"} <= example.keys()

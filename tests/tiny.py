@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from fluid import config, models
-from fluid.data import records
+from fluid.data import packing, records
 from fluid.text.learned import LearnedConfig
 from fluid.tokenizers.base import TokenSpec
 from fluid.tokenizers.vae import VAEConfig
@@ -83,10 +83,10 @@ def cache(path, head="categorical", rows=32):
       example["text_ids"] = rng.integers(1, WORDS, TEXT).tolist()
       if spec.kind == "discrete":
         tokens = rng.integers(0, VOCAB, LENGTH).astype(np.uint16)
-        packed.append(records.pack(example | {"tokens": tokens}))
+        packed.append(packing.pack(example | {"tokens": tokens}))
       else:
         mean = rng.normal(size=(LENGTH, CHANNELS)).astype(np.float16)
-        packed.append(records.pack(example | {"mean": mean, "std": np.abs(mean) / 9}))
+        packed.append(packing.pack(example | {"mean": mean, "std": np.abs(mean) / 9}))
     file = records.shard_path(path, split, 0)
     records.write_shard(file, packed)
     shard = {"name": file.name, "records": rows, "bytes": file.stat().st_size}

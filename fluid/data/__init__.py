@@ -49,7 +49,7 @@ class BadExample(config.ConfigError):
   """One example that cannot be used; others may be. The message names file and remedy.
 
   Attributes:
-    kind: entry of fluid.data.records.BAD.
+    kind: entry of fluid.data.packing.BAD.
   """
 
   def __init__(self, message: str, kind: str = "image"):

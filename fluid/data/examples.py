@@ -18,7 +18,7 @@ import numpy as np
 
 from fluid import config as config_lib
 from fluid.data import BadExample, Source, kept_captions, pipeline, within, words_fit
-from fluid.data.records import FILTERED
+from fluid.data.packing import FILTERED
 from fluid.parallel import sharding
 
 # What a caption says where its image's mirror image would be another.

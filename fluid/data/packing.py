@@ -21,6 +21,13 @@ import numpy as np
 
 ARRAYS = ("tokens", "mean", "std")
 FEATURES = np.dtype(ml_dtypes.bfloat16)
+# Kinds of damage. The first three fluid.prepare finds, the others show in a record.
+BAD = tuple("image caption tokenizer corrupt shape nonfinite range text".split())
+# Why fluid.prepare leaves out what it could use (config section 'data.filter'), and a
+# last reason, which shows only once all records are there: it stands in none.
+FILTERED = tuple("side aspect words score".split())
+DUPLICATE = "duplicate"
+KINDS = BAD + FILTERED
 
 
 def pack(example: dict[str, Any]) -> bytes:

@@ -153,13 +153,13 @@ def make_loader(
   """
   folders = mixture or (cache,)
   caches = [Records(f, split, memory=memory // len(folders)) for f in folders]
-  longest = max(caches, key=lambda records: records.text_length)
+  length, longest = max((c.layout.text_length, str(c.cache)) for c in caches)
   if text_length is None:
-    text_length = longest.text_length
-  if text_length < longest.text_length:
+    text_length = length
+  if text_length < length:
     raise ConfigError(
-      f"config key 'text.length' ({text_length}) is below the {longest.text_length} "
-      f"that {longest.cache} was prepared with: use that, or prepare another folder"
+      f"config key 'text.length' ({text_length}) is below the {length} that "
+      f"{longest} was prepared with: use that, or prepare another folder"
     )
   batches = Batches(
     caches,
@@ -218,7 +218,7 @@ class Loader:
   Yields:
     tokens ([b, L] int32 or [b, L, C] float32), text ([b, T] int32, or [b, T, E]
     bfloat16 of a frozen encoder), text_mask [b, T] bool, id [b] int32, bad [b] int8
-    (records.BAD), mask [b] bool (False: a damaged record or a filler).
+    (packing.BAD), mask [b] bool (False: a damaged record or a filler).
 
   Attributes:
     batches: the source itself.

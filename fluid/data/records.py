@@ -2,8 +2,7 @@
 
 fluid.data.packing says what a record is.
 
-N records, L tokens, C channels, T text tokens, E width of features, K captions, V views
-of an image: one, or two with its mirror image.
+N records, L tokens, C channels, T text tokens, E width of features.
 """
 
 import base64
@@ -12,28 +11,20 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module
 
 from fluid import files
 from fluid.config import ConfigError
-from fluid.data.packing import ARRAYS, FEATURES, corrupt, decode, texts, views
-from fluid.data.packing import pack as pack  # For whoever reads or writes records.
-from fluid.data.packing import unpack as unpack
+from fluid.data.packing import KINDS, corrupt, decode
+from fluid.data.rows import Columns, Draw, Layout, drawn
 from fluid.errors import raise_passing
 
 METADATA = "metadata.json"
 SHARD = ".array_record"  # How names of shards end.
-# Kinds of damage. The first three fluid.prepare finds, the others show in a record.
-BAD = tuple("image caption tokenizer corrupt shape nonfinite range text".split())
-# Why fluid.prepare leaves out what it could use (config section 'data.filter'), and a
-# last reason, which shows only once all records are there: it stands in none.
-FILTERED = tuple("side aspect words score".split())
-DUPLICATE = "duplicate"
-KINDS = BAD + FILTERED
 # Random access wants every record in a chunk of its own.
 _WRITER = "group_size:1"
 _READER = "readahead_buffer_size:0"
@@ -121,10 +112,7 @@ class Records:
 
   Attributes:
     metadata: content of metadata.json.
-    text_length: T of the cache, the longest a text can be.
-    features: E of its features; 0 where it has none.
-    captions: K, the most that an example has.
-    views: V.
+    layout: what it says of the records.
   """
 
   def __init__(self, cache: str | os.PathLike, split: str, *, memory: int = 1 << 30):
@@ -137,14 +125,11 @@ class Records:
         f"split '{split}' is not in {cache} (complete: {done}): run python -m "
         f"fluid.prepare --config.data.cache={cache}"
       )
-    self.text_length: int = self.metadata["text"]["length"]
-    self.features: int = self.metadata["text"].get("features", 0)
-    self.captions: int = splits[split].get("captions", 1)
-    self.views = 2 if splits[split].get("mirrored") else 1
+    self.layout = Layout.of(self.metadata, split)
     self.shards: list[dict[str, Any]] = splits[split]["shards"]
     self._starts = np.cumsum([0] + [s["records"] for s in self.shards])
     self._readers: dict[int, Any] = {}
-    self._columns: _Columns | None = None
+    self._columns: Columns | None = None
     self._memory = memory
     for shard in self.shards:
       path = self.cache / shard["name"]
@@ -177,16 +162,11 @@ class Records:
         unused[start : start + n] = from_bitmap(shard["unused"], n)
     return np.flatnonzero(~unused).astype(np.int32)
 
-  def gather(
-    self,
-    indices: np.ndarray,
-    draw: Callable[[np.ndarray], np.ndarray] | None = None,
-  ) -> dict[str, np.ndarray]:
+  def gather(self, indices: np.ndarray, draw: Draw = None) -> dict[str, np.ndarray]:
     """Rows for training, in the order asked for.
 
     Args:
-      draw: ids [N] -> uint32 [N, 2], uniform; the first decides on the caption of each,
-        the other on the view. None: the first caption, the image as it is.
+      draw: see fluid.data.rows; None: the first caption, the image as it is.
 
     Returns:
       id [N] int32, text [N, T] int32 padded with 0, text_mask [N, T] bool, tokens
@@ -194,24 +174,16 @@ class Records:
       the place in KINDS of what is wrong with a row, which then holds zeros and id -1.
     """
     if self._columns is None and self._size() <= self._memory:
-      every = self._read(range(len(self)))
-      self._columns = self._stack(every, self.captions, self.views)
+      self._columns = Columns.of(self._read(range(len(self))), self.layout)
     if self._columns is not None:
-      own = self._columns.examples
-      chosen = _chosen(draw, own["id"][indices], own["counts"][indices])
-      return _rows(self._columns, indices, *chosen)
-    examples = self._read(indices)
-    ids = np.array([-1 if "bad" in e else e["id"] for e in examples], np.int64)
-    counts = np.array([_counts(e) for e in examples], np.uint32)
+      return self._columns.draw(indices, draw)
     # Padding what is not drawn would cost as much as what is.
-    which = np.stack(_chosen(draw, ids, counts), 1).tolist()
-    examples = [_variant(e, *w) for e, w in zip(examples, which)]
-    return _rows(self._stack(examples), slice(None), 0, 0)
+    return drawn(self._read(indices), self.layout, draw)
 
   def damage(self, index: int) -> str:
     """What is wrong with a record, its file and its key; '' if nothing is."""
     example = self._read([index])[0]
-    found = self._stack([example], self.captions, self.views)
+    found = Columns.of([example], self.layout)
     kinds = np.concatenate([part["bad"].ravel() for part in found])
     if not kinds.any():
       return ""
@@ -226,94 +198,8 @@ class Records:
 
   def _size(self) -> int:
     """Bytes, about: of files, or of padded texts where these are more."""
-    each = self.features * FEATURES.itemsize or 4
-    padded = len(self) * self.captions * self.text_length * each
-    return max(padded, sum(s["bytes"] for s in self.shards))
-
-  @functools.cached_property
-  def _layout(self) -> dict[str, tuple] | None:
-    """Kind and shape of every array, as metadata.json says (None: it does not)."""
-    spec = self.metadata.get("tokens")
-    if spec is None:
-      return None
-    if spec["kind"] == "discrete":
-      return {"tokens": ("i", (spec["length"],))}
-    return dict.fromkeys(("mean", "std"), ("f", (spec["length"], spec["channels"])))
-
-  def _fault(self, example: dict[str, Any]) -> str:
-    """A kind of KINDS that can be told without a look at values; '' for none."""
-    if "bad" in example:
-      return example["bad"] if example["bad"] in KINDS else "corrupt"
-    if len(texts(example)) > self.captions:
-      return "text"
-    for text in texts(example):
-      length = len(text["text_ids"])
-      if not 0 < length <= self.text_length:
-        return "text"
-      if self.features:
-        found = text.get("features", np.zeros(0))
-        if (found.dtype, found.shape) != (FEATURES, (length, self.features)):
-          return "text"
-    if len(views(example)) > self.views:
-      return "shape"
-    # Signed or not is a matter of space.
-    kind = lambda a: "i" if a.dtype.kind == "u" else a.dtype.kind
-    for view in views(example):
-      found = {k: (kind(view[k]), view[k].shape) for k in ARRAYS if k in view}
-      if self._layout is not None and found != self._layout:
-        return "shape"
-    return ""
-
-  def _stack(
-    self, examples: Sequence[dict[str, Any]], captions: int = 1, each: int = 1
-  ) -> "_Columns":
-    """Arrays of examples, of which 'bad' ones stay empty; `each` is V."""
-    n = len(examples)
-    kinds = [1 + KINDS.index(e["bad"]) if "bad" in e else 0 for e in examples]
-    own = {"id": np.full(n, -1, np.int32), "counts": np.ones((n, 2), np.uint32)}
-    own |= {"bad": np.array(kinds, np.int8)}
-    said = {"text": np.zeros((n, captions, self.text_length), np.int32)}
-    said |= {"text_mask": np.zeros(said["text"].shape, bool)}
-    if self.features:
-      said["features"] = np.zeros((*said["text"].shape, self.features), FEATURES)
-    good = np.flatnonzero(own["bad"] == 0).tolist()
-    like = {k: np.zeros(s, t) for k, (t, s) in (self._layout or {}).items()}
-    like |= {k: examples[good[0]][k] for k in ARRAYS if good and k in examples[good[0]]}
-    seen = {k: np.zeros((n, each, *a.shape), a.dtype) for k, a in like.items()}
-    for row in good:
-      example = examples[row]
-      own["id"][row], own["counts"][row] = example["id"], _counts(example)
-      for k, text in enumerate(texts(example)):
-        length = len(text["text_ids"])
-        said["text"][row, k, :length] = text["text_ids"]
-        said["text_mask"][row, k, :length] = True
-        if self.features:
-          said["features"][row, k, :length] = text["features"]
-      for v, view in enumerate(views(example)):
-        for name in like:
-          seen[name][row, v] = view[name]
-    said["bad"] = self._wrong(said, (n, captions))
-    seen["bad"] = self._wrong(seen, (n, each))
-    return _Columns(own, said, seen)
-
-  def _wrong(self, part, shape) -> np.ndarray:
-    """1 + the place in KINDS of what only shows in the values, int8; 0 for nothing."""
-    bad = np.zeros(shape, np.int8)
-    for kind, wrong in self._wrong_values(part):
-      bad[wrong.reshape(*shape, -1).any(2) & (bad == 0)] = 1 + KINDS.index(kind)
-    return bad
-
-  def _wrong_values(self, rows):
-    """(kind, array of bools) of what only shows in the values."""
-    words = self.metadata["text"].get("vocab_size")
-    if words and "text" in rows:
-      yield "text", (rows["text"] < 0) | (rows["text"] >= words)
-    vocab = self.metadata.get("tokens", {}).get("vocab")
-    if vocab and "tokens" in rows:
-      yield "range", (rows["tokens"] < 0) | (rows["tokens"] >= vocab)
-    for name in ("mean", "std", "features"):
-      if name in rows:
-        yield "nonfinite", ~np.isfinite(rows[name])
+    stored = sum(s["bytes"] for s in self.shards)
+    return max(len(self) * self.layout.text_bytes, stored)
 
   def _read(self, indices: Iterable[int]) -> list[dict[str, Any]]:
     """Decoded records in the order of `indices`, one read per shard.
@@ -335,7 +221,7 @@ class Records:
         found = [_read_one(reader, i, path) for i in positions]
       for row, record in zip(rows, found):
         example = record if isinstance(record, dict) else decode(record)
-        fault = self._fault(example)
+        fault = self.layout.fault(example)
         out[row] = example | {"bad": fault} if fault else example
     return out
 
@@ -356,52 +242,6 @@ class Records:
 
   def __getstate__(self):
     return self.__dict__ | {"_readers": {}, "_columns": None}
-
-
-class _Columns(NamedTuple):
-  """Arrays by name: of examples [N], captions [N, K, T] and views [N, V, L, ...].
-
-  Each part has its 'bad': 0, or 1 + the place in KINDS.
-  """
-
-  examples: dict[str, np.ndarray]
-  texts: dict[str, np.ndarray]
-  views: dict[str, np.ndarray]
-
-
-def _counts(example: dict[str, Any]) -> tuple[int, int]:
-  """Captions and views of an example."""
-  return (1, 1) if "bad" in example else (len(texts(example)), len(views(example)))
-
-
-def _variant(example: dict[str, Any], k: int, v: int) -> dict[str, Any]:
-  """What rows have of an example, with one of its captions and one of its views."""
-  if "bad" in example:
-    return example
-  text, view = texts(example)[k], views(example)[v]
-  said = {name: text[name] for name in ("text_ids", "features") if name in text}
-  seen = {name: view[name] for name in ARRAYS if name in view}
-  return {"id": example["id"]} | said | seen
-
-
-def _chosen(draw, ids: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Which caption [N] and which view [N], of ids [N] and counts [N, 2]."""
-  which = np.zeros(counts.shape, np.int64)
-  if draw is not None and (counts > 1).any():
-    which = (draw(ids).astype(np.uint64) * counts >> np.uint64(32)).astype(np.int64)
-  return which[:, 0], which[:, 1]
-
-
-def _rows(columns: _Columns, at, k, v) -> dict[str, np.ndarray]:
-  """Rows `at` with their captions `k` and views `v`; see `Records.gather`."""
-  said = {name: column[at, k] for name, column in columns.texts.items()}
-  seen = {name: column[at, v] for name, column in columns.views.items()}
-  kinds = columns.examples["bad"][at], said.pop("bad"), seen.pop("bad")
-  bad = functools.reduce(lambda a, b: np.where(a, a, b), kinds)
-  out = {"id": columns.examples["id"][at]} | said | seen
-  for name, array in out.items() if bad.any() else ():
-    array[bad > 0] = -1 if name == "id" else 0
-  return out | {"bad": bad}
 
 
 def _count(reader) -> int:

@@ -24,7 +24,7 @@ class Row(NamedTuple):
   """What is counted of an example.
 
   Attributes:
-    bad: entry of records.KINDS; '' for none.
+    bad: entry of packing.KINDS; '' for none.
     hash: of its image; 0 for none.
     captions: that it has; 0 of a bad one.
     cut: of these, how many were too long.
@@ -58,7 +58,7 @@ def place(shard: pathlib.Path) -> pathlib.Path:
 def write(shard: pathlib.Path, rows: list[Row]) -> None:
   """Writes the summary of a shard that is complete, of its N rows."""
   kinds = collections.Counter(r.bad for r in rows if r.bad)
-  left_out = np.array([r.bad in records.FILTERED for r in rows])
+  left_out = np.array([r.bad in packing.FILTERED for r in rows])
   hashes = np.array([r.hash for r in rows], "<u8")
   content = {
     "records": len(rows),
@@ -97,12 +97,12 @@ def describe(
   kinds: collections.Counter[str] = collections.Counter()
   for one in found:
     kinds.update(one["bad"])
-  filtered = {k: n for k, n in kinds.items() if k in records.FILTERED}
+  filtered = {k: n for k, n in kinds.items() if k in packing.FILTERED}
   # A small folder may have nothing to hold out.
   left_out = np.concatenate([np.zeros(0, bool), *map(_left_out, found)])
   if any("hashes" in one for one in found):
     again = _repeated(np.concatenate([*map(_hashes, found)]))
-    filtered |= {records.DUPLICATE: int(again.sum())} if again.any() else {}
+    filtered |= {packing.DUPLICATE: int(again.sum())} if again.any() else {}
     left_out |= again
   keys = "records", "bytes", "sha256"
   named = [{"name": p.name} | {k: s[k] for k in keys} for p, s in zip(shards, found)]
@@ -113,7 +113,7 @@ def describe(
   content: dict[str, Any] = {
     "count": len(left_out),
     "cut_captions": total("cut_captions"),
-    "skipped": {k: n for k, n in kinds.items() if k in records.BAD},
+    "skipped": {k: n for k, n in kinds.items() if k in packing.BAD},
     "shards": named,
   }
   if filtered:

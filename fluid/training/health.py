@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from fluid import config
-from fluid.data.records import BAD, RecordError
+from fluid.data.packing import BAD
+from fluid.data.records import RecordError
 from fluid.parallel import distributed
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fluid import config, models, rng
-from fluid.data.records import BAD
+from fluid.data.packing import BAD
 from fluid.training import optim
 from fluid.training.mean import Mean
 from fluid.training.state import TrainState

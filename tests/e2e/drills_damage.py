@@ -208,7 +208,7 @@ def other_config(lab, count):
 
 def _bad_cache(lab):
   """The cache with two records that hold nonsense: of 200, one percent."""
-  from fluid.data import records
+  from fluid.data import packing, records
 
   path = lab.folder / "bad"
   if path.exists():
@@ -218,9 +218,9 @@ def _bad_cache(lab):
   shard = metadata["splits"]["train"]["shards"][0]
   rows_ = list(records.read_shard(path / shard["name"]))
   rows_[3] = b"\xc1 no record"
-  example = records.unpack(rows_[7])
+  example = packing.unpack(rows_[7])
   example["meta"] = json.loads(example["meta"])
-  rows_[7] = records.pack(example | {"mean": example["mean"] * float("nan")})
+  rows_[7] = packing.pack(example | {"mean": example["mean"] * float("nan")})
   records.write_shard(path / shard["name"], rows_)
   shard["bytes"] = (path / shard["name"]).stat().st_size
   records.write_metadata(path, metadata)

@@ -13,7 +13,15 @@ import numpy as np
 from fluid import config, text, tokenizers
 from fluid.config import ConfigError, identity
 from fluid.console.progress import Progress
-from fluid.data import BadExample, Source, count, examples, make_source, records
+from fluid.data import (
+  BadExample,
+  Source,
+  count,
+  examples,
+  make_source,
+  packing,
+  records,
+)
 from fluid.data.browse.tally import Tally
 from fluid.sampling import to_uint8
 
@@ -206,13 +214,13 @@ def _of_cache(run, cache, source, drawn, seed, found: Look, log) -> None:
     rows = cache.gather(part)
     sound, usable = rows["bad"] == 0, _usable(cache, part)
     good, again = sound & usable, sound & ~usable
-    found.rejects.update(records.KINDS[k - 1] for k in rows["bad"].tolist() if k)
-    found.rejects.update([records.DUPLICATE] * int(again.sum()))
+    found.rejects.update(packing.KINDS[k - 1] for k in rows["bad"].tolist() if k)
+    found.rejects.update([packing.DUPLICATE] * int(again.sum()))
     for index in part[~good].tolist()[: REASONS - len(found.reasons)]:
       found.reasons.append(_wrong(cache, index))
     found.lengths += rows["text_mask"][good].sum(1).tolist()
     found.tokens.add(
-      {k: v[good] for k, v in rows.items() if k in records.ARRAYS}, vocab
+      {k: v[good] for k, v in rows.items() if k in packing.ARRAYS}, vocab
     )
     # Meta is read one by one: of a few thousand, and only where it says something.
     if start < SCAN // 5 and (found.sizes or not start):
@@ -232,7 +240,7 @@ def _wrong(cache: records.Records, index: int) -> str:
   """Kind and reason of what is rejected; '' for what is not."""
   if (why := cache.damage(index)) or _usable(cache, [index])[0]:
     return why
-  return f"{records.DUPLICATE} in example {index}: one before it has the same image"
+  return f"{packing.DUPLICATE} in example {index}: one before it has the same image"
 
 
 def _others(here: dict[str, Any]) -> list[str]:
