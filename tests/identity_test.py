@@ -16,7 +16,7 @@ from fluid.models.orders.raster import Raster
 from fluid.models.trunks.fluid import FluidConfig
 from fluid.text.classes import ClassesConfig
 from fluid.tokenizers.vq import VQConfig
-from launch.plan import resolve
+from launch.points import resolve
 from tests.upgrade_test import V1, wanted_of
 
 RUN = config.from_config_dict(toy.get_config("tokens=continuous,order=random"))

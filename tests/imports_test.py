@@ -47,7 +47,7 @@ FLUID = (
 )
 LAUNCH = (
   ("launch.chips", "launch.errors", "launch.hardware", "launch.hlo", "launch.progress"),
-  ("launch.recommended", "launch.spec"),
+  ("launch.points", "launch.recommended", "launch.spec"),
   "launch.code",
   "launch.plan",
   ("launch.cost", "launch.engines", "launch.entries"),

@@ -15,7 +15,7 @@ from fluid.config import upgrade
 from fluid.durable import workdir
 from fluid.tokenizers import store
 from fluid.tokenizers.vq import VQConfig
-from launch.plan import resolve
+from launch.points import resolve
 from tests.conftest import ROOT
 
 V1 = json.loads((ROOT / "tests/data/configs_v1.json").read_text())
