@@ -21,7 +21,7 @@ from fluid import api, config, evals
 from fluid.console import cli
 from fluid.data import pipeline
 from fluid.evals.distribution import DistributionConfig
-from fluid.evals.samples import GenEvalConfig
+from fluid.evals.geneval.evaluator import GenEvalConfig
 from fluid.parallel import sharding
 from fluid.sample import options as sampling_options
 from fluid.sampling import Sampler

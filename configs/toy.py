@@ -17,9 +17,9 @@ from configs import fluid as paper
 from fluid import config
 from fluid.data.shapes import ShapesConfig
 from fluid.evals.distribution import DistributionConfig
+from fluid.evals.geneval.evaluator import GenEvalConfig
 from fluid.evals.images import ImagesConfig
 from fluid.evals.loss import LikelihoodConfig, LossConfig
-from fluid.evals.samples import GenEvalConfig
 from fluid.models import heads
 from fluid.models.conditions.label import ClassConfig
 from fluid.models.conditions.text import TextConfig

@@ -13,7 +13,7 @@ from fluid import evaluate as evaluate_lib
 from fluid import sample as sample_lib
 from fluid.data import pipeline, records
 from fluid.durable.workdir import commit
-from fluid.evals import features, loss, parts, samples
+from fluid.evals import detectors, features, loss, parts, samples
 from fluid.parallel import sharding
 from tests.random_run import FakeFeatures
 
@@ -32,7 +32,7 @@ def test_evaluate_writes_every_value_once(workdir, monkeypatch):
   # One prompt to compile; then 6 tags and 2 held-out ones, twice, shared by all three.
   assert drawn == [1, 16]
   assert got["sample/images"] == 16 and got["sample/seconds_per_image"] > 0
-  tags = [got[f"geneval/{tag}"] for tag in evals.samples.geneval.TAGS]
+  tags = [got[f"geneval/{tag}"] for tag in evals.geneval.TAGS]
   assert got["geneval/overall"] == pytest.approx(np.mean(tags))
   assert 0 <= got["geneval/chance"] < 0.2
   assert 0 <= got["geneval/tokenizer"] <= 1
@@ -253,7 +253,7 @@ def test_a_detector_that_fails_where_the_answer_is_known_is_refused(
     def __call__(self, images):
       return [{} for _ in images]
 
-  monkeypatch.setitem(samples.DETECTORS, "shapes", Blind)
+  monkeypatch.setitem(detectors.DETECTORS, "shapes", Blind)
   with pytest.raises(config.ConfigError, match="'shapes' finds 0.00 of what 24 images"):
     evaluate_lib.evaluate(workdir, names=["geneval"])
 

@@ -24,6 +24,7 @@ from fluid.evals import (
   protocols,
   samples,
 )
+from fluid.evals.geneval import evaluator
 from fluid.models.conditions.label import ClassConfig
 from fluid.models.published import RUNS
 from fluid.parallel import sharding
@@ -176,15 +177,15 @@ def test_records_say_which_real_images_others_stand_for(tmp_path, monkeypatch):
 
 def test_geneval_needs_no_images_of_a_model_given_away(monkeypatch):
   """What was drawn in hours is not lost for the lack of real ones."""
-  cfg = samples.GenEvalConfig(prompts="official", k=1, detector="mask2former")
-  judge = samples.GenEval.__new__(samples.GenEval)
+  cfg = evaluator.GenEvalConfig(prompts="official", k=1, detector="mask2former")
+  judge = evaluator.GenEval.__new__(evaluator.GenEval)
   context = given(FolderConfig(), LearnedConfig())  # Of no folder.
   judge.net, judge.context, judge.cfg = None, context, cfg
-  pairs = samples._lines(context, cfg)
+  pairs = samples.judged_lines(context, cfg)
   judge.groups, judge.lines = zip(*pairs)
   judge.results, judge.others, judge.detect = None, True, True
   judge._found = lambda images, lines: [{} for _ in images]
-  monkeypatch.setattr(samples, "draw", lambda *args, **kwargs: ([None] * 553, {}))
+  monkeypatch.setattr(evaluator, "draw", lambda *args, **kwargs: ([None] * 553, {}))
   found = dict(judge.run(None, 0))
   assert found["geneval/overall_n"] == 553 and "geneval/tokenizer" not in found
 
@@ -194,14 +195,14 @@ def test_known_images_that_cannot_be_used_are_one_line(tmp_path):
   geneval.write_layout(tmp_path / "g", [line], np.zeros((1, 1, 8, 8, 3), np.uint8))
   np.savez(tmp_path / "a.npz", arr_0=np.zeros((2, 16, 16, 3), np.uint8))
   np.savez(tmp_path / "b.npz", mu=np.zeros(4), sigma=np.eye(4))
-  judge = samples.GenEval.__new__(samples.GenEval)
+  judge = evaluator.GenEval.__new__(evaluator.GenEval)
   judge.context = given(None, None)
   for name, said in (
     ("a.npz", "no metadata.jsonl"),
     ("b.npz", "no metadata.jsonl"),
     ("g", "has images of .8, 8. pixels"),
   ):
-    judge.cfg = samples.GenEvalConfig(known=str(tmp_path / name))
+    judge.cfg = evaluator.GenEvalConfig(known=str(tmp_path / name))
     with pytest.raises(config.ConfigError, match=said):
       judge._check_detector()
 

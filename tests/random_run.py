@@ -5,7 +5,8 @@ import numpy as np
 
 from fluid import config, models, prepare, text
 from fluid.durable import checkpoint
-from fluid.evals import distribution, images, loss, samples
+from fluid.evals import distribution, images, loss
+from fluid.evals.geneval import evaluator
 from fluid.files import write_json
 from fluid.parallel import sharding
 from fluid.text.learned import LearnedConfig
@@ -69,7 +70,7 @@ def judged(root):
   evaluators = {
     "loss": loss.LossConfig(),
     "images": images.ImagesConfig(prompts="geneval", n=4),
-    "geneval": samples.GenEvalConfig(n=1, k=2, heldout=1, layout=True),
+    "geneval": evaluator.GenEvalConfig(n=1, k=2, heldout=1, layout=True),
     "distribution": distribution.DistributionConfig(
       prompts="geneval", examples=12, features="Fake", every=0
     ),

@@ -13,9 +13,9 @@ from typing import Any
 
 from fluid.evals.base import EvalContext, Evaluation, Evaluator
 from fluid.evals.distribution import DistributionConfig, ReconstructionConfig
+from fluid.evals.geneval.evaluator import GenEvalConfig
 from fluid.evals.images import ImagesConfig
 from fluid.evals.loss import LikelihoodConfig, LossConfig
-from fluid.evals.samples import GenEvalConfig
 
 EVALS: dict[str, Any] = {
   "loss": LossConfig,

@@ -11,7 +11,7 @@ from typing import Any
 from fluid import config
 from fluid.evals.base import Evaluation
 from fluid.evals.distribution import PINNED, DistributionConfig, ReconstructionConfig
-from fluid.evals.samples import GenEvalConfig
+from fluid.evals.geneval.evaluator import GenEvalConfig
 
 _NONE: dict[str, Any] = {}
 
