@@ -20,6 +20,7 @@ from fluid import api, config, evaluate, export, prepare, remote, train
 from fluid.durable import checkpoint, parameters
 from fluid.files import place
 from fluid.parallel.preemption import Preempted
+from fluid.text.learned import LearnedConfig
 from fluid.tokenizers import train as train_tokenizer
 from fluid.training import clocks
 from launch import order, retry, status
@@ -212,6 +213,9 @@ caches.write(cache)
 def test_two_processes_fill_a_cache_in_a_bucket(bucket, tmp_path):
   """Each on its host, as it were: process 0 fetches what the other has written."""
   cache, port = "gs://bucket/made/two", str(free_port())
+  with pytest.raises(config.ConfigError, match="vocab"):  # Which leaves no records.
+    caches.write(cache, text=LearnedConfig(vocab_size=3))
+  assert [n.rpartition("/")[2] for n in files(cache).find(cache)] == ["metadata.json"]
   command = [sys.executable, "-c", PROCESS, port]
   processes = [
     subprocess.Popen([*command, str(i), cache], cwd=ROOT, stdout=subprocess.DEVNULL)
