@@ -126,7 +126,8 @@ def _prepare(
   opened = splits if run.text.path else dict.fromkeys((*splits, "train"))
   sources = {split: make_source(run.data, split) for split in opened}
   made_from = _identity(run, tokenizer.spec, digest, batch)
-  done = records.read_metadata(cache)["splits"] if _begun(cache) else ()
+  new = not _begun(cache)
+  done = () if new else records.read_metadata(cache)["splits"]
   for split in splits:
     if split not in done:  # Else its images may be gone.
       _look(run, split, sources[split])
@@ -135,7 +136,16 @@ def _prepare(
   if set(splits) <= set(metadata["splits"]):
     log(f"{told.data.cache} is complete: {_summary(metadata)}")
     return metadata
-  lead(lambda: _fit(run, sources.get("train"), log))
+
+  def fit():
+    try:
+      _fit(run, sources.get("train"), log)
+    except BaseException:
+      if new:  # It holds nothing: another config may have the folder.
+        mirror.remove(records.METADATA)
+      raise
+
+  lead(fit)
   vocabulary = text.load(run.text, run.data.cache)
   width = run.text.feature_width
   metadata |= {
@@ -181,14 +191,15 @@ def _begin(mirror: remote.Mirror, made_from: dict[str, Any]) -> dict[str, Any]:
   """Metadata to go on from; a cache of something else is refused."""
   cache = mirror.path
   if not _begun(cache):
-    return _new(cache, made_from)
+    cache.mkdir(parents=True, exist_ok=True)
+    metadata = {"config": made_from, "splits": {}}
+    records.write_metadata(cache, metadata)
+    return metadata
   metadata = records.read_metadata(cache)
   there = identity.stored(metadata.get("config", {}))
   # A cache of before does not say what vouches for the files of its source.
   there = {k: v for k, v in made_from.items() if k.startswith(identity.FILES)} | there
   for key in identity.differences(there, made_from):
-    if mirror.names() <= {records.METADATA}:  # Of a config that failed at its start.
-      return _new(cache, made_from)
     raise config_lib.ConfigError(
       f"{cache} holds tokens of another config ({key} is {identity.said(there, key)} "
       f"there, {identity.said(made_from, key)} here): remove it, or name another "
@@ -202,13 +213,6 @@ def _begin(mirror: remote.Mirror, made_from: dict[str, Any]) -> dict[str, Any]:
         mirror.remove(name)
     if lost:
       del metadata["splits"][split]
-  return metadata
-
-
-def _new(cache: pathlib.Path, made_from: dict[str, Any]) -> dict[str, Any]:
-  cache.mkdir(parents=True, exist_ok=True)
-  metadata = {"config": made_from, "splits": {}}
-  records.write_metadata(cache, metadata)
   return metadata
 
 

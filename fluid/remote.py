@@ -298,11 +298,6 @@ class Mirror:
       return (self.path / name).stat().st_size
     return self._there.get(name)
 
-  def names(self) -> set[str]:
-    """Of all files, here or where they were not fetched from, but scratch ones."""
-    found = (f.relative_to(self.path) for f in self.path.rglob("*") if f.is_file())
-    return {f.as_posix() for f in found if not f.name.startswith(".")} | {*self._there}
-
   def remove(self, name: str) -> None:
     """Removes a file that may be there."""
     (self.path / name).unlink(missing_ok=True)

@@ -181,7 +181,7 @@ def test_geneval_needs_no_images_of_a_model_given_away(monkeypatch):
   judge = evaluator.GenEval.__new__(evaluator.GenEval)
   context = given(FolderConfig(), LearnedConfig())  # Of no folder.
   judge.net, judge.context, judge.cfg = None, context, cfg
-  pairs = samples.judged_lines(context, cfg)
+  pairs = samples.geneval_lines(context, cfg)
   judge.groups, judge.lines = zip(*pairs)
   judge.results, judge.others, judge.detect = None, True, True
   judge._found = lambda images, lines: [{} for _ in images]

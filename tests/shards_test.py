@@ -237,7 +237,7 @@ def test_no_file_is_of_both_splits(kind, ending, tmp_path):
     ({"train": "train[:0]"}, "'train.:0.' is none"),
     (
       {"image": "label"},
-      "'data.source.image' is 'label', .* has features .* fits: image",
+      r"'data.source.image' is 'label', .*label \(ClassLabel\).* fits: image",
     ),
     ({"caption": "number"}, "'data.source.caption' is 'number', .* fits: captions"),
     ({"label": "captions"}, "'data.source.label' is 'captions', .* fits: label"),

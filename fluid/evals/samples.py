@@ -204,7 +204,7 @@ def metadata(
       raise config.ConfigError(
         "prompts 'geneval' are those of config key 'evals.geneval', which is not there"
       )
-    return [line for _, line in judged_lines(context, context.run.evals["geneval"])]
+    return [line for _, line in geneval_lines(context, context.run.evals["geneval"])]
   if which == "shapes":
     return shapes.geneval_prompts(n, heldout=heldout)
   if which == "official":
@@ -241,8 +241,8 @@ def _prompts(context, source, index: Iterable[int], n: int) -> list[dict]:
   return list(itertools.islice(said(), n))
 
 
-def judged_lines(context, cfg) -> list[tuple[str, dict]]:
-  """Group and line of metadata of each image of a GenEvalConfig; nothing judges yet."""
+def geneval_lines(context, cfg) -> list[tuple[str, dict]]:
+  """Group and line of metadata of each image that a GenEvalConfig asks for."""
   lines = [("geneval", line) for line in metadata(context, cfg.prompts, n=cfg.n)]
   if cfg.heldout:
     unseen = metadata(context, "shapes", n=cfg.heldout, heldout=True)

@@ -13,7 +13,7 @@ from fluid.data import make_source
 from fluid.evals import geneval
 from fluid.evals.base import Evaluation
 from fluid.evals.detectors import DETECTORS, finder
-from fluid.evals.samples import check_prompts, draw, judged_lines, reconstruct
+from fluid.evals.samples import check_prompts, draw, geneval_lines, reconstruct
 from fluid.evals.sets import open_set
 
 
@@ -97,7 +97,7 @@ class GenEval:
 
   def __init__(self, net, context, cfg: GenEvalConfig):
     self.net, self.context, self.cfg = net, context, cfg
-    lines = judged_lines(context, cfg)
+    lines = geneval_lines(context, cfg)
     self.groups, self.lines = [g for g, _ in lines], [line for _, line in lines]
     self.results = geneval.read_results(cfg.results) if cfg.results else None
     self.detect = self.classify = None
