@@ -24,7 +24,7 @@ from fluid.text.learned import LearnedConfig
 from fluid.tokenizers import train as train_tokenizer
 from fluid.training import clocks
 from launch import order, retry, status
-from tests import caches, synthetic, tiny, tokenizers_test
+from tests import caches, pixels, synthetic, tiny
 from tests.buckets import files, free_port
 from tests.conftest import ROOT
 from tests.machines import specs_with
@@ -137,7 +137,7 @@ def test_a_tokenizer_and_a_cache_are_made_in_a_bucket(bucket, tmp_path, monkeypa
   """The bytes that are made in a folder, also where another host goes on."""
 
   def run(tokenizer, cache=""):
-    part = tokenizers_test.shrunk("vae", steps=4, batch=8, warmup=1, path=tokenizer)
+    part = pixels.shrunk("vae", steps=4, batch=8, warmup=1, path=tokenizer)
     source = config.Data(image_size=16, num_train=24, num_val=8, cache=cache)
     return config.Run(data=source, tokenizer=part)
 
